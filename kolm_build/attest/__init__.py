@@ -1,0 +1,1 @@
+"""Keys, envelopes, trust, the offline verifier: the standard library and `cryptography` only."""

@@ -1,0 +1,1 @@
+"""Loads a model folder or an artifact and generates deterministically."""

@@ -1,0 +1,1 @@
+"""What people and machines touch: argv, the environment, the clock, printing, exit statuses."""
