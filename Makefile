@@ -1,0 +1,82 @@
+# One way to do each thing. `make demo` and `make test` need nothing but a Debian-like machine with
+# Python 3.11; both make .venv from constraints.txt first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+TESTS ?=
+export OMP_WAIT_POLICY = PASSIVE
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help demo test check lint types contracts vectors spec readme pytest quick storm bench dev format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## build, verify and rebuild the example model, from nothing
+	@$(BIN)/python tools/demo.py
+
+test: check ## prove the code: lint, types, contracts, vectors, spec, README, every test
+
+check: lint types contracts vectors spec readme pytest ## the same, by its longer name
+
+lint: $(VENV)/.dev ## formatting, lint, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+
+types: $(VENV)/.dev ## mypy --strict
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev ## imports point down only
+	$(BIN)/lint-imports
+
+vectors: $(VENV)/.dev ## the golden vectors are what the code makes
+	$(BIN)/python tools/make_vectors.py --check
+
+spec: $(VENV)/.dev ## every MUST of the spec has a test, or a reason
+	$(BIN)/python tools/spec_coverage.py
+
+readme: $(VENV)/.dev ## the help texts in the docs are the program's
+	$(BIN)/python tools/check_readme.py
+
+pytest: $(VENV)/.dev ## every test; TESTS=tests/core narrows
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q $(TESTS)
+
+quick: $(VENV)/.dev ## the tests that train nothing
+	$(BIN)/python -m pytest -n 2 -q -m 'not ml' $(TESTS)
+
+storm: $(VENV)/.dev ## 500 kills and 20 power cuts against the store (needs root for the latter)
+	$(BIN)/python tools/storm.py
+
+bench: $(VENV)/.dev ## ratios against nix and dvc (needs nix-bin); docs/performance.md
+	$(BIN)/python tools/bench_store.py
+	$(BIN)/python tools/bench_noop.py
+	$(BIN)/python tools/bench_verify.py
+
+dev: $(VENV)/.dev ## .venv with everything a developer needs
+
+format: $(VENV)/.dev ## ruff format, ruff --fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## build products; never store/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo 'Python 3.11 is needed. Debian 12: apt install python3 python3-venv. Or: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || \
+	  { echo 'Python has no ensurepip. Debian: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[steps,sandbox]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	@touch $@
