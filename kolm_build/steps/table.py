@@ -1,0 +1,52 @@
+"""The steps there are: pure data, handed to the engine by the surface (spec/steps.md).
+
+No step is imported here: the engine starts each one as a process of its own, from a code tree
+that holds only what that step's module can import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+EXACT = "exact-1"
+INHERIT = "inherit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpec:
+    """What the engine must know of a step to run it.
+
+    Attributes:
+        module: Its module in `kolm_build.steps`.
+        outputs: The names of its outputs, each a folder.
+        network: Whether its sandbox has a network; then every output must be fixed by a digest.
+        environment: Whether it sees the installed distributions; if not, only the standard
+            library, so that a change of environment does not rebuild it.
+        numerics: ``exact-1`` where no floating point decides a byte, else ``inherit``: the
+            recipe's class.
+    """
+
+    module: str
+    outputs: tuple[str, ...] = ("out",)
+    network: bool = False
+    environment: bool = True
+    numerics: str = EXACT
+
+
+STEPS: Mapping[str, StepSpec] = MappingProxyType(
+    {
+        "fetch": StepSpec(module="fetch", network=True),
+        "script": StepSpec(module="script", environment=False),
+        "import-gguf": StepSpec(module="import_gguf"),
+        "import-model": StepSpec(module="import_model"),
+        "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "report")),
+        "sft": StepSpec(module="sft", outputs=("adapter", "trace"), numerics=INHERIT),
+        "merge": StepSpec(module="merge", numerics=INHERIT),
+        "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
+        "score": StepSpec(module="score", environment=False),
+        "gate": StepSpec(module="gate", environment=False),
+        "package": StepSpec(module="package"),
+    }
+)
