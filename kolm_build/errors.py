@@ -246,6 +246,43 @@ class VerificationError(KolmError):
     exit = Exit.TRUST
 
 
+class ContainerError(VerificationError):
+    """The file is not laid out as an artifact: hidden, missing or disagreeing bytes."""
+
+    code = "trust.container"
+
+
+class ManifestError(VerificationError):
+    """The manifest is malformed, or says something that the members do not."""
+
+    code = "trust.manifest"
+
+
+class ContentError(VerificationError):
+    """A member's bytes are not those that the manifest names."""
+
+    code = "trust.content"
+
+
+class SignatureError(VerificationError):
+    """An attestation is malformed, forged, or about something else."""
+
+    code = "trust.signature"
+
+
+class EvidenceError(VerificationError):
+    """A figure, split or verdict in the artifact does not follow from its own evidence."""
+
+    code = "trust.evidence"
+
+
+class UnsupportedArtifactError(VerificationError):
+    """An artifact of a format that this program does not read; it may be good."""
+
+    code = "trust.unsupported"
+    exit = Exit.TRUST | Exit.INPUT
+
+
 class UntrustedError(VerificationError):
     """The bytes hold, but no key that the reader trusts vouches for them."""
 
