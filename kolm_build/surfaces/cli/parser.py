@@ -1,0 +1,119 @@
+"""From argv to a command: argparse, one parser a command, built only for the one that runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn, Protocol
+
+from kolm_build.errors import UsageError
+from kolm_build.surfaces.cli.table import COMMANDS, GROUPS
+from kolm_build.surfaces.cli.terminal import Terminal
+
+_HELP_COLUMNS = 80
+
+
+class Command(Protocol):
+    """What a module of this package offers."""
+
+    @staticmethod
+    def describe(parser: Parser) -> None:
+        """Give `parser` the command's arguments, description and examples."""
+
+    @staticmethod
+    def run(args: argparse.Namespace, terminal: Terminal) -> int:
+        """Carry the command out; the exit status."""
+
+
+class _Layout(argparse.RawDescriptionHelpFormatter):
+    """One width everywhere, so that the help in the docs is the help on the screen."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=_HELP_COLUMNS)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of exiting, and shows examples."""
+
+    def __init__(self, prog: str, **options: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=options.get("description"),
+            formatter_class=_Layout,
+            allow_abbrev=False,
+        )
+
+    def tell_of(self, description: str, *examples: tuple[str, str]) -> None:
+        """Set what the help says before the arguments, and the examples after them."""
+        self.description = description
+        width = max((len(command) for command, _ in examples), default=0)
+        lines = [f"  {command:<{width}}  {purpose}".rstrip() for command, purpose in examples]
+        self.epilog = "\n".join(["examples:", *lines]) if lines else None
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            UsageError: Always; it shows the usage and says how to get help.
+        """
+        usage = " ".join(self.format_usage().split())
+        advice = f"{usage}\n  Try: {self.prog} --help"
+        raise UsageError(message, file=self.prog, advice=advice)
+
+
+def load(name: str) -> Command:
+    """The module of the command called `name`."""
+    module: Command = import_module(f"kolm_build.surfaces.cli.{name}")  # type: ignore[assignment]
+    return module
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of the command called `name`."""
+    parser = Parser(f"kolm {name}")
+    load(name).describe(parser)
+    return parser
+
+
+def dispatch(argv: Sequence[str], terminal: Terminal) -> int:
+    """Run the command that `argv` names; the exit status."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help", "help"):
+        return _help(rest, terminal)
+    if name in ("-V", "--version"):
+        name = "version"
+    if name not in COMMANDS:
+        raise _unknown(name)
+    args = parser_of(name).parse_args(rest)
+    return load(name).run(args, terminal)
+
+
+def _help(rest: Sequence[str], terminal: Terminal) -> int:
+    if rest:
+        return dispatch([*rest, "--help"], terminal)
+    terminal.say(overview())
+    return 0
+
+
+def overview() -> str:
+    """The text of `kolm --help`."""
+    lines = ["usage: kolm COMMAND [ARGUMENT ...]", "", "A model, byte for byte from its lock."]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<12}{summary}" for name, summary in commands.items()]
+    lines += [
+        "",
+        "`kolm COMMAND --help` tells more and shows examples.",
+        "Exit statuses, events and files are described in spec/cli.md.",
+    ]
+    return "\n".join(lines)
+
+
+def _unknown(name: str) -> UsageError:
+    from difflib import get_close_matches
+
+    if name.startswith("-"):
+        return UsageError(f"unknown option {name}", file="kolm", advice="Try: kolm --help")
+    near = get_close_matches(name, COMMANDS, 1)
+    advice = f"Did you mean {near[0]!r}?" if near else "Try: kolm --help"
+    return UsageError(f"there is no command {name!r}", file="kolm", advice=advice)

@@ -1,0 +1,35 @@
+"""The commands, in the order in which people meet them. Each is a module of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "make a model": {
+        "init": "write a starter recipe",
+        "lock": "pin every input of the recipe by its hash",
+        "build": "make what the lock describes, or find it made",
+        "run": "ask a built model one question",
+    },
+    "trust a model": {
+        "verify": "check an artifact: its bytes, its signatures, its numbers",
+        "rebuild": "build it again from nothing and compare",
+        "key": "make, show and trust signing keys",
+    },
+    "understand a model": {
+        "explain": "tell why a build would do what it would do",
+        "why": "show how one node depends on another",
+        "log": "print the log of a node's build",
+        "show": "show a node, a digest or an artifact",
+        "diff": "compare two artifacts, trees or derivations",
+    },
+    "keep house": {
+        "store": "collect garbage, check and measure the store",
+        "version": "print the version",
+        "completion": "print a completion script for a shell",
+    },
+}
+
+COMMANDS: Mapping[str, str] = {
+    name: summary for group in GROUPS.values() for name, summary in group.items()
+}
