@@ -161,6 +161,7 @@ class Derivation:
         """The inverse of `to_value`, strict."""
         fields = Fields(value)
         fields.version(VERSION)
+        fields.require("params", "inputs", "outputs")
         made = cls(
             name=fields.text("name"),
             step=fields.text("step"),

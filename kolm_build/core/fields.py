@@ -39,6 +39,12 @@ class Fields:
         """Whether the key `name` is there and not taken yet."""
         return name in self._left
 
+    def require(self, *names: str) -> None:
+        """Refuse a map without one of `names`: a hashed record writes even what is empty."""
+        for name in names:
+            if name not in self._left:
+                raise InvalidRecordError("missing value", where=name)
+
     def take(self, name: str, kind: type[T], *, default: object = _MISSING) -> T:
         """The value of `name`, of exactly the type `kind`; `default` where it is absent."""
         self._asked.append(name)

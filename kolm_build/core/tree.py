@@ -150,6 +150,7 @@ class Tree:
         """The inverse of `to_value`, strict."""
         fields = Fields(value)
         fields.version(VERSION)
+        fields.require("entries")
         entries = fields.records("entries", _entry)
         fields.done()
         return cls(entries=entries)
