@@ -69,13 +69,14 @@ def explain(before: Nodes, after: Nodes) -> Explanation:
     old_names, new_names = _names(before), _names(after)
     causes: list[Cause] = []
     above: dict[str, tuple[str, ...]] = {}
+    order = {node: index for index, node in enumerate(after)}
     for node, derivation in after.items():
         cause = _cause(node, before.get(node), derivation, old_names, new_names)
         roots = {root for need in derivation.needs for root in above[new_names[need.derivation]]}
         if cause is not None:
             causes.append(cause)
             roots.add(node)
-        above[node] = tuple(name for name in after if name in roots)
+        above[node] = tuple(sorted(roots, key=order.__getitem__))
     own = {cause.node for cause in causes}
     return Explanation(
         causes=tuple(causes),
