@@ -1,0 +1,133 @@
+"""What the `build/` folder of an artifact tells: the lock and the derivations (spec/artifact.md).
+
+The packager takes the manifest's claims from here and the verifier checks them against it, so
+both read it with this module. It needs the standard library alone: a derivation is read as its
+plain record, and that its file name is its BLAKE3 digest is for `kolm rebuild` to check.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kolm_build.core import cbor
+from kolm_build.errors import InvalidRecordError
+
+RECIPE = "kolm.toml"
+LOCK = "kolm.lock"
+DERIVATIONS = "derivations/"
+
+_EXACT = "exact-1"
+_FILE = re.compile(DERIVATIONS + r"[0-9a-f]{64}\.cbor")
+
+Table = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """How an artifact was made.
+
+    Attributes:
+        lock: The lock's table.
+        derivations: The plain records of everything above the package, in no order.
+    """
+
+    lock: Table
+    derivations: tuple[Table, ...]
+
+    def params(self, step: str) -> Mapping[str, str | int] | None:
+        """The parameters of the one derivation of `step`; None where there is none.
+
+        Raises:
+            InvalidRecordError: There are several, so that nobody can tell which one counts.
+        """
+        found = [record for record in self.derivations if record["step"] == step]
+        if len(found) > 1:
+            raise InvalidRecordError(
+                f"several derivations of the step {step}", where="build/derivations"
+            )
+        return found[0]["params"] if found else None  # type: ignore[return-value]  # checked
+
+    @property
+    def numerics(self) -> str:
+        """The one numerics class that decided bits: `exact-1` where no floating point did."""
+        classes = {_text(record["numerics"], "class") for record in self.derivations} - {_EXACT}
+        if len(classes) > 1:
+            raise InvalidRecordError(
+                "several numerics classes in one artifact", actual=", ".join(sorted(classes))
+            )
+        return classes.pop() if classes else _EXACT
+
+    @property
+    def licence(self) -> str:
+        """The licences of the locked weights, sorted and joined."""
+        found = {_text(entry, "licence") for entry in self.inputs if entry.get("kind") == "weights"}
+        return " AND ".join(sorted(found - {""}))
+
+    @property
+    def inputs(self) -> tuple[Table, ...]:
+        """The lock's ``[[input]]`` tables."""
+        return _tables(self.lock, "input")
+
+    @property
+    def distributions(self) -> tuple[Table, ...]:
+        """The lock's ``[[distribution]]`` tables."""
+        return _tables(self.lock, "distribution")
+
+
+def parse_story(files: Mapping[str, bytes]) -> Story:
+    """The story in `files`: the paths below `build/` and their bytes.
+
+    Raises:
+        InvalidRecordError: The recipe, the lock or the derivations are missing or malformed.
+    """
+    for path in (RECIPE, LOCK):
+        if path not in files:
+            raise InvalidRecordError("missing from the story", where=path)
+    names = [path for path in files if path.startswith(DERIVATIONS)]
+    if not names:
+        raise InvalidRecordError("no derivation in the story", where=DERIVATIONS)
+    _toml(files[RECIPE], RECIPE)
+    return Story(
+        lock=_toml(files[LOCK], LOCK),
+        derivations=tuple(_derivation(path, files[path]) for path in sorted(names)),
+    )
+
+
+def _toml(data: bytes, path: str) -> Table:
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRecordError("not TOML", where=path, actual=str(error)[:120]) from None
+
+
+def _derivation(path: str, data: bytes) -> Table:
+    if not _FILE.fullmatch(path):
+        raise InvalidRecordError("not a derivation's file name", where=path)
+    try:
+        record = cbor.decode(data)
+        if not isinstance(record, dict) or type(record.get("step")) is not str:
+            raise InvalidRecordError("not a derivation")
+        _text(record.get("numerics"), "class")
+        params = record.get("params")
+        if not isinstance(params, dict) or {type(each) for each in params.values()} - {str, int}:
+            raise InvalidRecordError("not parameters", where="params")
+    except InvalidRecordError as error:
+        raise error.under(path) from None
+    return record
+
+
+def _tables(lock: Table, name: str) -> tuple[Table, ...]:
+    found = lock.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise InvalidRecordError("not an array of tables", where=f"{LOCK}: {name}")
+    return tuple(found)
+
+
+def _text(table: object, name: str) -> str:
+    value = table.get(name, "") if isinstance(table, dict) else None
+    if type(value) is not str:
+        raise InvalidRecordError("not text", where=name, actual=repr(value)[:80])
+    return value
