@@ -1,0 +1,79 @@
+"""Options that several commands share, declared once so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from kolm_build.surfaces.cli.parser import Parser
+
+
+def add_project(parser: Parser) -> None:
+    """``-C DIR``: where the recipe is."""
+    parser.add_argument(
+        "-C",
+        "--project",
+        metavar="DIR",
+        type=Path,
+        help="folder of kolm.toml (default: the nearest one upwards)",
+    )
+
+
+def add_store(parser: Parser) -> None:
+    """``--store DIR``."""
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        type=Path,
+        help="the store (default: $KOLM_STORE, the checkout's store/, ~/.local/share/kolm/store)",
+    )
+
+
+def add_json(parser: Parser, shape: str) -> None:
+    """``--json``; `shape` says what comes out."""
+    parser.add_argument("--json", action="store_true", help=shape)
+
+
+def add_building(parser: Parser) -> None:
+    """What decides how steps run, none of which is in any hash."""
+    parser.add_argument(
+        "--jobs", "-j", metavar="N", type=positive, default=1, help="steps at once (default: 1)"
+    )
+    parser.add_argument(
+        "--sandbox",
+        choices=("require", "none"),
+        default="require",
+        help="'none' runs steps openly: the result is tainted and never signed",
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="never touch the network; use what is in the store"
+    )
+    parser.add_argument(
+        "--keep-failed", action="store_true", help="keep the folder of a step that failed"
+    )
+
+
+def add_key(parser: Parser) -> None:
+    """What signs."""
+    parser.add_argument(
+        "--key", metavar="FILE", type=Path, help="the signing key (default: ~/.config/kolm/key.pem)"
+    )
+    parser.add_argument("--no-sign", action="store_true", help="write the artifact unsigned")
+    add_passphrase(parser)
+
+
+def add_passphrase(parser: Parser) -> None:
+    """Where a key's passphrase comes from."""
+    parser.add_argument(
+        "--passphrase-file",
+        metavar="FILE",
+        type=Path,
+        help="first line is the key's passphrase (default: $KOLM_PASSPHRASE, or asked for)",
+    )
+
+
+def positive(text: str) -> int:
+    """`text` as a whole number above zero."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
