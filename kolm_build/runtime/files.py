@@ -1,0 +1,146 @@
+"""The files of a model: a Hugging Face folder, or the same folder inside a `.kolm` artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from kolm_build.core import archive
+from kolm_build.errors import InvalidRecordError
+from kolm_build.runtime.weights import Weights, map_weights
+
+WEIGHTS = "model.safetensors"
+PREFIX = "model/"
+MAX_SMALL_BYTES = 256 << 20
+"""Most bytes of a file that is read whole: large vocabularies have tokenizers of 30 MB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """A run of bytes in a file.
+
+    Attributes:
+        path: The file.
+        offset: Where the run starts.
+        size: Its number of bytes.
+    """
+
+    path: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """Where each file of a model lies.
+
+    Attributes:
+        source: The folder or artifact, as the user named it.
+        extents: File name to place.
+    """
+
+    source: str
+    extents: Mapping[str, Extent]
+
+    def has(self, name: str) -> bool:
+        """Whether the model has a file `name`."""
+        return name in self.extents
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the small file `name`.
+
+        Raises:
+            InvalidRecordError: The model has no such file, or it is too large to be what its
+                name says.
+        """
+        extent = self._extent(name)
+        if extent.size > MAX_SMALL_BYTES:
+            raise InvalidRecordError(
+                "too large", file=self.source, where=name, actual=f"{extent.size} bytes"
+            )
+        with extent.path.open("rb") as file:
+            file.seek(extent.offset)
+            return file.read(extent.size)
+
+    def table(self, name: str) -> dict[str, object]:
+        """The JSON object in the file `name`.
+
+        Raises:
+            InvalidRecordError: It is missing or not a JSON object.
+        """
+        data = self.read(name)
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRecordError(
+                "not JSON", file=self.source, where=name, actual=str(error)[:90]
+            ) from None
+        if type(value) is not dict:
+            raise InvalidRecordError("not a JSON object", file=self.source, where=name)
+        return value
+
+    def weights(self) -> Weights:
+        """The model's tensors, mapped where they lie."""
+        extent = self._extent(WEIGHTS)
+        return map_weights(extent.path, offset=extent.offset, size=extent.size)
+
+    def _extent(self, name: str) -> Extent:
+        found = self.extents.get(name)
+        if found is None:
+            raise InvalidRecordError(
+                "the model has no such file",
+                file=self.source,
+                where=name,
+                expected=f"config.json, tokenizer.json, tokenizer_config.json and {WEIGHTS}",
+                actual=", ".join(sorted(self.extents))[:200] or "no files",
+            )
+        return found
+
+
+def find_model(path: Path) -> ModelFiles:
+    """The files of the model at `path`: a folder, or an artifact.
+
+    An artifact's directory is parsed strictly; that its bytes are the signed ones is for
+    `kolm verify` to say.
+
+    Raises:
+        InvalidRecordError: `path` is neither.
+    """
+    if path.is_dir():
+        files = sorted(child for child in path.iterdir() if child.is_file())
+        extents = {
+            file.name: Extent(path=file, offset=0, size=file.stat().st_size) for file in files
+        }
+    elif path.is_file():
+        extents = _members(path)
+    else:
+        raise InvalidRecordError(
+            "no such model", file=str(path), expected="a folder or an artifact"
+        )
+    return ModelFiles(source=str(path), extents=extents)
+
+
+def _members(path: Path) -> dict[str, Extent]:
+    with path.open("rb") as file:
+        try:
+            layout = archive.parse(_reader(file), path.stat().st_size)
+        except InvalidRecordError as error:
+            raise error.in_file(str(path)) from None
+    return {
+        piece.member.path.removeprefix(PREFIX): Extent(
+            path=path, offset=piece.offset, size=piece.member.size
+        )
+        for piece in layout.placed
+        if piece.member.path.startswith(PREFIX)
+    }
+
+
+def _reader(file: BinaryIO) -> archive.Read:
+    def read(offset: int, length: int) -> bytes:
+        file.seek(offset)
+        return file.read(length)
+
+    return read

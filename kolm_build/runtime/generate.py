@@ -1,0 +1,96 @@
+"""Greedy generation and likelihoods, for prompts of one length at a time (spec/evaluation.md).
+
+Prompts are never padded: a batch holds prompts of equal length, so that every row is computed on
+its own tokens and nothing else. Ties go to the lowest token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kolm_build.errors import BuildError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """Prompts that a network has read.
+
+    Attributes:
+        network: The network.
+        cache: Its keys and values for the prompts.
+        logits: What it expects next, float32, rows by vocabulary.
+    """
+
+    network: Any
+    cache: Any
+    logits: torch.Tensor
+
+
+def read_prompts(network: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
+    """Let `network` read `prompts`, token ids of one length."""
+    with torch.inference_mode():
+        seen = network(input_ids=torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+    return Prefix(
+        network=network, cache=seen.past_key_values, logits=_finite(seen.logits[:, -1].float())
+    )
+
+
+def continue_greedily(
+    prefix: Prefix, *, max_new_tokens: int, stop_ids: Set[int]
+) -> list[list[int]]:
+    """The likeliest continuation of each prompt, token by token, a stop token included.
+
+    Args:
+        prefix: The prompts; its cache is used up.
+        max_new_tokens: Most tokens of a continuation.
+        stop_ids: Tokens that end one.
+    """
+    outputs: list[list[int]] = [[] for _ in range(len(prefix.logits))]
+    going = set(range(len(outputs)))
+    logits = prefix.logits
+    for step in range(max_new_tokens):
+        chosen = logits.argmax(dim=-1)
+        for row in sorted(going):
+            outputs[row].append(int(chosen[row]))
+            if outputs[row][-1] in stop_ids:
+                going.remove(row)
+        if not going or step + 1 == max_new_tokens:
+            break
+        logits = _next(prefix, chosen)
+    return outputs
+
+
+def log_likelihoods(prefix: Prefix, continuation: Sequence[int]) -> list[float]:
+    """The log-probability of the tokens `continuation` after each prompt."""
+    ids = torch.tensor([list(continuation)]).expand(len(prefix.logits), -1)
+    with torch.inference_mode():
+        logits = prefix.logits[:, None]
+        if ids.shape[1] > 1:
+            cache = deepcopy(prefix.cache)
+            seen = prefix.network(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+            logits = torch.cat([logits, _finite(seen.logits.float())], dim=1)
+        chances = logits.log_softmax(dim=-1).gather(-1, ids[..., None])
+    return [float(total) for total in chances.double().sum(dim=(1, 2))]
+
+
+def _next(prefix: Prefix, chosen: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        seen = prefix.network(
+            input_ids=chosen[:, None], past_key_values=prefix.cache, use_cache=True
+        )
+    return _finite(seen.logits[:, -1].float())
+
+
+def _finite(logits: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(logits).all():
+        raise BuildError(
+            "the model computes values that are not numbers",
+            where="logits",
+            advice="The weights are damaged, or their range is too large for the dtype.",
+        )
+    return logits

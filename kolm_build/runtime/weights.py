@@ -1,0 +1,95 @@
+"""Tensors mapped into memory where they lie: in a safetensors file, alone or inside an artifact."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from kolm_build.core.safetensors import (
+    PREFIX_BYTES,
+    Header,
+    TensorEntry,
+    header_length,
+    parse_header,
+)
+from kolm_build.errors import InvalidRecordError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""The dtypes this project computes with, by their safetensors name."""
+
+COMPUTE_DTYPES: Mapping[str, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+"""The dtypes a recipe may name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The tensors of one safetensors file.
+
+    Attributes:
+        header: What the file says of them.
+        tensors: By name, in the order of the file. They share the file's pages; writing to one
+            copies its page and never reaches the file.
+    """
+
+    header: Header
+    tensors: Mapping[str, torch.Tensor]
+
+
+def map_weights(path: Path, *, offset: int = 0, size: int | None = None) -> Weights:
+    """The tensors of the `size` bytes at `offset` of `path`; the whole file where not said.
+
+    Raises:
+        InvalidRecordError: It is not a strict safetensors file, or a dtype cannot be used here.
+    """
+    size = path.stat().st_size - offset if size is None else size
+    try:
+        with path.open("rb") as file:
+            # Copy on write, because torch has no read-only tensors.
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        length = header_length(pages[offset : offset + PREFIX_BYTES], size)
+        start = offset + PREFIX_BYTES
+        header = parse_header(pages[start : start + length], size)
+        tensors = {
+            entry.name: _view(pages, offset + header.data_start, entry) for entry in header.tensors
+        }
+    except ValueError:  # an empty file cannot be mapped
+        raise InvalidRecordError("an empty file", file=str(path)) from None
+    except InvalidRecordError as error:
+        raise error.in_file(str(path)) from None
+    return Weights(header=header, tensors=tensors)
+
+
+def _view(pages: mmap.mmap, start: int, entry: TensorEntry) -> torch.Tensor:
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise InvalidRecordError(
+            "a dtype that cannot be computed with",
+            where=entry.name,
+            expected=", ".join(DTYPES),
+            actual=entry.dtype,
+        )
+    count = prod(entry.shape)
+    if count == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    flat = torch.frombuffer(pages, dtype=dtype, count=count, offset=start + entry.begin)
+    return flat.reshape(entry.shape)
