@@ -1,0 +1,404 @@
+"""Builders: a derivation's step run as a process, its outputs taken into the store.
+
+`SandboxBuilder` runs it closed in; `UnsafeOpenBuilder` runs the same protocol without isolation,
+and its results say so. What goes wrong leaves as the error that the reader can act on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Lock
+
+from kolm_build.core.derivation import Derivation
+from kolm_build.core.digest import Digest
+from kolm_build.core.request import EXIT_OK, EXIT_REFUSED
+from kolm_build.engine import sandbox
+from kolm_build.engine.events import Event, LogLine, Metric, OnEvent, Progress, Started
+from kolm_build.engine.failure import crashed, refused
+from kolm_build.engine.joblog import LOG, note_failure
+from kolm_build.engine.probe import (
+    NetworkAccess,
+    probe_interpreter,
+    probe_machine,
+    probe_memory_bytes,
+    probe_network,
+    probe_platform,
+)
+from kolm_build.engine.process import Ended, Launch, Log, Stop, StoppedError, run_process
+from kolm_build.engine.protocol import BuildResult, StepShape, Store
+from kolm_build.engine.room import Room
+from kolm_build.engine.sandbox import Bind, Mounts, Sandbox
+from kolm_build.errors import (
+    InvalidRecordError,
+    KolmError,
+    MachineError,
+    MachineMismatchError,
+    NetworkError,
+    NoSpaceError,
+    PermissionDeniedError,
+    StepFailedError,
+    WrongContentError,
+)
+
+Environments = Callable[[Digest], Sequence[Bind]]
+"""What an environment's digest stands for on this machine; raises MachineMismatchError."""
+
+KeepFailed = Callable[[Derivation, Digest], None]
+"""Called with a failed build's derivation and the tree of what it left."""
+
+OPEN_LEVEL = "none"
+
+
+class StepBuilder(ABC):
+    """What every builder of step processes does.
+
+    Args:
+        store: Has the inputs, takes the outputs.
+        steps: The steps there are.
+        environments: Finds the distributions of a derivation's environment.
+        offline: Refuses every step with the network.
+        unpinned_network: Lets a step with the network run before its outputs are known; for
+            locking alone.
+        keep_failed: Takes what a failed build left; it is thrown away where None.
+    """
+
+    level: str
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        steps: Mapping[str, StepShape],
+        environments: Environments,
+        offline: bool = False,
+        unpinned_network: bool = False,
+        keep_failed: KeepFailed | None = None,
+    ) -> None:
+        self._store = store
+        self._steps = steps
+        self._environments = environments
+        self._offline = offline
+        self._unpinned_network = unpinned_network
+        self._keep_failed = keep_failed
+        self._interpreter = probe_interpreter()
+        self._stop = Stop()
+        self._processors = _Processors()
+
+    def stop(self) -> None:
+        """End every step that runs and start no other, for good; from any thread."""
+        self._stop.set()
+
+    def build(self, derivation: Derivation, resolved: Derivation, on_event: OnEvent) -> BuildResult:
+        """Run the step of `resolved` and keep its outputs.
+
+        Args:
+            derivation: As the lock has it; named in events.
+            resolved: The same with every input by content.
+            on_event: Told what the step says.
+
+        Raises:
+            KolmError: It could not be built; its log is kept.
+        """
+        _check_platform(resolved)
+        network = self._network(resolved)
+        binds = self._environments(resolved.environment) if resolved.environment else ()
+        with _as_machine_error(), self._store.scratch() as folder:
+            job = _Job(
+                derivation=derivation,
+                resolved=resolved,
+                room=Room.below(folder),
+                binds=tuple(binds),
+                network=network,
+                log=Log(),
+            )
+            job.room.furnish(resolved, self._store, seen_as=self._seen_as(job.room))
+            on_event(job.started)
+            try:
+                return self._run(job, on_event)
+            except StoppedError:
+                raise
+            except KolmError as error:
+                self._keep_failure(job, error)
+                raise
+
+    def _run(self, job: _Job, on_event: OnEvent) -> BuildResult:
+        with self._processors.taken(job.resolved.numerics.threads) as processors:
+            ended = run_process(
+                self._launch(job, processors),
+                log=job.log,
+                stop=self._stop,
+                on_event=_translator(job.derivation.name, on_event),
+            )
+        _judge(ended, job)
+        contents = self._take_outputs(job)
+        return BuildResult(
+            contents=contents,
+            circumstances=self._circumstances(ended, job),
+            fetched=job.network is not None,
+            wall_ms=ended.wall_ms,
+        )
+
+    def _network(self, resolved: Derivation) -> NetworkAccess | None:
+        """The network of a step that has it; its outputs must then be known beforehand."""
+        shape = self._steps.get(resolved.step)
+        if shape is None:
+            raise InvalidRecordError(
+                f"unknown step {resolved.step!r}",
+                where=resolved.name,
+                expected=", ".join(sorted(self._steps)),
+            )
+        if not shape.network:
+            return None
+        if not (resolved.is_fixed or self._unpinned_network):
+            raise InvalidRecordError(
+                "a step with the network needs the digest of every output",
+                where=resolved.name,
+                advice="Run `kolm lock`, which pins what the step fetches.",
+            )
+        if self._offline:
+            raise NetworkError(
+                "a step needs the network, and `--offline` forbids it",
+                where=resolved.name,
+                actual=str(dict(resolved.params).get("source", "")) or None,
+            )
+        return probe_network()
+
+    def _take_outputs(self, job: _Job) -> Mapping[str, Digest]:
+        """The content of every output, in the store; those fixed by a digest compared with it."""
+        job.room.check_outputs(job.resolved)
+        contents = {name: self._ingest(job, name) for name, _ in job.resolved.outputs}
+        for name, expected in job.resolved.outputs:
+            if expected is not None and contents[name] != expected:
+                raise WrongContentError(
+                    "the content is not what the lock names",
+                    where=f"{job.derivation.name}.{name}",
+                    expected=str(expected),
+                    actual=str(contents[name]),
+                    advice="What came is kept in the store under its own digest. If the source"
+                    " was meant to change, run `kolm lock --update`.",
+                )
+        return contents
+
+    def _ingest(self, job: _Job, output: str) -> Digest:
+        try:
+            return self._store.ingest(job.room.out / output)
+        except InvalidRecordError as error:
+            raise StepFailedError(
+                f"the step {job.resolved.step} wrote what no tree may hold",
+                where=error.under(output).where,
+                expected=error.expected,
+                actual=error.actual or error.reason,
+            ) from error
+
+    def _circumstances(self, ended: Ended, job: _Job) -> Mapping[str, object]:
+        return {
+            "cpu_ms": ended.cpu_ms,
+            LOG: str(self._store.put_blob(job.log_bytes).b3),
+            "machine": probe_machine(),
+            "peak_bytes": ended.peak_bytes,
+            "sandbox": self.level,
+            "wall_ms": ended.wall_ms,
+        }
+
+    def _keep_failure(self, job: _Job, error: KolmError) -> None:
+        """Keep the log of a failed build, and what it left if that was asked for."""
+        log = self._store.put_blob(job.log_bytes).b3
+        tree = None
+        if self._keep_failed is not None:
+            with suppress(KolmError):  # the failure itself is what the reader must see
+                tree = self._store.ingest(job.room.out)
+                self._keep_failed(job.derivation, tree)
+        note_failure(self._store, job.resolved.resolved_digest, log=log, tree=tree)
+        error.where = error.where or job.derivation.name
+        error.advice = error.advice or f"`kolm log {job.derivation.name}` shows what it printed."
+
+    @abstractmethod
+    def _seen_as(self, room: Room) -> Room:
+        """Where a step finds its folders."""
+
+    @abstractmethod
+    def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
+        """How to start the step."""
+
+
+class SandboxBuilder(StepBuilder):
+    """Runs steps in the bubblewrap sandbox, and not at all where there is none."""
+
+    level = sandbox.LEVEL
+
+    _sandbox: Sandbox | None = None
+
+    def _seen_as(self, room: Room) -> Room:  # noqa: ARG002  # the same for every room
+        return sandbox.INSIDE
+
+    def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
+        if self._sandbox is None:
+            self._sandbox = sandbox.find_sandbox()
+        sandbox.prepare_room(job.room)
+        mounts = Mounts(
+            room=job.room,
+            interpreter=self._interpreter,
+            environment=job.binds,
+            network=job.network,
+        )
+        arguments = sandbox.sandbox_arguments(mounts, threads=job.resolved.numerics.threads)
+        return Launch(
+            command=(str(self._sandbox.bwrap), *arguments), variables={}, processors=processors
+        )
+
+
+class UnsafeOpenBuilder(StepBuilder):
+    """Runs steps without isolation: they see this machine and all its user may see.
+
+    The same protocol and the same variables. Circumstances say ``sandbox: none``; such results
+    are never signed or published.
+    """
+
+    level = OPEN_LEVEL
+
+    def _seen_as(self, room: Room) -> Room:
+        return room
+
+    def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
+        python = str(self._interpreter.binary)
+        script = 'umask 022; cd "$1"; shift; exec "$@"'
+        places = sorted({str(bind.outside.parent) for bind in job.binds})
+        return Launch(
+            command=(
+                "/bin/sh", "-c", script, "sh", str(job.room.build),
+                *sandbox.step_command(python, job.room),
+            ),
+            variables=sandbox.step_variables(
+                room=job.room,
+                threads=job.resolved.numerics.threads,
+                network=probe_network() if job.network is None else job.network,
+                environment=places,
+            ),
+            processors=processors,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One build while it runs."""
+
+    derivation: Derivation
+    resolved: Derivation
+    room: Room
+    binds: tuple[Bind, ...]
+    network: NetworkAccess | None
+    log: Log
+
+    @property
+    def started(self) -> Started:
+        return Started(
+            node=self.derivation.name,
+            step=self.derivation.step,
+            derivation=self.derivation.digest,
+        )
+
+    @property
+    def log_bytes(self) -> bytes:
+        return self.log.bytes(sandbox.secret_values(self.network) if self.network else ())
+
+
+class _Processors:
+    """Hands each step the processors that fewest others were given."""
+
+    def __init__(self) -> None:
+        self._all = sorted(os.sched_getaffinity(0))
+        self._load = Counter(dict.fromkeys(self._all, 0))
+        self._lock = Lock()
+        # Two kolm processes would otherwise both begin with the first processor.
+        self._first = os.getpid() % len(self._all)
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[set[int] | None]:
+        """`count` processors; None, for all of them, where there are fewer."""
+        if count >= len(self._all):
+            yield None
+            return
+        turned = self._all[self._first :] + self._all[: self._first]
+        with self._lock:
+            mine = sorted(turned, key=self._load.__getitem__)[:count]
+            self._load.update(mine)
+        try:
+            yield set(mine)
+        finally:
+            with self._lock:
+                self._load.subtract(mine)
+
+
+def _check_platform(resolved: Derivation) -> None:
+    """A derivation pinned to a kind of machine is built on that kind alone."""
+    if resolved.platform is None:
+        return
+    here = probe_platform()
+    if here != resolved.platform:
+        raise MachineMismatchError(
+            "this derivation gives its bytes on another kind of machine",
+            where=resolved.name,
+            expected=str(resolved.platform),
+            actual=str(here),
+            advice="Build it on such a machine, or lock it for this one.",
+        )
+
+
+def _judge(ended: Ended, job: _Job) -> None:
+    """Raise what a status other than 0 means."""
+    step = job.derivation.step
+    if ended.status == EXIT_REFUSED:
+        raise refused(ended.error, step=step)
+    if ended.status != EXIT_OK:
+        raise crashed(ended, job.log_bytes, step=step, memory_bytes=probe_memory_bytes())
+
+
+@contextmanager
+def _as_machine_error() -> Iterator[None]:
+    """The operating system's own refusals, as errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        file = None if error.filename is None else str(error.filename)
+        kind: type[MachineError] = MachineError
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            kind = NoSpaceError
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            kind = PermissionDeniedError
+        raise kind("a build could not go on", file=file, actual=error.strerror) from error
+
+
+def _translator(node: str, on_event: OnEvent) -> Callable[[Mapping[str, object]], None]:
+    """What a step says, as events of `node`; what is not well formed is left out."""
+
+    def translate(said: Mapping[str, object]) -> None:
+        event = _event(node, said)
+        if event is not None:
+            on_event(event)
+
+    return translate
+
+
+def _event(node: str, said: Mapping[str, object]) -> Event | None:
+    match said:
+        case {"event": "progress", "done": int(done), "total": int(total), "unit": str(unit)}:
+            loss = said.get("loss")
+            return Progress(
+                node=node,
+                done=done,
+                total=total,
+                unit=unit,
+                loss=loss if isinstance(loss, str) else None,
+            )
+        case {"event": "log", "text": str(text)}:
+            return LogLine(node=node, text=text)
+        case {"event": "metric", "name": str(name), "value": str(value)}:
+            return Metric(node=node, name=name, value=value)
+        case _:
+            return None

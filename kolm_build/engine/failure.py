@@ -1,0 +1,86 @@
+"""How a step process failed, as the error that its reader can act on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+
+from kolm_build.engine.process import Ended
+from kolm_build.errors import KolmError, NoSandboxError, StepFailedError, StepKilledError
+
+_PARTS = ("reason", "file", "where", "expected", "actual", "advice")
+_KILLED = 128 + signal.SIGKILL
+
+
+def refused(event: Mapping[str, object] | None, *, step: str) -> KolmError:
+    """The error of a step that ended with the status for "refused".
+
+    Args:
+        event: Its ``error`` event; None where it sent none.
+        step: The step's name.
+    """
+    if event is None:
+        return StepFailedError(f"the step {step} refused its input without saying why")
+    parts = {name: str(event[name]) for name in _PARTS if name in event}
+    reason = parts.pop("reason", "refused")
+    code = event.get("code")
+    for kind in _kinds(KolmError):
+        if kind.code == code:
+            return _made(kind, reason, parts)
+    return _made(StepFailedError, reason, parts)
+
+
+def _made(kind: type[KolmError], reason: str, parts: Mapping[str, str]) -> KolmError:
+    return kind(
+        reason,
+        file=parts.get("file"),
+        where=parts.get("where"),
+        expected=parts.get("expected"),
+        actual=parts.get("actual"),
+        advice=parts.get("advice"),
+    )
+
+
+def _kinds(kind: type[KolmError]) -> Iterator[type[KolmError]]:
+    """`kind` and its subclasses, nearest first."""
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)
+
+
+def crashed(ended: Ended, log: bytes, *, step: str, memory_bytes: int) -> KolmError:
+    """The error of a step that ended with any other status.
+
+    Args:
+        ended: How it ended.
+        log: What it printed.
+        step: Its name.
+        memory_bytes: Memory of this machine.
+    """
+    status = 128 - ended.status if ended.status < 0 else ended.status
+    if status == _KILLED:
+        return StepKilledError(
+            f"the step {step} was killed by SIGKILL, most likely because memory ran out",
+            actual=f"its largest process used {_gib(ended.peak_bytes)} of the machine's"
+            f" {_gib(memory_bytes)}",
+            advice="Lower `batch_size` or `max_length`, run fewer `--jobs`, or free memory.",
+        )
+    if log.startswith(b"bwrap: "):
+        return NoSandboxError(
+            "the sandbox of a step could not be made", actual=last_line(log), where=step
+        )
+    if status > 128 and status - 128 in {int(number) for number in signal.Signals}:
+        how = f"crashed with {signal.Signals(status - 128).name}"
+    else:
+        how = f"ended with status {status}"
+    return StepFailedError(f"the step {step} {how}", actual=last_line(log))
+
+
+def last_line(log: bytes) -> str | None:
+    """The last line of a log that says anything; of a traceback, the exception."""
+    lines = log.decode(errors="replace").splitlines()
+    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), None)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.2f} GiB"

@@ -1,0 +1,210 @@
+"""What the machine is and what its user set: looked at here, turned into values at once.
+
+One of the two places that may read the environment (the other is the command line).
+"""
+
+from __future__ import annotations
+
+import os
+import platform as python_platform
+import sys
+import sysconfig
+from collections.abc import Mapping
+from configparser import ConfigParser, Error
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from kolm_build.core.numerics import Platform
+
+_V2 = {"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"}
+_V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
+_V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+# Extensions beyond the level for which maths libraries have kernels that round differently.
+_BIT_RELEVANT = {
+    "x86_64": ("amx_bf16", "amx_fp16", "amx_int8", "avx512_bf16", "avx512_fp16", "avx512_vnni",
+               "avx_vnni"),
+    "aarch64": ("bf16", "fphp", "i8mm", "sme", "sve", "sve2"),
+}  # fmt: skip
+
+_VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel", "HygonGenuine": "hygon"}
+
+_NETWORK_NAMES = {
+    "ALL_PROXY", "CURL_CA_BUNDLE", "HF_ENDPOINT", "HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY",
+    "NO_PROXY", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE",
+}  # fmt: skip
+
+_NETWORK_FILES = (
+    "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/ssl", "/etc/pki",
+    "/etc/ca-certificates", "/etc/pip.conf",
+)  # fmt: skip
+
+PIP_CONFIG = "/etc/pip-user.conf"
+"""Where a network step finds the user's own pip configuration."""
+
+
+def probe_platform(cpuinfo: str | None = None, arch: str | None = None) -> Platform:
+    """The kind of machine, as far as it can change bits.
+
+    Args:
+        cpuinfo: The text of ``/proc/cpuinfo``; read where None.
+        arch: The machine's architecture; asked where None.
+    """
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if cpuinfo is None else cpuinfo
+    arch = arch or python_platform.machine()
+    facts = _cpu_facts(text)
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    extensions = [name for name in _BIT_RELEVANT.get(arch, ()) if name in flags]
+    vendor = facts.get("vendor_id") or facts.get("CPU implementer") or "unknown"
+    return Platform(
+        isa="+".join([_level(arch, flags), *extensions]), vendor=_VENDORS.get(vendor, vendor)
+    )
+
+
+def _cpu_facts(cpuinfo: str) -> dict[str, str]:
+    """The first processor's facts."""
+    first = cpuinfo.split("\n\n", 1)[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _level(arch: str, flags: set[str]) -> str:
+    if arch != "x86_64":
+        return arch
+    level = "x86_64"
+    needed: set[str] = set()
+    for name, more in (("x86_64-v2", _V2), ("x86_64-v3", _V3), ("x86_64-v4", _V4)):
+        needed |= more
+        if needed <= flags:
+            level = name
+    return level
+
+
+def probe_machine() -> dict[str, object]:
+    """Facts about this machine for a realisation's circumstances; never hashed.
+
+    No host name, user name or path: circumstances are published with claims.
+    """
+    facts = _cpu_facts(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return {
+        "cpu": facts.get("model name") or facts.get("CPU part") or "unknown",
+        "cpus": len(os.sched_getaffinity(0)),
+        "kernel": python_platform.release(),
+        "libc": " ".join(python_platform.libc_ver()),
+        "memory_bytes": probe_memory_bytes(),
+        "platform": str(probe_platform()),
+        "python": python_platform.python_version(),
+    }
+
+
+def probe_memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkAccess:
+    """What a step with the network sees beyond one without: policy, never hashed.
+
+    Attributes:
+        variables: Environment variables that pass through.
+        paths: (path outside, path inside) pairs, read-only.
+    """
+
+    variables: Mapping[str, str]
+    paths: tuple[tuple[str, str], ...]
+
+
+def probe_network(environ: Mapping[str, str] | None = None) -> NetworkAccess:
+    """The user's proxies, certificates, package indexes and tokens.
+
+    Args:
+        environ: The environment; the process's own where None.
+    """
+    environ = os.environ if environ is None else environ
+    variables = {
+        name: value
+        for name, value in environ.items()
+        if name.upper() in _NETWORK_NAMES or (name.startswith("PIP_") and name != "PIP_CONFIG_FILE")
+    }
+    paths = {path: path for path in _NETWORK_FILES}
+    config = _pip_config(environ)
+    if config is not None:
+        variables["PIP_CONFIG_FILE"] = PIP_CONFIG
+        paths[str(config)] = PIP_CONFIG
+    for source in (Path("/etc/pip.conf"), config):
+        paths |= {path: path for path in _local_indexes(source)}
+    for value in variables.values():
+        paths |= {path: path for path in _local_paths(value)}
+    found = [(outside, inside) for outside, inside in paths.items() if Path(outside).exists()]
+    return NetworkAccess(variables=variables, paths=tuple(found))
+
+
+def _pip_config(environ: Mapping[str, str]) -> Path | None:
+    home = Path(environ.get("HOME", "/"))
+    places = (
+        Path(environ.get("PIP_CONFIG_FILE", os.devnull)),
+        Path(environ.get("XDG_CONFIG_HOME", home / ".config")) / "pip" / "pip.conf",
+        home / ".pip" / "pip.conf",
+    )
+    return next((place for place in places if place.is_file()), None)
+
+
+def _local_indexes(config: Path | None) -> list[str]:
+    """The folders that a pip configuration names as indexes."""
+    parser = ConfigParser(interpolation=None, strict=False)
+    try:
+        parser.read([config] if config else [], encoding="utf-8")
+    except (Error, UnicodeDecodeError):
+        return []  # pip itself will say what is wrong with it
+    return [path for section in parser.values() for text in section.values()
+            for path in _local_paths(text)]  # fmt: skip
+
+
+def _local_paths(text: str) -> list[str]:
+    """The absolute paths and ``file:`` addresses among the words of `text`.
+
+    The pages of a package index called ``simple`` point to the files beside it.
+    """
+    words = text.split()
+    urls = [unquote(urlsplit(word).path) for word in words if word.startswith("file:")]
+    paths = [Path(path) for path in [*urls, *words] if path.startswith("/")]
+    wider = (path.parent if path.name == "simple" else path for path in paths)
+    return [str(path) for path in wider if path != Path("/")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpreter:
+    """The interpreter that runs steps: the real one, below any virtual environment.
+
+    Attributes:
+        binary: The real executable.
+        prefix: The folder it is installed in.
+        version: Such as ``3.11.7``.
+        site: Folder of the installed distributions that steps may use.
+        foreign: Folders below the prefix whose distributions steps must not see.
+    """
+
+    binary: Path
+    prefix: Path
+    version: str
+    site: Path
+    foreign: tuple[Path, ...]
+
+
+def probe_interpreter() -> Interpreter:
+    """The running interpreter."""
+    prefix = Path(sys.base_prefix).resolve()
+    lib = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
+    places = (
+        f"{lib}/site-packages", f"{lib}/dist-packages", f"local/{lib}/dist-packages",
+        "lib/python3/dist-packages", f"local/{lib}/site-packages",
+    )  # fmt: skip
+    return Interpreter(
+        binary=Path(sys.executable).resolve(),
+        prefix=prefix,
+        version=python_platform.python_version(),
+        site=Path(sysconfig.get_path("purelib")),
+        foreign=tuple(prefix / place for place in places if (prefix / place).is_dir()),
+    )

