@@ -1,0 +1,232 @@
+"""Steps in the real sandbox.
+
+Without bubblewrap these tests fail: a machine that cannot isolate a step cannot say that
+isolation works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from kolm_build.core.digest import Digest
+from kolm_build.engine.builder import SandboxBuilder, UnsafeOpenBuilder
+from kolm_build.engine.probe import NetworkAccess, probe_interpreter
+from kolm_build.engine.protocol import BuildResult
+from kolm_build.engine.sandbox import INSIDE, find_sandbox, secret_values, step_variables
+from kolm_build.errors import NoSandboxError
+from tests.engine.folder_store import FolderStore
+from tests.engine.steps import SHAPES, code, derivation, folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FolderStore(tmp_path / "store")
+
+
+@pytest.fixture
+def builder(store):
+    return SandboxBuilder(store=store, steps=SHAPES, environments=lambda _: ())
+
+
+def run(store, builder, tmp_path: Path, body: str, **parts) -> BuildResult:
+    drv = derivation(code(store, tmp_path, body), **parts)
+    return builder.build(drv, drv, lambda _event: None)
+
+
+def text(store, digest: Digest, name: str = "text") -> str:
+    return store.read_blob(dict(store.tree(digest).entries)[name].b3).decode()
+
+
+def result(store, builder, tmp_path: Path, body: str, **parts) -> object:
+    """What `body` puts into the variable `found`."""
+    body = dedent(body) + "\nput('text', json.dumps(found))\n"
+    return json.loads(text(store, run(store, builder, tmp_path, body, **parts).contents["out"]))
+
+
+def test_a_step_sees_its_closure_and_nothing_else(store, builder, tmp_path):
+    """S-1. A step MUST see nothing but what its derivation names and the base system."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    body = (
+        f"found = [os.path.exists(p) for p in ({str(secret)!r}, '/home', '/root', '/var', '/work')]"
+    )
+    assert result(store, builder, tmp_path, body) == [False] * 5
+    assert result(store, builder, tmp_path, "found = sorted(os.listdir('/'))") == sorted(
+        {"build", "dev", "etc", "kolm", "proc", "tmp", "usr"}
+        | {name for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+           if os.path.lexists(f"/{name}")}
+    )  # fmt: skip
+
+
+def test_the_store_is_not_visible_and_inputs_are_at_fixed_places(store, builder, tmp_path):
+    """S-2. The paths a step sees MUST be the same on every machine."""
+    data = folder(store, tmp_path, {"text": "hello"})
+    body = "found = [inputs, outputs, request['scratch'], os.getcwd(), sys.argv, get('data')]"
+    assert result(store, builder, tmp_path, body, inputs={"data": data}) == [
+        {"data": "/kolm/in/data"},
+        {"out": "/kolm/out/out"},
+        "/build",
+        "/build",
+        ["/kolm/code/step.py", "/kolm/request"],
+        "hello",
+    ]
+
+
+def test_inputs_code_and_system_are_read_only(store, builder, tmp_path):
+    """S-3. A step MUST be able to write below its outputs, /build, /tmp and /dev/shm only."""
+    data = folder(store, tmp_path, {"text": "hello"})
+    body = """
+    found = {}
+    for path in ("/kolm/in/data/text", "/kolm/in/data/new", "/kolm/code/step.py", "/kolm/new",
+                 "/usr/new", "/etc/passwd", "/kolm/python/new", "/kolm/env/new"):
+        try:
+            open(path, "a").close()
+            found[path] = "written"
+        except OSError:
+            found[path] = "refused"
+    for path in ("/build/new", "/tmp/new", "/kolm/out/out/new"):
+        open(path, "a").close()
+    """
+    found = result(store, builder, tmp_path, body, inputs={"data": data})
+    assert set(found.values()) == {"refused"}
+
+
+def test_a_step_has_no_network(store, builder, tmp_path):
+    """S-4. A step MUST have no network unless its specification says so."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        body = f"""
+        import socket
+        try:
+            socket.create_connection(("127.0.0.1", {server.getsockname()[1]}), timeout=5)
+            found = "connected"
+        except OSError as error:
+            found = "refused"
+        """
+        assert result(store, builder, tmp_path, body) == "refused"
+
+
+def test_a_network_step_reaches_a_local_server(store, builder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        body = f"""
+        import socket
+        socket.create_connection(("127.0.0.1", {server.getsockname()[1]}), timeout=5)
+        put("text", "connected")
+        """
+        expected = folder(store, tmp_path, {"text": "connected"})
+        made = run(store, builder, tmp_path, body, step="net", outputs={"out": expected})
+        assert made.fetched
+
+
+def test_user_host_and_variables_are_fixed(store, builder, tmp_path):
+    """S-5. User, host, clock zone, locale, hash seed and thread counts MUST be fixed."""
+    body = """
+    import getpass, locale, socket, time
+    mask = os.umask(0)
+    found = [os.getuid(), os.getgid(), socket.gethostname(), getpass.getuser(), time.tzname[0],
+             locale.getpreferredencoding(), mask, dict(os.environ)]
+    """
+    os.environ["KOLM_TEST_LEAK"] = "leak"
+    try:
+        *fixed, variables = result(store, builder, tmp_path, body, threads=2)
+    finally:
+        del os.environ["KOLM_TEST_LEAK"]
+    assert fixed == [1000, 100, "build", "build", "UTC", "UTF-8", 0o022]
+    wanted = {
+        "HOME": "/homeless-shelter", "LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0",
+        "SOURCE_DATE_EPOCH": "1", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    assert wanted.items() <= variables.items()
+    assert "KOLM_TEST_LEAK" not in variables
+
+
+def test_addresses_are_not_random(store, builder, tmp_path):
+    """S-6. Address space randomisation MUST be off."""
+    body = "found = [id(object()), hash(object())]"
+    first = result(store, builder, tmp_path, body)
+    assert result(store, builder, tmp_path, body) == first
+
+
+def test_a_step_is_kept_to_its_threads(store, builder, tmp_path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.fail("this test needs two processors")
+    assert result(store, builder, tmp_path, "found = len(os.sched_getaffinity(0))") == 1
+
+
+def test_a_step_without_an_environment_imports_the_standard_library_alone(store, builder, tmp_path):
+    """S-7. A step without an environment MUST see no distribution."""
+    body = """
+    from importlib.metadata import distributions
+    import sqlite3, ssl
+    found = [d.name for d in distributions()]
+    found += [p for p in sys.path if "packages" in p and os.listdir(p)]
+    """
+    assert result(store, builder, tmp_path, body) == []
+
+
+def test_a_machine_without_bubblewrap_says_what_to_install(monkeypatch, tmp_path):
+    """S-8. Without a working sandbox a step MUST NOT run."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("kolm_build.engine.sandbox.find_spec", lambda _name: None)
+    with pytest.raises(NoSandboxError) as caught:
+        find_sandbox()
+    assert "bwrap" in caught.value.reason
+    assert "apt install bubblewrap" in caught.value.advice
+    assert "--sandbox=none" in caught.value.advice
+
+
+def test_a_bubblewrap_that_fails_is_no_sandbox(tmp_path):
+    program = tmp_path / "bwrap"
+    program.write_text(
+        "#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    with pytest.raises(NoSandboxError) as caught:
+        find_sandbox(str(program))
+    assert "No permissions" in caught.value.actual
+
+
+def test_the_bundled_bubblewrap_is_found_without_the_systems(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_sandbox().version.startswith("bubblewrap")
+
+
+def test_without_a_sandbox_the_same_protocol_runs_and_the_result_says_so(store, tmp_path):
+    """S-9. A result made without a sandbox MUST say so in its circumstances."""
+    builder = UnsafeOpenBuilder(store=store, steps=SHAPES, environments=lambda _: ())
+    data = folder(store, tmp_path, {"text": "hello"})
+    made = run(store, builder, tmp_path, "put('text', get('data'))", inputs={"data": data})
+    assert made.contents == {"out": data}
+    assert made.circumstances["sandbox"] == "none"
+
+
+def test_the_sandbox_names_itself_in_the_circumstances(store, builder, tmp_path):
+    made = run(store, builder, tmp_path, "put('text', '')")
+    assert made.circumstances["sandbox"] == "bubblewrap"
+
+
+def test_network_variables_pass_through_but_never_override():
+    network = NetworkAccess(variables={"HTTPS_PROXY": "http://p", "HOME": "/x"}, paths=())
+    variables = step_variables(room=INSIDE, threads=1, network=network, environment=[])
+    assert variables["HTTPS_PROXY"] == "http://p"
+    assert variables["HOME"] == "/homeless-shelter"
+    assert "HF_HUB_OFFLINE" not in variables
+
+
+def test_secrets_are_those_that_name_themselves():
+    network = NetworkAccess(
+        variables={"HF_TOKEN": "hf_0123456789", "PIP_CERT": "/etc/ssl/certificate"}, paths=()
+    )
+    assert secret_values(network) == ("hf_0123456789",)
+
+
+def test_the_interpreter_is_the_real_one():
+    interpreter = probe_interpreter()
+    assert interpreter.binary.is_relative_to(interpreter.prefix)
+    assert not interpreter.binary.is_symlink()
