@@ -32,6 +32,7 @@ class RecordKind(Enum):
     ROW = "kolm_build 2026 row v1"
     ROWS = "kolm_build 2026 rows v1"
     MACHINE = "kolm_build 2026 machine v1"
+    RECIPE = "kolm_build 2026 recipe section v1"
     MEMO = "kolm_build 2026 memo v1"
 
 

@@ -1,0 +1,459 @@
+"""Instantiation: recipe and lock become derivations (spec/recipe.md, section "Nodes").
+
+Pure: what a step is comes in as a table, the machine as a value, the story of the build as a
+function, since it is an object that only a store can keep. Each node's digest is computed once,
+here, and travels with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from posixpath import basename
+from typing import Protocol
+
+from kolm_build.core.bounded import unknown_name
+from kolm_build.core.closure import closure
+from kolm_build.core.derivation import (
+    ContentInput,
+    Derivation,
+    Input,
+    OutputInput,
+    Param,
+)
+from kolm_build.core.digest import Digest
+from kolm_build.core.lock import Lock
+from kolm_build.core.numerics import Numerics, Platform
+from kolm_build.core.recipe import (
+    LocalPath,
+    NodeOutput,
+    Origin,
+    Pipeline,
+    Recipe,
+    Reference,
+    Step,
+    parse_reference,
+)
+from kolm_build.core.source import is_local
+from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
+
+EXACT = Numerics(cls="exact-1")
+PACKAGE = "package"
+
+Story = Callable[[Mapping[str, Derivation]], Digest]
+"""Keeps the account of a build, given every node above the package, and gives its content."""
+
+
+class StepShape(Protocol):
+    """What instantiation must know of a step."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of its outputs."""
+
+    @property
+    def network(self) -> bool:
+        """Whether it reaches the network; then its output must be locked."""
+
+    @property
+    def environment(self) -> bool:
+        """Whether it sees the installed distributions."""
+
+    @property
+    def numerics(self) -> str:
+        """``exact-1``, or ``inherit`` for the recipe's class."""
+
+
+Steps = Mapping[str, StepShape]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """The derivations of one recipe and lock.
+
+    Attributes:
+        nodes: Node name to derivation, each after all that it needs.
+        digests: Node name to the digest of its derivation.
+        contents: Trees that must be in the store before anything is built, and where each is
+            found.
+        targets: What is built unless something else is asked for.
+    """
+
+    nodes: Mapping[str, Derivation] = field(hash=False)
+    digests: Mapping[str, Digest] = field(hash=False)
+    contents: Mapping[Digest, str] = field(hash=False)
+    targets: Mapping[str, OutputInput] = field(hash=False)
+
+    @property
+    def derivations(self) -> Mapping[Digest, Derivation]:
+        """Every derivation by its digest, each after all that it needs."""
+        return {self.digests[name]: derivation for name, derivation in self.nodes.items()}
+
+    def find(self, text: str) -> OutputInput:
+        """The output that ``node`` or ``node.output`` names.
+
+        Raises:
+            UsageError: There is none; the nearest one is suggested.
+        """
+        try:
+            reference = parse_reference(text)
+            if isinstance(reference, NodeOutput):
+                return _output(self.nodes, self.digests, reference)
+        except InvalidRecordError as error:
+            raise UsageError(
+                error.reason, expected=error.expected, actual=error.actual, advice=error.advice
+            ) from None
+        raise UsageError("a path is not a node", actual=repr(text)[:80])
+
+
+def step_names(recipe: Recipe, steps: Steps) -> tuple[str, ...]:
+    """The names of the steps that `recipe` uses, sorted: those whose code a lock pins.
+
+    Raises:
+        InvalidRecordError: The recipe names a step that the table does not have.
+    """
+    used = {step.step for step in recipe.steps}
+    for index, step in enumerate(recipe.steps):
+        if step.step not in steps:
+            raise unknown_name("step", step.step, steps, where=f"step[{index}].step")
+    if recipe.pipeline is not None:
+        used |= _pipeline_steps(recipe.pipeline)
+    return tuple(sorted(used))
+
+
+def instantiate(
+    recipe: Recipe, lock: Lock, *, steps: Steps, platform: Platform, story: Story | None = None
+) -> Instance:
+    """The derivations that `recipe` and `lock` describe.
+
+    Args:
+        recipe: What to make.
+        lock: Its lock; `lock.check` has compared the two.
+        steps: The table of steps.
+        platform: The machine that `native-1` steps are pinned to.
+        story: Keeps the account that goes into the artifact; without it there is no package.
+
+    Raises:
+        InvalidRecordError: A step, output or parameter does not exist or does not fit.
+        StaleLockError: The lock lacks an input or a step.
+    """
+    build = _Build(recipe=recipe, lock=lock, steps=steps, platform=platform)
+    if recipe.pipeline is not None:
+        _add_pipeline(build, recipe.pipeline)
+    for step in _in_order(recipe.steps):
+        _add_step(build, step)
+    if recipe.pipeline is not None and story is not None:
+        _add_package(build, recipe, story)
+    return Instance(
+        nodes=build.nodes,
+        digests=build.digests,
+        contents=build.contents,
+        targets=_targets(build),
+    )
+
+
+class _Build:
+    """An instance in the making."""
+
+    __slots__ = (
+        "code",
+        "contents",
+        "digests",
+        "environment",
+        "lock",
+        "locked",
+        "nodes",
+        "numerics",
+        "platform",
+        "steps",
+    )
+
+    def __init__(self, *, recipe: Recipe, lock: Lock, steps: Steps, platform: Platform) -> None:
+        self.lock = lock
+        self.locked = {one.name: one for one in lock.inputs}
+        self.code = lock.code
+        self.environment = lock.environment.digest
+        self.numerics = recipe.numerics
+        self.platform = platform if recipe.numerics.cls == "native-1" else None
+        self.steps = steps
+        self.nodes: dict[str, Derivation] = {}
+        self.digests: dict[str, Digest] = {}
+        self.contents: dict[Digest, str] = {}
+
+    def add(
+        self,
+        name: str,
+        step: str,
+        *,
+        inputs: Mapping[str, Input],
+        params: Mapping[str, Param],
+        outputs: Sequence[str] = (),
+        expect: Digest | None = None,
+    ) -> NodeOutput:
+        """Add the node `name`; a reference to its output ``out``."""
+        shape, code = self.shape(name, step)
+        inherits = shape.numerics == "inherit"
+        derivation = Derivation(
+            name=name,
+            step=step,
+            code=code,
+            environment=self.environment if shape.environment else None,
+            params=tuple(sorted(params.items())),
+            inputs=tuple(sorted(inputs.items())),
+            outputs=tuple((output, expect) for output in sorted(outputs or shape.outputs)),
+            numerics=self.numerics if inherits else EXACT,
+            platform=self.platform if inherits else None,
+        )
+        self.nodes[name] = derivation
+        self.digests[name] = derivation.digest
+        return NodeOutput(node=name)
+
+    def shape(self, name: str, step: str) -> tuple[StepShape, Digest]:
+        """The shape and the locked code of `step`."""
+        if step not in self.steps:
+            raise unknown_name("step", step, self.steps, where=f"{name}.step")
+        if step not in self.code:
+            raise StaleLockError(
+                "a step whose code is not locked", where=f"code {step}", advice="Run `kolm lock`."
+            )
+        return self.steps[step], self.code[step]
+
+    def node(self, reference: NodeOutput) -> OutputInput:
+        """The input that an output of an earlier node is."""
+        return _output(self.nodes, self.digests, reference)
+
+    def local(self, name: str) -> ContentInput:
+        """The input that the locked path `name` is."""
+        locked = self.lock.input(name) if name not in self.locked else self.locked[name]
+        self.contents[locked.tree] = locked.source
+        return ContentInput(content=locked.tree)
+
+
+def _output(
+    nodes: Mapping[str, Derivation], digests: Mapping[str, Digest], reference: NodeOutput
+) -> OutputInput:
+    if reference.node not in nodes:
+        raise unknown_name("node", reference.node, nodes)
+    outputs = {name for name, _ in nodes[reference.node].outputs}
+    if reference.output not in outputs:
+        raise unknown_name(f"output of {reference.node!r}", reference.output, outputs)
+    return OutputInput(derivation=digests[reference.node], output=reference.output)
+
+
+def _pipeline_steps(pipeline: Pipeline) -> set[str]:
+    used = {"dataset", "evaluate", "score", "gate", "package", _importer(pipeline)}
+    used |= {train.algorithm for train in pipeline.train}
+    if pipeline.train:
+        used.add("merge")
+    for origin in (pipeline.base.origin, pipeline.data.origin):
+        if origin.script is not None:
+            used.add("script")
+        if origin.source is not None and not is_local(origin.source):
+            used.add("fetch")
+    return used
+
+
+def _importer(pipeline: Pipeline) -> str:
+    return "import-gguf" if pipeline.base.format == "gguf" else "import-model"
+
+
+def _add_pipeline(build: _Build, pipeline: Pipeline) -> None:
+    """The nodes of the pipeline, all but the package."""
+    base = _add_base(build, pipeline)
+    holdout = build.node(_add_dataset(build, pipeline))
+    _add_evaluation(build, pipeline, "base-evaluation", base, holdout)
+    model = _add_training(build, pipeline, base)
+    _add_evaluation(build, pipeline, "evaluation", model, holdout)
+    _add_verdict(build, pipeline, model)
+
+
+def _add_base(build: _Build, pipeline: Pipeline) -> NodeOutput:
+    base = pipeline.base
+    source = _add_origin(build, "base", base.origin, node="base-source", script="base-source")
+    params: dict[str, Param] = {} if base.dtype is None else {"dtype": base.dtype}
+    return build.add("base", _importer(pipeline), inputs={"source": source}, params=params)
+
+
+def _add_origin(build: _Build, name: str, origin: Origin, *, node: str, script: str) -> Input:
+    """What an origin gives: a local path, what is fetched, or what a script makes of either."""
+    given: Input | None = None
+    if origin.source is not None:
+        given = _add_source(build, name, origin.source, origin.files, node)
+    if origin.script is None:
+        assert given is not None, "an origin has a source or a script"
+        return given
+    inputs: dict[str, Input] = {} if given is None else {"source": given}
+    inputs["script"] = build.local(f"{name}-script")
+    params = dict(origin.args) | {"entry": basename(origin.script)}
+    return build.node(build.add(script, "script", inputs=inputs, params=params))
+
+
+def _add_source(build: _Build, name: str, source: str, files: Sequence[str], node: str) -> Input:
+    if is_local(source):
+        return build.local(name)
+    params: dict[str, Param] = {"source": source}
+    if files:
+        params["files"] = "\n".join(files)
+    expect = build.lock.input(name).tree
+    return build.node(build.add(node, "fetch", inputs={}, params=params, expect=expect))
+
+
+def _add_dataset(build: _Build, pipeline: Pipeline) -> NodeOutput:
+    data, split = pipeline.data, pipeline.split
+    rows = _add_origin(build, "data", data.origin, node="data-source", script="rows")
+    params: dict[str, Param] = {
+        "format": data.format,
+        "system": data.system,
+        "prompt": data.prompt,
+        "answer": data.answer,
+        "group": data.group,
+        "split_seed": split.seed,
+        "modulus": split.modulus,
+        "leakage": split.leakage,
+    }
+    build.add("dataset", "dataset", inputs={"rows": rows}, params=params)
+    return NodeOutput(node="dataset", output="holdout")
+
+
+def _add_training(build: _Build, pipeline: Pipeline, base: NodeOutput) -> NodeOutput:
+    """Each training and its merge, one after the other; the last model."""
+    model = base
+    train = build.node(NodeOutput(node="dataset", output="train"))
+    for index, training in enumerate(pipeline.train, start=1):
+        name = f"train-{index}"
+        inputs: dict[str, Input] = {"model": build.node(model), "train": train}
+        build.add(name, training.algorithm, inputs=inputs, params=dict(training.params))
+        adapter = build.node(NodeOutput(node=name, output="adapter"))
+        inputs = {"model": build.node(model), "adapter": adapter}
+        model = build.add(f"merge-{index}", "merge", inputs=inputs, params={})
+    return model
+
+
+def _add_evaluation(
+    build: _Build, pipeline: Pipeline, name: str, model: NodeOutput, holdout: Input
+) -> None:
+    evaluate = pipeline.evaluate
+    params: dict[str, Param] = {
+        "max_new_tokens": evaluate.max_new_tokens,
+        "batch_size": evaluate.batch_size,
+        "labels": "\n".join(evaluate.labels),
+        "verifier": evaluate.verifier,
+        "metric": evaluate.metric,
+    }
+    inputs: dict[str, Input] = {"model": build.node(model), "holdout": holdout}
+    build.add(name, "evaluate", inputs=inputs, params=params)
+
+
+def _add_verdict(build: _Build, pipeline: Pipeline, model: NodeOutput) -> None:
+    score, device, gate = pipeline.score, pipeline.score.device, pipeline.gate
+    evaluation = build.node(NodeOutput(node="evaluation"))
+    base = build.node(NodeOutput(node="base-evaluation"))
+    params: dict[str, Param] = {
+        "size_budget_bytes": score.size_budget_bytes,
+        "latency_budget_us": score.latency_budget_us,
+        "cost_budget_microusd": score.cost_budget_microusd,
+        "device_name": device.name,
+        "device_flops_per_s": device.flops_per_s,
+        "device_bytes_per_s": device.bytes_per_s,
+        "device_microusd_per_hour": device.microusd_per_hour,
+    }
+    inputs: dict[str, Input] = {
+        "evaluation": evaluation,
+        "base": base,
+        "model": build.node(model),
+    }
+    scored = build.add("score", "score", inputs=inputs, params=params)
+    params = {
+        "k_min": gate.k_min,
+        "accuracy_min": gate.accuracy_min,
+        "coverage_min": gate.coverage_min,
+    }
+    inputs = {"score": build.node(scored), "evaluation": evaluation}
+    build.add("gate", "gate", inputs=inputs, params=params)
+
+
+def _add_package(build: _Build, recipe: Recipe, story: Story) -> None:
+    score = dict(build.nodes["score"].inputs)
+    above = closure(["gate", *_PACKAGED.values()], partial(_needs_of, build))
+    content = story({name: build.nodes[name] for name in above})
+    inputs: dict[str, Input] = {
+        role: build.node(NodeOutput(node=node)) for role, node in _PACKAGED.items()
+    }
+    inputs |= {
+        "model": score["model"],
+        "holdout": build.node(NodeOutput(node="dataset", output="holdout")),
+        "story": ContentInput(content=content),
+    }
+    build.add(PACKAGE, "package", inputs=inputs, params={"name": recipe.name})
+
+
+_PACKAGED = {
+    "evaluation": "evaluation",
+    "base": "base-evaluation",
+    "score": "score",
+    "gate": "gate",
+}
+
+
+def _needs_of(build: _Build, name: str) -> list[str]:
+    """The nodes that the node `name` takes inputs from."""
+    names = {digest: node for node, digest in build.digests.items()}
+    return [names[need.derivation] for need in build.nodes[name].needs]
+
+
+def _add_step(build: _Build, step: Step) -> None:
+    try:
+        inputs = {
+            role: _step_input(build, f"{step.name}.{role}", reference)
+            for role, reference in step.inputs
+        }
+    except InvalidRecordError as error:
+        raise error.under(f"step {step.name}") from None
+    shape, _ = build.shape(step.name, step.step)
+    if shape.network and step.step != "fetch":
+        raise InvalidRecordError(
+            "a step with a network needs a locked output", where=f"step {step.name}"
+        )
+    expect = build.lock.input(step.name).tree if step.step == "fetch" else None
+    build.add(
+        step.name,
+        step.step,
+        inputs=inputs,
+        params=dict(step.params),
+        outputs=step.outputs,
+        expect=expect,
+    )
+
+
+def _step_input(build: _Build, name: str, reference: Reference) -> Input:
+    if isinstance(reference, LocalPath):
+        return build.local(name)
+    return build.node(reference)
+
+
+def _in_order(steps: Sequence[Step]) -> list[Step]:
+    """The generic steps, each after those that it needs."""
+    by_name = {step.name: step for step in steps}
+
+    def needs(name: str) -> list[str]:
+        return [
+            reference.node
+            for _, reference in by_name[name].inputs
+            if isinstance(reference, NodeOutput) and reference.node in by_name
+        ]
+
+    return [by_name[name] for name in closure(by_name, needs)]
+
+
+def _targets(build: _Build) -> dict[str, OutputInput]:
+    """Every output of every node that no other node needs."""
+    needed = {need.derivation for node in build.nodes.values() for need in node.needs}
+    return {
+        str(NodeOutput(node=name, output=output)): OutputInput(
+            derivation=build.digests[name], output=output
+        )
+        for name, derivation in build.nodes.items()
+        if build.digests[name] not in needed
+        for output, _ in derivation.outputs
+    }
