@@ -43,6 +43,10 @@ class Events:
         event: dict[str, object] = {"event": "progress", "done": done, "total": total, "unit": unit}
         self._send(event if loss is None else event | {"loss": loss})
 
+    def bytes_progress(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are read or written."""
+        self.progress(done, total, unit="byte")
+
     def log(self, text: str) -> None:
         """A line for the step's log and for people who watch."""
         self._send({"event": "log", "text": text})

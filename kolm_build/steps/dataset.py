@@ -27,7 +27,7 @@ from kolm_build.steps._template import Template
 
 FORMAT = "dataset/1"
 MAX_COUNTED_ANSWERS = 256
-"""More distinct answers than this are texts and not classes: the report tells their number alone."""
+"""More distinct answers than this are texts, not classes: the report tells their number alone."""
 
 T = TypeVar("T")
 
