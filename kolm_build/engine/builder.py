@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from threading import Lock
+from threading import Condition, Lock
 
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
@@ -54,6 +54,8 @@ KeepFailed = Callable[[Derivation, Digest], None]
 
 OPEN_LEVEL = "none"
 
+_STOP_S = 30.0
+
 
 class StepBuilder(ABC):
     """What every builder of step processes does.
@@ -88,11 +90,13 @@ class StepBuilder(ABC):
         self._keep_failed = keep_failed
         self._interpreter = probe_interpreter()
         self._stop = Stop()
+        self._running = _Running()
         self._processors = _Processors()
 
     def stop(self) -> None:
-        """End every step that runs and start no other, for good; from any thread."""
+        """End every step that runs and start no other, for good; none is left on return."""
         self._stop.set()
+        self._running.wait_for_none()
 
     def build(self, derivation: Derivation, resolved: Derivation, on_event: OnEvent) -> BuildResult:
         """Run the step of `resolved` and keep its outputs.
@@ -108,7 +112,7 @@ class StepBuilder(ABC):
         _check_platform(resolved)
         network = self._network(resolved)
         binds = self._environments(resolved.environment) if resolved.environment else ()
-        with _as_machine_error(), self._store.scratch() as folder:
+        with self._running, _as_machine_error(), self._store.scratch() as folder:
             job = _Job(
                 derivation=derivation,
                 resolved=resolved,
@@ -128,6 +132,8 @@ class StepBuilder(ABC):
                 raise
 
     def _run(self, job: _Job, on_event: OnEvent) -> BuildResult:
+        if self._stop.is_set():
+            raise StoppedError("the build was stopped")
         with self._processors.taken(job.resolved.numerics.threads) as processors:
             ended = run_process(
                 self._launch(job, processors),
@@ -306,6 +312,28 @@ class _Job:
     @property
     def log_bytes(self) -> bytes:
         return self.log.bytes(sandbox.secret_values(self.network) if self.network else ())
+
+
+class _Running:
+    """Counts the builds that run."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def __exit__(self, *_error: object) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait_for_none(self) -> None:
+        """Return when none runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count == 0, _STOP_S)
 
 
 class _Processors:

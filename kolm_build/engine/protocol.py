@@ -127,4 +127,4 @@ class Builder(Protocol):
         """
 
     def stop(self) -> None:
-        """End every step that runs and start no other, for good; from any thread."""
+        """End every step that runs and start no other, for good; none is left on return."""

@@ -1,0 +1,207 @@
+"""Realising what is wanted: the plan carried out, independent branches at once.
+
+One thread a running node, at most `jobs` of them; this thread alone keeps the books. A failure
+stops what needs the failed node and nothing else. ^C ends every step process and leaves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Lock, Thread
+
+from kolm_build.core.derivation import OutputInput
+from kolm_build.core.digest import Digest
+from kolm_build.engine.events import Event, Failed, OnEvent, Reused
+from kolm_build.engine.protocol import Builder, Store
+from kolm_build.engine.rebuilder import Contents, Mode, Rebuilder
+from kolm_build.engine.survey import Derivations, Plan, plan, survey
+from kolm_build.errors import KolmError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Realised:
+    """What came out.
+
+    Attributes:
+        contents: The content of every output that is known, wanted ones included.
+        keys: Each derivation's resolved digest, as far as it was needed: the key of its
+            realisations.
+        actions: Derivation to ``reused``, ``cut-off``, ``built``, ``fetched`` or ``verified``;
+            those that nothing had to look at are left out.
+    """
+
+    contents: Mapping[OutputInput, Digest]
+    keys: Mapping[Digest, Digest]
+    actions: Mapping[Digest, str]
+
+
+def realise(
+    wanted: Sequence[OutputInput],
+    *,
+    derivations: Derivations,
+    store: Store,
+    builder: Builder,
+    jobs: int = 1,
+    on_event: OnEvent,
+    mode: Mode = "reuse",
+) -> Realised:
+    """Make every wanted output be in the store.
+
+    Args:
+        wanted: Outputs of derivations.
+        derivations: Those and all they need, by digest.
+        store: Where they are looked for and kept.
+        builder: Runs what is missing.
+        jobs: Steps that run at once.
+        on_event: Told what happens; called by several threads, one at a time.
+        mode: See `Mode`.
+
+    Raises:
+        KolmError: The first thing that could not be built, after all that does not need it is
+            done; its exit bits are those of all failures.
+        KeyboardInterrupt: As it came; every step process is gone.
+    """
+    known = survey(wanted, derivations, store)
+    todo = plan(wanted, derivations, known, has_tree=store.has_tree, mode=mode)
+    events = _OneAtATime(on_event)
+    run = _Run(
+        derivations=derivations,
+        plan=todo,
+        rebuilder=Rebuilder(store=store, builder=builder, on_event=events, mode=mode),
+        contents=dict(known.contents),
+        keys=dict(known.keys),
+    )
+    run.reuse()
+    run.build(jobs)
+    return Realised(contents=run.contents, keys=run.keys, actions=run.actions)
+
+
+class _OneAtATime:
+    """Events from several threads, one after another."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._lock = Lock()
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._on_event(event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finished:
+    """What a thread reports: the contents and how they came, or what went wrong."""
+
+    node: Digest
+    contents: Contents
+    how: str
+    error: BaseException | None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """The books of one call; touched by the calling thread alone."""
+
+    derivations: Derivations
+    plan: Plan
+    rebuilder: Rebuilder
+    contents: dict[OutputInput, Digest]
+    keys: dict[Digest, Digest]
+    actions: dict[Digest, str] = field(default_factory=dict)
+    errors: list[KolmError] = field(default_factory=list)
+    finished: SimpleQueue[_Finished] = field(default_factory=SimpleQueue)
+
+    def reuse(self) -> None:
+        """Tell of what is there."""
+        for digest in self.plan.reuse:
+            node = self.derivations[digest]
+            names = sorted(self.plan.needed[digest])
+            found = {
+                name: self.contents[OutputInput(derivation=digest, output=name)] for name in names
+            }
+            self.actions[digest] = "reused"
+            self.rebuilder.on_event(Reused(node=node.name, contents=found))
+
+    def build(self, jobs: int) -> None:
+        """Build what is not there, at most `jobs` at once."""
+        waits, frees = self._graph()
+        ready = deque(digest for digest in self.plan.build if not waits[digest])
+        running: dict[Digest, Thread] = {}
+        try:
+            while ready or running:
+                while ready and len(running) < jobs:
+                    digest = ready.popleft()
+                    running[digest] = self._start(digest)
+                done = self.finished.get()
+                running.pop(done.node).join()
+                if self._take(done):
+                    for freed in frees[done.node]:
+                        waits[freed].discard(done.node)
+                        if not waits[freed]:
+                            ready.append(freed)
+        except BaseException:
+            # Threads that wait for a lock are left behind: they would find the builder stopped.
+            self.rebuilder.builder.stop()
+            raise
+        if self.errors:
+            raise _all_in_one(self.errors)
+
+    def _graph(self) -> tuple[dict[Digest, set[Digest]], dict[Digest, list[Digest]]]:
+        """For each node to build: those it waits for, and those that wait for it."""
+        waits: dict[Digest, set[Digest]] = {}
+        frees: dict[Digest, list[Digest]] = {digest: [] for digest in self.plan.build}
+        for digest in self.plan.build:
+            needs = {need.derivation for need in self.derivations[digest].needs}
+            waits[digest] = {need for need in needs if need in frees}
+            for need in waits[digest]:
+                frees[need].append(digest)
+        return waits, frees
+
+    def _start(self, digest: Digest) -> Thread:
+        derivation = self.derivations[digest]
+        resolved = derivation.resolve(self.contents)
+        self.keys[digest] = resolved.resolved_digest
+
+        def work() -> None:
+            contents: Contents = {}
+            how, error = "", None
+            try:
+                needed = self.plan.needed[digest]
+                contents, how = self.rebuilder.realise(derivation, resolved, needed=needed)
+            except BaseException as caught:  # noqa: BLE001  # handed to the calling thread
+                error = caught
+            done = _Finished(node=digest, contents=contents, how=how, error=error)
+            self.finished.put(done)
+
+        # A daemon, because waiting for another process's lock cannot be interrupted.
+        thread = Thread(target=work, name=derivation.name, daemon=True)
+        thread.start()
+        return thread
+
+    def _take(self, done: _Finished) -> bool:
+        """Enter what a thread reports; whether the node is there now."""
+        if isinstance(done.error, KolmError):
+            self.errors.append(done.error)
+            name = self.derivations[done.node].name
+            failed = Failed(node=name, derivation=done.node, error=done.error)
+            self.rebuilder.on_event(failed)
+            return False
+        if done.error is not None:
+            raise done.error
+        self.actions[done.node] = done.how
+        for output, content in done.contents.items():
+            self.contents[OutputInput(derivation=done.node, output=output)] = content
+        return True
+
+
+def _all_in_one(errors: Sequence[KolmError]) -> KolmError:
+    """The first error, with the exit bits of all."""
+    first = errors[0]
+    bits = first.exit
+    for error in errors[1:]:
+        bits |= error.exit
+    first.exit = bits  # type: ignore[misc]  # this one stands for all of them
+    return first
