@@ -1,0 +1,109 @@
+"""What a model says to each row: its greedy answer and the likeliest label (spec/evaluation.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kolm_build.errors import InvalidDataError
+from kolm_build.runtime.generate import Prefix, continue_greedily, log_likelihoods, read_prompts
+from kolm_build.runtime.load import Model
+from kolm_build.steps._conversations import Conversation
+from kolm_build.steps._params import EvaluateParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a model said to one row.
+
+    Attributes:
+        text: Its greedy answer.
+        label: The label it finds likeliest; None without labels.
+        prompt_tokens: Number of tokens it read.
+        output_tokens: Number of tokens it said, the end included.
+    """
+
+    text: str
+    label: str | None
+    prompt_tokens: int
+    output_tokens: int
+
+
+def outputs_of(
+    model: Model,
+    rows: Sequence[Conversation],
+    params: EvaluateParams,
+    on_rows: Callable[[int], None],
+) -> list[Output]:
+    """The model's outputs, in the order of `rows`.
+
+    Args:
+        model: The model.
+        rows: The rows.
+        params: How to ask.
+        on_rows: Is told how many rows are done.
+
+    Raises:
+        InvalidDataError: A row does not fit the model's window.
+    """
+    prompts = [_prompt(model, number, row, params) for number, row in enumerate(rows, 1)]
+    labels = {label: model.chat.answer_ids(label) for label in params.labels}
+    outputs: dict[int, Output] = {}
+    for batch in batches([len(prompt) for prompt in prompts], params.batch_size):
+        said = _outputs(model, [prompts[index] for index in batch], labels, params)
+        outputs |= dict(zip(batch, said, strict=True))
+        on_rows(len(outputs))
+    return [outputs[index] for index in range(len(rows))]
+
+
+def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The indices of `lengths` in runs of one length, at most `size` each, shortest first."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < min(start + size, len(order)) and (
+            lengths[order[end]] == lengths[order[start]]
+        ):
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def _prompt(model: Model, number: int, row: Conversation, params: EvaluateParams) -> list[int]:
+    prompt = model.chat.prompt_ids(row.messages)
+    try:
+        model.check_length(len(prompt) + params.max_new_tokens)
+    except InvalidDataError as error:
+        raise error.under(f"row {number} ({row.id})").in_file("holdout.jsonl") from None
+    return prompt
+
+
+def _outputs(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    labels: Mapping[str, Sequence[int]],
+    params: EvaluateParams,
+) -> list[Output]:
+    prefix = read_prompts(model.network, prompts)
+    likeliest = _likeliest(prefix, labels)
+    said = continue_greedily(
+        prefix, max_new_tokens=params.max_new_tokens, stop_ids=model.chat.stop_ids
+    )
+    return [
+        Output(
+            text=model.chat.text(ids),
+            label=label,
+            prompt_tokens=len(prompt),
+            output_tokens=len(ids),
+        )
+        for prompt, ids, label in zip(prompts, said, likeliest, strict=True)
+    ]
+
+
+def _likeliest(prefix: Prefix, labels: Mapping[str, Sequence[int]]) -> list[str | None]:
+    """For each prompt the label with the largest likelihood; the first of equals."""
+    if not labels:
+        return [None] * len(prefix.logits)
+    scores = {label: log_likelihoods(prefix, ids) for label, ids in labels.items()}
+    return [max(labels, key=lambda label: scores[label][row]) for row in range(len(prefix.logits))]

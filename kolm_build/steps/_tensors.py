@@ -1,0 +1,39 @@
+"""Torch's tensors as the weights that steps write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from kolm_build.runtime.weights import DTYPES
+from kolm_build.steps._weights import Weight
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def weight_of(name: str, tensor: torch.Tensor) -> Weight:
+    """`tensor` as a weight to write."""
+    return Weight(
+        name=name,
+        dtype=_NAMES[tensor.dtype],
+        shape=tuple(tensor.shape),
+        read=lambda: payload_of(tensor),
+    )
+
+
+def tensor_of(weight: Weight) -> torch.Tensor:
+    """The tensor of a weight; a copy, because torch has no read-only tensors."""
+    data = bytearray(weight.read())
+    return torch.frombuffer(data, dtype=DTYPES[weight.dtype]).reshape(weight.shape)
+
+
+def changed(weight: Weight, change: Callable[[torch.Tensor], torch.Tensor]) -> Weight:
+    """`weight` with `change` applied when it is written; dtype and shape stay."""
+    return replace(weight, read=lambda: payload_of(change(tensor_of(weight))))
+
+
+def payload_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of `tensor`, slowest dimension first."""
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
