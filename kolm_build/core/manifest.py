@@ -16,6 +16,7 @@ from typing import Self
 from kolm_build.core import strict_json
 from kolm_build.core.archive import ATTESTATIONS, MANIFEST, Member, order, parse_path
 from kolm_build.core.fields import Fields
+from kolm_build.core.kscore import TERMS, KScore
 from kolm_build.core.name import parse_label
 from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
 
@@ -145,6 +146,11 @@ class Manifest:
         if made.encode() != data:
             raise InvalidRecordError("a manifest that is not canonical JSON, or not passed")
         return made
+
+
+def kscore_summary(score: KScore) -> dict[str, str]:
+    """What a manifest says of `score`: K and its terms."""
+    return {"k": str(score.k), **{name: str(getattr(score, name)) for name in TERMS}}
 
 
 def artifact_id(manifest: bytes) -> str:

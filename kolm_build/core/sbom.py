@@ -67,7 +67,7 @@ def _distribution(entry: Table) -> dict[str, object]:
         "version": version,
         "type": "library",
         "purl": f"pkg:pypi/{name}@{version.replace('+', '%2B')}",
-        "hashes": _hashes(entry.get("digest")),
+        "hashes": _hashes(entry.get("tree")),
     }
 
 

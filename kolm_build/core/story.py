@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kolm_build.core import cbor
@@ -43,12 +43,20 @@ class Story:
         Raises:
             InvalidRecordError: There are several, so that nobody can tell which one counts.
         """
-        found = [record for record in self.derivations if record["step"] == step]
+        found = self.all_params(step)
         if len(found) > 1:
             raise InvalidRecordError(
                 f"several derivations of the step {step}", where="build/derivations"
             )
-        return found[0]["params"] if found else None  # type: ignore[return-value]  # checked
+        return found[0] if found else None
+
+    def all_params(self, step: str) -> tuple[Mapping[str, str | int], ...]:
+        """The parameters of every derivation of `step`."""
+        return tuple(
+            record["params"]  # type: ignore[misc]  # a table of text and integers: it was checked
+            for record in self.derivations
+            if record["step"] == step
+        )
 
     @property
     def numerics(self) -> str:
@@ -75,6 +83,15 @@ class Story:
     def distributions(self) -> tuple[Table, ...]:
         """The lock's ``[[distribution]]`` tables."""
         return _tables(self.lock, "distribution")
+
+
+def needed_derivations(record: Table) -> Iterator[bytes]:
+    """The raw digests of the derivations whose outputs are inputs of `record`."""
+    inputs = record.get("inputs")
+    for value in inputs.values() if isinstance(inputs, dict) else ():
+        raw = value.get("derivation") if isinstance(value, dict) else None
+        if isinstance(raw, bytes):
+            yield raw
 
 
 def parse_story(files: Mapping[str, bytes]) -> Story:

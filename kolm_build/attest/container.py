@@ -1,0 +1,277 @@
+"""An artifact's file, opened once and read from that one descriptor (spec/verify.md).
+
+`Container` has checked every byte outside the members when it exists. Members are hashed in big
+pieces by threads, so memory stays bounded and several processors help; what is kept of a member
+is a part of the very bytes that were hashed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from threading import Event, Thread
+from typing import Self
+from zlib import crc32
+
+from kolm_build.attest.envelope import MAX_BYTES as MAX_ENVELOPE_BYTES
+from kolm_build.core.archive import ATTESTATIONS, MANIFEST, Layout, Placed, parse
+from kolm_build.core.manifest import MAX_BYTES, Manifest, ManifestMember
+from kolm_build.errors import (
+    ContainerError,
+    ContentError,
+    InvalidRecordError,
+    KolmError,
+    ManifestError,
+    PermissionDeniedError,
+    SignatureError,
+    UnsupportedArtifactError,
+    UnsupportedVersionError,
+    UsageError,
+    VerificationError,
+)
+
+PIECE_BYTES = 1 << 20
+MAX_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """An open artifact.
+
+    Attributes:
+        fd: The open descriptor.
+        size: The file's number of bytes.
+        manifest_bytes: The bytes of ``manifest.json``.
+        manifest: What they say.
+        entries: The manifest's members by path: exactly the body members that are there.
+        placed: Every member of the container by path.
+    """
+
+    fd: int
+    size: int
+    manifest_bytes: bytes
+    manifest: Manifest
+    entries: Mapping[str, ManifestMember]
+    placed: Mapping[str, Placed]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The artifact in the file `path`.
+
+        Raises:
+            ContainerError: It is not laid out as an artifact.
+            ManifestError: The manifest is malformed, or lists other members than there are.
+            UnsupportedArtifactError: It is of a format this program does not read.
+        """
+        fd = _open(path)
+        try:
+            return cls._read(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def _read(cls, fd: int) -> Self:
+        size = os.fstat(fd).st_size
+        try:
+            layout = parse(lambda offset, length: _pread(fd, offset, length), size)
+        except InvalidRecordError as error:
+            raise as_verification(error, ContainerError) from None
+        data = _manifest_bytes(fd, layout)
+        try:
+            manifest = Manifest.decode(data)
+        except UnsupportedVersionError as error:
+            raise as_verification(error, UnsupportedArtifactError).in_file(MANIFEST) from None
+        except InvalidRecordError as error:
+            raise as_verification(error, ManifestError).in_file(MANIFEST) from None
+        made = cls(
+            fd=fd,
+            size=size,
+            manifest_bytes=data,
+            manifest=manifest,
+            entries={entry.path: entry for entry in manifest.members},
+            placed={piece.member.path: piece for piece in layout.placed},
+        )
+        made._check_members()
+        return made
+
+    @property
+    def attestations(self) -> tuple[str, ...]:
+        """The paths of the members after the body."""
+        return tuple(path for path in self.placed if path.startswith(ATTESTATIONS))
+
+    def attestation(self, path: str) -> bytes:
+        """The bytes of an attestation, which the manifest does not list."""
+        piece = self.placed[path]
+        if piece.member.size > MAX_ENVELOPE_BYTES:
+            raise SignatureError("too large", file=path, actual=f"{piece.member.size} bytes")
+        data = _pread(self.fd, piece.offset, piece.member.size)
+        if crc32(data) != piece.member.crc32:
+            raise ContentError("wrong CRC-32", file=path)
+        return data
+
+    def checked(self, path: str, keep: int, stop: Event | None = None) -> bytes:
+        """The first `keep` bytes of a body member whose SHA-256 is the manifest's.
+
+        Args:
+            path: The member.
+            keep: How much of it to keep in memory.
+            stop: Where it is set, give up quietly.
+
+        Raises:
+            ContentError: The bytes are not those that the manifest names.
+        """
+        entry, offset = self.entries[path], self.placed[path].offset
+        hasher, kept, at = sha256(), bytearray(), 0
+        while at < entry.size and not (stop and stop.is_set()):
+            piece = os.pread(self.fd, min(PIECE_BYTES, entry.size - at), offset + at)
+            if not piece:
+                raise ContentError("the file became shorter while it was read", file=path)
+            hasher.update(piece)
+            kept += piece[: max(0, keep - at)]
+            at += len(piece)
+        if at == entry.size and f"sha256:{hasher.hexdigest()}" != entry.sha256:
+            raise ContentError(
+                "the bytes are not those of the manifest",
+                file=path,
+                expected=entry.sha256,
+                actual=f"sha256:{hasher.hexdigest()}",
+            )
+        return bytes(kept)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_members(self) -> None:
+        """The container holds the manifest, the members it lists, and attestations."""
+        there = self.placed.keys() - {MANIFEST, *self.attestations}
+        for path in sorted(self.entries.keys() ^ there):
+            reason = "missing" if path in self.entries else "not listed in the manifest"
+            raise ManifestError(f"a member is {reason}", file=path)
+        for path, entry in self.entries.items():
+            member = self.placed[path].member
+            if member != entry.member:
+                raise ManifestError(
+                    "the container and the manifest disagree",
+                    file=path,
+                    expected=f"{entry.size} bytes, CRC-32 {entry.crc32:08x}",
+                    actual=f"{member.size} bytes, CRC-32 {member.crc32:08x}",
+                )
+
+
+class Hashing:
+    """Members being checked against the manifest by threads, the largest first.
+
+    Args:
+        container: The open artifact.
+        paths: The members to check.
+        keep: How many of a member's first bytes `result` gives.
+    """
+
+    def __init__(
+        self, container: Container, paths: Iterable[str], *, keep: Callable[[str], int]
+    ) -> None:
+        self._container = container
+        self._keep = keep
+        self._left = sorted(paths, key=lambda path: container.entries[path].size)
+        self._stop = Event()
+        self._kept: dict[str, bytes] = {}
+        self._errors: list[BaseException] = []
+        count = min(os.cpu_count() or 1, MAX_THREADS, len(self._left))
+        self._threads = [Thread(target=self._work, daemon=True) for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._join()
+
+    def result(self) -> Mapping[str, bytes]:
+        """The first bytes of every member, once all of them are what the manifest says.
+
+        Raises:
+            ContentError: One is not.
+        """
+        self._join()
+        if self._errors:
+            raise self._errors[0]
+        return self._kept
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                path = self._left.pop()
+                self._kept[path] = self._container.checked(path, self._keep(path), self._stop)
+        except IndexError:
+            return  # nothing left
+        except BaseException as error:  # noqa: BLE001 - the thread's door; result raises it
+            self._errors.append(error)
+            self._stop.set()
+
+
+def as_verification(error: KolmError, kind: type[VerificationError]) -> VerificationError:
+    """`error`, found in an artifact, as an error of the `kind` that verifying raises."""
+    return kind(
+        error.reason,
+        file=error.file,
+        where=error.where,
+        expected=error.expected,
+        actual=error.actual,
+        advice=error.advice,
+    )
+
+
+def _open(path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise PermissionDeniedError("may not be read", file=str(path)) from error
+    except OSError as error:
+        raise UsageError("cannot be opened", file=str(path), actual=error.strerror) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ContainerError("not a regular file", file=str(path))
+    return fd
+
+
+def _pread(fd: int, offset: int, length: int) -> bytes:
+    """`length` bytes at `offset`; fewer where the file ends."""
+    pieces = []
+    while length > 0:
+        piece = os.pread(fd, min(length, PIECE_BYTES), offset)
+        if not piece:
+            break
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return b"".join(pieces)
+
+
+def _manifest_bytes(fd: int, layout: Layout) -> bytes:
+    first = layout.placed[0] if layout.placed else None
+    if first is None or first.member.path != MANIFEST:
+        raise ManifestError("there is no manifest", file=MANIFEST)
+    if first.member.size > MAX_BYTES:
+        raise ManifestError("too large", file=MANIFEST, actual=f"{first.member.size} bytes")
+    data = _pread(fd, first.offset, first.member.size)
+    if crc32(data) != first.member.crc32:
+        raise ContentError("wrong CRC-32", file=MANIFEST)
+    return data

@@ -1,0 +1,130 @@
+"""Verifying an artifact, offline, with the standard library and `cryptography` (spec/verify.md).
+
+The container and the manifest come first; then threads hash the large members while this thread
+checks the small ones, the attestations, and every figure against its evidence. Nothing is
+believed because the artifact says so, and what cannot be checked here is listed as such.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kolm_build.attest.attestation import Signed, check_attestations, check_thresholds, digests
+from kolm_build.attest.container import Container, Hashing
+from kolm_build.attest.evidence import (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    WEIGHTS_SUFFIX,
+    check_evidence,
+    check_model,
+)
+from kolm_build.attest.trust import TrustPolicy
+from kolm_build.core.manifest import Manifest
+from kolm_build.core.safetensors import MAX_HEADER_BYTES, PREFIX_BYTES
+from kolm_build.errors import EvidenceError
+
+MAX_EVIDENCE_BYTES = 1 << 28
+
+_HEAD_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES
+_EVIDENCE = ("build/", "eval/", "sbom/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What verifying found; the artifact holds.
+
+    Attributes:
+        artifact_id: ``sha256:<hex>`` of the manifest.
+        manifest_b3: ``b3:<hex>`` of it.
+        manifest: What the artifact claims, all of it checked but for `not_evidenced`.
+        size_bytes: The file's size.
+        signatures: The attestations.
+        trusted: Whether the trust policy is met; false where none was given.
+        evidenced: What was recomputed.
+        not_evidenced: What can not be recomputed here, and what would.
+    """
+
+    artifact_id: str
+    manifest_b3: str
+    manifest: Manifest
+    size_bytes: int
+    signatures: tuple[Signed, ...]
+    trusted: bool
+    evidenced: tuple[str, ...]
+    not_evidenced: tuple[str, ...]
+
+    def to_value(self) -> dict[str, object]:
+        """The report as a JSON object."""
+        return {
+            "artifact_id": self.artifact_id,
+            "manifest_b3": self.manifest_b3,
+            "name": self.manifest.name,
+            "size_bytes": self.size_bytes,
+            "members": len(self.manifest.members),
+            "weights_id": self.manifest.weights_id,
+            "numerics": self.manifest.numerics,
+            "licence": self.manifest.licence,
+            "kscore": dict(self.manifest.kscore),
+            "signatures": [signed.to_value() for signed in self.signatures],
+            "trusted": self.trusted,
+            "evidenced": list(self.evidenced),
+            "not_evidenced": list(self.not_evidenced),
+        }
+
+
+def verify_artifact(path: Path, *, trust: TrustPolicy | None) -> Report:
+    """What the artifact in the file `path` is, if it is what it says.
+
+    Args:
+        path: The file.
+        trust: Whom to believe. Without it signatures are listed and none of them counts.
+
+    Raises:
+        VerificationError: Something in it does not hold; the class says what kind of thing.
+        UntrustedError: Everything holds, and too few trusted principals vouch for it.
+    """
+    with Container.open(path) as container:
+        return verify_container(container, trust=trust)
+
+
+def verify_container(container: Container, *, trust: TrustPolicy | None) -> Report:
+    """`verify_artifact` on an open artifact."""
+    small = {path for path in container.entries if path.startswith(_EVIDENCE)}
+    with Hashing(container, container.entries.keys() - small, keep=_kept) as hashing:
+        files = {path: _small(container, path) for path in small}
+        signatures = check_attestations(container, trust)
+        findings = check_evidence(files, container.manifest)
+        check_model(hashing.result(), container.manifest, findings)
+    if trust is not None:
+        check_thresholds(signatures, trust)
+    sha256_hex, b3_hex = digests(container.manifest_bytes)
+    return Report(
+        artifact_id=f"sha256:{sha256_hex}",
+        manifest_b3=f"b3:{b3_hex}",
+        manifest=container.manifest,
+        size_bytes=container.size,
+        signatures=signatures,
+        trusted=trust is not None,
+        evidenced=findings.evidenced,
+        not_evidenced=findings.not_evidenced,
+    )
+
+
+def _kept(path: str) -> int:
+    """How many of a member's first bytes are looked at, beyond its digest."""
+    if path.endswith(WEIGHTS_SUFFIX):
+        return _HEAD_BYTES
+    return MAX_EVIDENCE_BYTES if path in {CONFIG, TOKENIZER_CONFIG} else 0
+
+
+def _small(container: Container, path: str) -> bytes:
+    size = container.entries[path].size
+    if size > MAX_EVIDENCE_BYTES:
+        raise EvidenceError(
+            "too large to be checked",
+            file=path,
+            expected=f"at most {MAX_EVIDENCE_BYTES} bytes",
+            actual=f"{size} bytes",
+        )
+    return container.checked(path, size)

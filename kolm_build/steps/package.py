@@ -1,0 +1,201 @@
+"""``package``: a model that passed its gate, its evidence and its story (spec/artifact.md).
+
+The file is a function of the inputs alone: sorted members, fixed dates, no signature. Each member
+is read once to be hashed and once to be copied, in pieces; nothing large is ever in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+from zlib import crc32
+
+from blake3 import blake3
+
+from kolm_build.core import strict_json
+from kolm_build.core.archive import MANIFEST, layout, order
+from kolm_build.core.digest import Digest, RecordKind
+from kolm_build.core.fields import Fields
+from kolm_build.core.kscore import KScore
+from kolm_build.core.manifest import Manifest, ManifestMember, kscore_summary
+from kolm_build.core.name import parse_label
+from kolm_build.core.request import StepRequest
+from kolm_build.core.safetensors import PREFIX_BYTES, header_length, parse_header, weights_record
+from kolm_build.core.sbom import PATH as SBOM
+from kolm_build.core.sbom import render_sbom
+from kolm_build.core.story import parse_story
+from kolm_build.errors import GateFailedError, InvalidRecordError
+from kolm_build.steps._entry import Events, run_step
+from kolm_build.steps._files import input_folder, output_folder
+
+SUFFIX = ".kolm"
+PIECE_BYTES = 1 << 20
+
+_EVAL: Mapping[str, tuple[str, str]] = {
+    "eval/holdout.jsonl": ("holdout", "holdout.jsonl"),
+    "eval/results.jsonl": ("evaluation", "results.jsonl"),
+    "eval/summary.json": ("evaluation", "summary.json"),
+    "eval/base-results.jsonl": ("base", "results.jsonl"),
+    "eval/base-summary.json": ("base", "summary.json"),
+    "eval/kscore.json": ("score", "kscore.json"),
+    "eval/gate.json": ("gate", "gate.json"),
+}
+"""The evidence: member path to the input's role and its file there. `base` may be left out."""
+
+Row = tuple[str, str, tuple[int, ...], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a member's bytes are.
+
+    Attributes:
+        entry: The member.
+        content: Its file, or its bytes.
+    """
+
+    entry: ManifestMember
+    content: Path | bytes
+
+
+def main(argv: list[str]) -> int:
+    """The step's exit status."""
+    return run_step(argv, run)
+
+
+def run(request: StepRequest, events: Events) -> None:
+    """Write NAME.kolm."""
+    fields = Fields(request.params)
+    name = fields.parsed("name", parse_label)
+    fields.done()
+    files = _files(request)
+    _check_passed(files["eval/gate.json"])
+    hashed = {path: _hash(path, file) for path, file in files.items()}
+    story = parse_story(
+        {
+            path.removeprefix("build/"): file.read_bytes()
+            for path, file in files.items()
+            if path.startswith("build/")
+        }
+    )
+    model = [source.entry for path, source in sorted(hashed.items()) if path.startswith("model/")]
+    sbom = render_sbom(name, story, model)
+    hashed[SBOM] = Source(entry=_entry(SBOM, [sbom]), content=sbom)
+    score = KScore.from_value(strict_json.loads(files["eval/kscore.json"].read_bytes()))
+    manifest = Manifest(
+        name=name,
+        members=tuple(hashed[path].entry for path in sorted(hashed, key=order)),
+        weights_id=_weights_id(files),
+        numerics=story.numerics,
+        licence=story.licence,
+        kscore=kscore_summary(score),
+    )
+    data = manifest.encode()
+    destination = output_folder(request) / f"{name}{SUFFIX}"
+    with destination.open("xb") as out:
+        write(out, hashed | {MANIFEST: Source(entry=_entry(MANIFEST, [data]), content=data)})
+    events.log(f"{len(hashed)} members, {destination.stat().st_size} bytes")
+
+
+def write(out: BinaryIO, sources: Mapping[str, Source]) -> None:
+    """Write the container of `sources` to `out`."""
+    plan = layout(source.entry.member for source in sources.values())
+    for piece in plan.placed:
+        out.write(piece.lead)
+        for part in _pieces(sources[piece.member.path].content):
+            out.write(part)
+    out.write(plan.tail)
+
+
+def _files(request: StepRequest) -> dict[str, Path]:
+    """Every member but the two that are made here: its path, and the file it comes from."""
+    files = dict(_below("model/", input_folder(request, "model")))
+    files |= _below("build/", input_folder(request, "story"))
+    for path, (role, name) in _EVAL.items():
+        if role == "base" and role not in request.inputs:
+            continue
+        files[path] = input_folder(request, role) / name
+        if not files[path].is_file():
+            raise InvalidRecordError("a file is missing", where=f"inputs.{role}", expected=name)
+    return files
+
+
+def _below(prefix: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files below `folder` as members below `prefix`."""
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            yield prefix + path.relative_to(folder).as_posix(), path
+        elif not stat.S_ISDIR(mode):
+            raise InvalidRecordError(
+                "an artifact holds files, no links", where=path.relative_to(folder).as_posix()
+            )
+
+
+def _check_passed(file: Path) -> None:
+    verdict = Fields(strict_json.loads(file.read_bytes()))
+    if not verdict.flag("passed"):
+        raise GateFailedError("the gate was not passed: nothing is packaged", file="gate.json")
+
+
+def _hash(path: str, file: Path) -> Source:
+    """The member at `path` with the bytes of `file`, read once."""
+    return Source(entry=_entry(path, _pieces(file)), content=file)
+
+
+def _entry(path: str, pieces: Iterable[bytes]) -> ManifestMember:
+    plain, fast, checksum, size = sha256(), blake3(), 0, 0
+    for piece in pieces:
+        plain.update(piece)
+        fast.update(piece)
+        checksum = crc32(piece, checksum)
+        size += len(piece)
+    return ManifestMember(
+        path=path,
+        size=size,
+        sha256=f"sha256:{plain.hexdigest()}",
+        b3=f"b3:{fast.hexdigest()}",
+        crc32=checksum,
+    )
+
+
+def _pieces(content: Path | bytes) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+        return
+    with content.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
+
+
+def _weights_id(files: Mapping[str, Path]) -> str:
+    rows: list[Row] = []
+    for path, file in files.items():
+        if path.startswith("model/") and path.endswith(".safetensors"):
+            try:
+                rows.extend(_tensors(file))
+            except InvalidRecordError as error:
+                raise error.in_file(path) from None
+    if not rows:
+        raise InvalidRecordError("the model has no weights", expected="model.safetensors")
+    return str(Digest.of_record(weights_record(rows), RecordKind.WEIGHTS))
+
+
+def _tensors(file: Path) -> Iterator[Row]:
+    """Each tensor of a safetensors file with the BLAKE3 of its bytes."""
+    size = file.stat().st_size
+    with file.open("rb", buffering=0) as handle:
+        fd = handle.fileno()
+        length = header_length(os.pread(fd, PREFIX_BYTES, 0), size)
+        header = parse_header(os.pread(fd, length, PREFIX_BYTES), size)
+        for tensor in header.tensors:
+            hasher = blake3()
+            for at in range(tensor.begin, tensor.end, PIECE_BYTES):
+                count = min(PIECE_BYTES, tensor.end - at)
+                hasher.update(os.pread(fd, count, header.data_start + at))
+            yield tensor.name, tensor.dtype, tensor.shape, hasher.digest()
