@@ -209,7 +209,7 @@ def _write_adapter(out: Path, network: Any, params: SftParams) -> None:
     weights = [weight_of(name, tensor) for name, tensor in state.items()]
     write_weights(out / "adapter_model.safetensors", weights)
     config = adapter_config(rank=params.lora_r, alpha=params.lora_alpha, tensors=state)
-    (out / "adapter_config.json").write_bytes(strict_json.dumps(config) + b"\n")
+    (out / "adapter_config.json").write_bytes(strict_json.dumps(config))
 
 
 def _adapter_state(network: Any) -> dict[str, torch.Tensor]:
