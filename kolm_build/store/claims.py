@@ -1,0 +1,102 @@
+"""Claims: realisations with what happened around them, each in a file that is never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from kolm_build.core import cbor
+from kolm_build.core.digest import Digest
+from kolm_build.core.fields import Fields
+from kolm_build.core.realisation import Realisation
+from kolm_build.store.index import Index
+
+VERSION = 1
+Key = tuple[Digest, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRealisation:
+    """A realisation as the store keeps it.
+
+    Attributes:
+        realisation: What was built, compared byte for byte.
+        derivation: The derivation that it was built from.
+        circumstances: What happened around it; plain values without floats.
+        envelope: The signed statement of it, if there is one.
+    """
+
+    realisation: Realisation
+    derivation: Digest
+    circumstances: Mapping[str, object]
+    envelope: bytes | None = None
+
+    def encode(self) -> bytes:
+        """The file's bytes; their plain BLAKE3 is its name."""
+        return cbor.encode(
+            {
+                "v": VERSION,
+                "realisation": self.realisation.to_value(),
+                "derivation": self.derivation.raw,
+                "circumstances": dict(self.circumstances),
+                "envelope": self.envelope,
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """The inverse of `encode`, strict."""
+        fields = Fields(cbor.decode(data))
+        fields.version(VERSION)
+        made = cls(
+            realisation=fields.record("realisation", Realisation.from_value),
+            derivation=Digest(fields.take("derivation", bytes)),
+            circumstances=fields.table("circumstances"),
+            envelope=fields.nullable("envelope", bytes),
+        )
+        fields.done()
+        return made
+
+
+def add(index: Index, claim: StoredRealisation, digest: Digest) -> None:
+    """Write a claim's row; inside the index's transaction."""
+    fact = claim.realisation
+    row = (fact.resolved.raw, fact.output, digest.raw, fact.content.raw, claim.derivation.raw)
+    index.execute("insert or ignore into claim values (?, ?, ?, ?, ?)", [row])
+
+
+def of_output(index: Index, resolved: Digest, output: str) -> tuple[Digest, ...]:
+    """The claims about one output, sorted by their digests."""
+    query = "select digest from claim where resolved = ? and output = ? order by digest"
+    return tuple(Digest(raw) for (raw,) in index.select(query, (resolved.raw, output)))  # type: ignore[arg-type]  # the schema's types
+
+
+def of_derivation(index: Index, derivation: Digest) -> tuple[Digest, ...]:
+    """The contents that were ever made from a derivation."""
+    query = "select distinct content from claim where derivation = ? order by content"
+    return tuple(Digest(raw) for (raw,) in index.select(query, (derivation.raw,)))  # type: ignore[arg-type]  # the schema's types
+
+
+def contents_of(index: Index, keys: Sequence[Key]) -> dict[Key, tuple[Digest, ...]]:
+    """The distinct contents claimed for each of `keys`, sorted; a key without a claim is left out.
+
+    Two contents for one key are a contested output; choosing is not the store's to do.
+    """
+    wanted = {(resolved.raw, output): (resolved, output) for resolved, output in keys}
+    found: dict[Key, set[bytes]] = {}
+    for raw, output, content in _rows(index, sorted({raw for raw, _ in wanted})):
+        key = wanted.get((raw, output))
+        if key is not None:
+            found.setdefault(key, set()).add(content)
+    return {key: tuple(map(Digest, sorted(raws))) for key, raws in found.items()}
+
+
+def _rows(index: Index, resolved: Sequence[bytes]) -> list[tuple[bytes, str, bytes]]:
+    rows: list[tuple[bytes, str, bytes]] = []
+    for start in range(0, len(resolved), 10_000):
+        some = resolved[start : start + 10_000]
+        marks = ",".join("?" * len(some))
+        query = f"select resolved, output, content from claim where resolved in ({marks})"
+        rows.extend(index.select(query, some))  # type: ignore[arg-type]  # the schema's types
+    return rows

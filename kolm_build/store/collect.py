@@ -1,0 +1,140 @@
+"""Garbage collection, beside builders.
+
+What is dead is decided from a snapshot (core/gc.py). Then one transaction looks at what was
+pinned or rooted since, and takes away the rows of what is still dead; only after that commit the
+files leave, each in a transaction that sees that nobody published it again. Derivations, claims
+and logs are never dropped: they are small, and they are the memory of the project.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from datetime import date
+
+from kolm_build.core.closure import closure
+from kolm_build.core.digest import Digest
+from kolm_build.core.gc import GcPlan, plan_gc
+from kolm_build.store import lockfile, roots
+from kolm_build.store.index import Index, Row
+from kolm_build.store.layout import Kind, Layout
+from kolm_build.store.references import references
+from kolm_build.store.restore import Reader
+from kolm_build.store.session import remove_tree, sweep
+from kolm_build.store.survey import Found, survey
+
+_BATCH = 1000
+_COLLECTED = (Kind.BLOB, Kind.TREE)
+
+
+class Collector:
+    """Decides and deletes in one store.
+
+    Args:
+        layout: The store's paths.
+        index: Its index.
+        reader: Reads its records.
+        today: Roots that end before this day are over; None ends none.
+    """
+
+    def __init__(self, layout: Layout, index: Index, reader: Reader, *, today: date | None) -> None:
+        self._layout = layout
+        self._index = index
+        self._reader = reader
+        self._today = today
+
+    def plan(self) -> GcPlan:
+        """What would go now."""
+        return plan_gc(self._roots(), references=self._references, sizes=self._sizes())
+
+    def carry_out(self) -> GcPlan:
+        """Delete what no root or session reaches; what was deleted."""
+        with self._index.transaction():
+            sweep(self._layout, self._index)
+            every = roots.listed(self._index)
+            over = [root.name for root in every if not root.holds(self._today)]
+            roots.remove(self._layout, self._index, over)
+        plan = self._without_late(self.plan())
+        self._empty()
+        return plan
+
+    def _without_late(self, plan: GcPlan) -> GcPlan:
+        """Take away the rows of what is dead, but for what came to life since the snapshot."""
+        known = {*plan.live, *plan.dead}
+        with self._index.transaction():
+            now = {row.digest for row in self._rows()} | set(self._roots())
+            late = closure(sorted(now - known), self._unless(plan.live))
+            plan = _less(plan, late, self._sizes())
+            for kind in _COLLECTED:
+                self._index.remove(kind, plan.dead)
+        return plan
+
+    def _unless(self, live: Set[Digest]) -> Callable[[Digest], Iterable[Digest]]:
+        return lambda digest: () if digest in live else self._references(digest)
+
+    def _references(self, digest: Digest) -> Iterable[Digest]:
+        return references(self._index, self._reader, digest)
+
+    def _roots(self) -> Iterator[Digest]:
+        for root in roots.listed(self._index):
+            if root.holds(self._today):
+                yield from (*root.trees, *root.derivations)
+        yield from self._index.pinned()
+
+    def _rows(self) -> list[Row]:
+        return [row for kind in _COLLECTED for row in self._index.rows(kind)]
+
+    def _sizes(self) -> dict[Digest, int]:
+        return {row.digest: self._disk_bytes(row) for row in self._rows()}
+
+    def _disk_bytes(self, row: Row) -> int:
+        """A joined blob's own file is only its record; its parts are objects too."""
+        if not row.joined:
+            return row.size_bytes
+        return os.stat(self._layout.path(row.kind, row.digest, joined=True)).st_size
+
+    def _empty(self) -> None:
+        """Throw away every file without a row, and what builders left behind."""
+        for kind in _COLLECTED:
+            files = [found for found in survey(self._layout, kind) if isinstance(found, Found)]
+            for start in range(0, len(files), _BATCH):
+                self._throw_away(kind, files[start : start + _BATCH])
+        empty_trash(self._layout)
+        for name in os.listdir(self._layout.folder("locks")):
+            with suppress(FileNotFoundError):
+                lockfile.remove_free(f"{self._layout.folder('locks')}/{name}")
+
+    def _throw_away(self, kind: Kind, files: Sequence[Found]) -> None:
+        """Move what has no row to the trash; inside a transaction, since publishing is too."""
+        with self._index.transaction():
+            rows = {digest: self._index.row(kind, digest) for digest in {f.digest for f in files}}
+            for found in files:
+                row = rows[found.digest]
+                if row is None or row.joined != found.joined:
+                    to_trash(self._layout, found.path)
+
+
+def _less(plan: GcPlan, late: Collection[Digest], sizes: Mapping[Digest, int]) -> GcPlan:
+    """`plan` without what came to life."""
+    alive = frozenset(late)
+    dead = tuple(digest for digest in plan.dead if digest not in alive and digest in sizes)
+    freed = sum(sizes[digest] for digest in dead)
+    return GcPlan(live=plan.live | alive, dead=dead, freed_bytes=freed)
+
+
+def to_trash(layout: Layout, path: str) -> None:
+    """Take a file out of its place."""
+    with suppress(FileNotFoundError):
+        os.rename(path, f"{layout.folder('trash')}/{os.urandom(12).hex()}")
+
+
+def empty_trash(layout: Layout) -> None:
+    """Unlink what was taken out of its place."""
+    for name in os.listdir(layout.folder("trash")):
+        path = f"{layout.folder('trash')}/{name}"
+        with suppress(FileNotFoundError):
+            if os.path.isdir(path) and not os.path.islink(path):
+                remove_tree(path)
+            else:
+                os.unlink(path)

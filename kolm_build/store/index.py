@@ -1,0 +1,197 @@
+"""The index: which objects are valid, in one SQLite file (spec/store.md).
+
+A row says that the object's bytes are durable under their name. Rows are written after the bytes
+and removed before them, in transactions that also hold every pin and root, so one database
+orders builders and the garbage collector. Everything here but the memo, the stat cache and the
+pins can be made again from the files.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock
+from urllib.parse import quote
+
+from kolm_build.core.digest import Digest
+from kolm_build.store.layout import Kind
+
+WAIT_S = 600.0
+"""How long a writer waits for another; a transaction is as long as one flush of the disk."""
+
+_SCHEMA = """
+create table if not exists object (
+  kind integer not null, digest blob not null, size integer not null, joined integer not null,
+  primary key (kind, digest)) without rowid;
+create table if not exists claim (
+  resolved blob not null, output text not null, digest blob not null,
+  content blob not null, derivation blob not null,
+  primary key (resolved, output, digest)) without rowid;
+create index if not exists claim_derivation on claim (derivation);
+create table if not exists root (
+  name text primary key, record text not null) without rowid;
+create table if not exists session (name text primary key) without rowid;
+create table if not exists pin (
+  session text not null, digest blob not null, primary key (session, digest)) without rowid;
+create table if not exists memo (key blob primary key, value blob not null) without rowid;
+create table if not exists stat (
+  dev integer not null, ino integer not null, size integer not null,
+  mtime_ns integer not null, ctime_ns integer not null, b3 blob not null, sha256 blob not null,
+  primary key (dev, ino)) without rowid;
+"""
+_MAX_VARIABLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One object in the index.
+
+    Attributes:
+        kind: What it is.
+        digest: Its name.
+        size_bytes: The size of its bytes, those of its parts together for a joined blob.
+        joined: Whether it is a blob that is stored in parts.
+    """
+
+    kind: Kind
+    digest: Digest
+    size_bytes: int
+    joined: bool = False
+
+
+class Index:
+    """One connection to the index of a store; threads may share it.
+
+    Args:
+        path: The database file.
+        read_only: Never write, not even what SQLite keeps beside the file.
+    """
+
+    def __init__(self, path: str, *, read_only: bool) -> None:
+        self._lock = RLock()
+        self._db = sqlite3.connect(
+            _uri(path, read_only=read_only),
+            uri=True,
+            timeout=WAIT_S,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=64,
+        )
+        if not read_only:
+            self._db.execute("pragma journal_mode=wal")
+            self._db.execute("pragma synchronous=full")
+
+    def make(self) -> None:
+        """Make the tables that are not there yet."""
+        if self._db.execute("select count(*) from sqlite_master").fetchone()[0] == 0:
+            self._db.executescript(f"begin immediate; {_SCHEMA} commit;")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """The one writer of this store; all or nothing, durable when it ends."""
+        with self._lock:
+            self._db.execute("begin immediate")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("rollback")
+                raise
+            self._db.execute("commit")
+
+    def select(self, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """All rows of one query."""
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def execute(self, query: str, values: Iterable[Sequence[object]] = ((),)) -> None:
+        """One statement for each of `values`; inside `transaction`."""
+        self._db.executemany(query, values)
+
+    # Objects
+
+    def has(self, kind: Kind, digest: Digest) -> bool:
+        """Whether the object is valid."""
+        query = "select 1 from object where kind = ? and digest = ?"
+        return bool(self.select(query, (int(kind), digest.raw)))
+
+    def row(self, kind: Kind, digest: Digest) -> Row | None:
+        """The object's row, or None."""
+        query = "select size, joined from object where kind = ? and digest = ?"
+        for size, joined in self.select(query, (int(kind), digest.raw)):
+            return Row(kind, digest, size, bool(joined))  # type: ignore[arg-type]  # see schema
+        return None
+
+    def present(self, kind: Kind, digests: Iterable[Digest]) -> set[Digest]:
+        """Those of `digests` that are valid objects of `kind`."""
+        found: set[Digest] = set()
+        for some in _chunks(list(digests)):
+            query = (
+                f"select digest from object where kind = {int(kind)} and digest in ({_marks(some)})"
+            )
+            rows = self.select(query, [one.raw for one in some])
+            found.update(Digest(raw) for (raw,) in rows)  # type: ignore[arg-type]  # see schema
+        return found
+
+    def rows(self, kind: Kind | None = None) -> list[Row]:
+        """Every object, or every one of `kind`, sorted."""
+        where = "" if kind is None else f" where kind = {int(kind)}"
+        query = f"select kind, digest, size, joined from object{where} order by kind, digest"
+        return [
+            Row(Kind(kind), Digest(raw), size, bool(joined))  # type: ignore[arg-type]  # see schema
+            for kind, raw, size, joined in self.select(query)
+        ]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Make objects valid; inside `transaction`, after their bytes are durable."""
+        self.execute(
+            "insert or ignore into object values (?, ?, ?, ?)",
+            ((int(row.kind), row.digest.raw, row.size_bytes, row.joined) for row in rows),
+        )
+
+    def remove(self, kind: Kind, digests: Iterable[Digest]) -> None:
+        """Make objects invalid; inside `transaction`, before their bytes go."""
+        self.execute(
+            f"delete from object where kind = {int(kind)} and digest = ?",
+            ((digest.raw,) for digest in digests),
+        )
+
+    # Pins
+
+    def pin(self, session: str, digests: Iterable[Digest]) -> None:
+        """Keep objects as long as the session lives; inside `transaction`."""
+        self.execute(
+            "insert or ignore into pin values (?, ?)", ((session, one.raw) for one in digests)
+        )
+
+    def pinned(self) -> set[Digest]:
+        """Everything that a session pins."""
+        rows = self.select("select distinct digest from pin")
+        return {Digest(raw) for (raw,) in rows}  # type: ignore[arg-type]  # see schema
+
+
+def _uri(path: str, *, read_only: bool) -> str:
+    """How SQLite is to open the file.
+
+    A store on a read-only file system has no place for SQLite's shared memory; nobody else can
+    write there either, so the file is taken as it is.
+    """
+    uri = "file:" + quote(path)
+    if not read_only:
+        return uri
+    return uri + ("?mode=ro" if os.access(os.path.dirname(path), os.W_OK) else "?immutable=1")
+
+
+def _chunks(items: Sequence[Digest]) -> Iterator[Sequence[Digest]]:
+    for start in range(0, len(items), _MAX_VARIABLES):
+        yield items[start : start + _MAX_VARIABLES]
+
+
+def _marks(items: Sequence[object]) -> str:
+    return ",".join("?" * len(items))

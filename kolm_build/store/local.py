@@ -1,0 +1,468 @@
+"""The store in a folder: the only writer below its root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from threading import RLock
+from types import TracebackType
+from typing import Self, TypeVar
+
+from kolm_build.core.derivation import Derivation
+from kolm_build.core.digest import Blob, Digest, RecordKind
+from kolm_build.core.gc import GcPlan
+from kolm_build.core.realisation import Realisation
+from kolm_build.core.tree import Tree
+from kolm_build.errors import MissingObjectError, ReadOnlyStoreError
+from kolm_build.store import claims, roots
+from kolm_build.store.claims import StoredRealisation
+from kolm_build.store.collect import Collector
+from kolm_build.store.door import door
+from kolm_build.store.index import Index, Row
+from kolm_build.store.ingest import Keep, Look, keep_bytes, keep_tree, walk
+from kolm_build.store.layout import FORMAT, Kind, Layout
+from kolm_build.store.lockfile import held
+from kolm_build.store.rebuild import rebuild_index
+from kolm_build.store.references import children
+from kolm_build.store.restore import Reader
+from kolm_build.store.roots import Root
+from kolm_build.store.session import Session, remove_tree
+from kolm_build.store.statcache import StatCache
+from kolm_build.store.usage import Usage, measure
+from kolm_build.store.verify import Report, Substitute, Verifier
+from kolm_build.store.write import Batch, VanishedError, flush, write_named
+
+ATTEMPTS = 5
+"""How often a write starts again because the collector took what it relied on."""
+
+T = TypeVar("T")
+
+
+class LocalStore:
+    """Objects by content, claims by resolved derivation, in one folder. Threads may share it.
+
+    Open it with `open`; close it, or use it as a context manager.
+
+    Args:
+        layout: Its paths.
+        index: Its index.
+        read_only: Refuse every write.
+    """
+
+    def __init__(self, layout: Layout, index: Index, *, read_only: bool) -> None:
+        self._layout = layout
+        self._index = index
+        self._reader = Reader(layout, index)
+        self._read_only = read_only
+        self._session: Session | None = None
+        self._lock = RLock()
+
+    @classmethod
+    def open(cls, root: Path, *, read_only: bool = False) -> Self:
+        """The store at `root`; an empty or missing folder becomes one.
+
+        Raises:
+            StoreFormatError: The folder is something else, or a store of another version.
+            ReadOnlyStoreError: There is no store, and none may be made.
+        """
+        layout = Layout(os.path.abspath(root))
+        with door(layout.root):
+            if not layout.is_made():
+                if read_only:
+                    raise ReadOnlyStoreError("there is no store here", file=layout.root)
+                _make(layout)
+            elif not os.path.exists(layout.database) and not read_only:
+                rebuild_index(layout)
+            return cls(layout, Index(layout.database, read_only=read_only), read_only=read_only)
+
+    @property
+    def root(self) -> Path:
+        """The store's folder."""
+        return Path(self._layout.root)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything that this process pinned."""
+        with self._lock, door(self._layout.root):
+            try:
+                if self._session is not None:
+                    self._session.close()
+                    self._session = None
+            finally:
+                self._index.close()
+
+    # Content
+
+    def put_blob(self, data: bytes) -> Blob:
+        """Keep some bytes; they stay at least until the store is closed."""
+        return self._written(lambda batch: keep_bytes(batch, data), pin=lambda blob: blob.b3)
+
+    def put_tree(self, tree: Tree) -> Digest:
+        """Keep a tree whose files and subfolders are in the store.
+
+        Raises:
+            MissingObjectError: One of them is not.
+        """
+        return self._written(lambda batch: self._keep_tree(batch, tree), pin=lambda digest: digest)
+
+    def ingest(self, path: Path, *, name: str | None = None) -> Digest:
+        """Copy a file or folder into the store, durably; the digest of its tree.
+
+        Args:
+            path: What to copy. A file becomes a tree of one entry.
+            name: That entry's name; by default the file's own.
+        """
+
+        def keep(batch: Batch) -> Digest:
+            cache = StatCache(self._index, self._writer().now_ns())
+            digest = walk(str(path), name=name, sink=Keep(batch), cache=cache)
+            batch.also(cache.save)
+            return digest
+
+        return self._written(keep, pin=lambda digest: digest)
+
+    def tree_of_path(self, path: Path, *, name: str | None = None) -> Digest:
+        """The digest that `ingest` would give; nothing is copied, unchanged files are not read."""
+        with self._lock, door(self._layout.root):
+            now_ns = 0 if self._read_only else self._writer().now_ns()
+            cache = StatCache(self._index, now_ns)
+            digest = walk(str(path), name=name, sink=Look(), cache=cache)
+            if cache.has_new():
+                with self._index.transaction():
+                    cache.save()
+            return digest
+
+    def has_tree(self, digest: Digest) -> bool:
+        """Whether the tree is here with everything below it."""
+        with door(self._layout.root):
+            return self._index.has(Kind.TREE, digest)
+
+    def has_trees(self, digests: Iterable[Digest]) -> set[Digest]:
+        """Those of `digests` that `has_tree` affirms, in one look."""
+        with door(self._layout.root):
+            return self._index.present(Kind.TREE, digests)
+
+    def tree(self, digest: Digest) -> Tree:
+        """A tree's record, checked.
+
+        Raises:
+            MissingObjectError: It is not here.
+            CorruptObjectError: Its bytes changed.
+        """
+        with door(self._layout.root):
+            return self._reader.tree(digest)
+
+    def read_blob(self, b3: Digest) -> bytes:
+        """All bytes of a blob, checked; the errors of `tree`."""
+        with door(self._layout.root):
+            return self._reader.blob(b3)
+
+    def materialise(self, tree: Digest, dest: Path) -> None:
+        """Make the folder `dest` from a tree: files read-only, every byte checked on the way.
+
+        Raises:
+            StoreError: `dest` is there already.
+            CorruptObjectError: An object's bytes changed; nothing is left at `dest`.
+        """
+        with door(self._layout.root):
+            if not self._read_only:
+                self.pin([tree])
+            self._reader.materialise(tree, str(dest))
+
+    def pin(self, digests: Iterable[Digest]) -> set[Digest]:
+        """Keep trees until the store is closed, even from a collector; those that are here."""
+        wanted = set(digests)
+        with door(self._layout.root):
+            session = self._writer()
+            with self._index.transaction():
+                found = self._index.present(Kind.TREE, wanted)
+                self._index.pin(session.name, found)
+        return found
+
+    # Derivations, claims, logs
+
+    def put_derivation(self, derivation: Derivation) -> Digest:
+        """Keep a derivation, for good."""
+        data = derivation.encode()
+        digest = Digest.of_record(data, RecordKind.DERIVATION)
+        return self._keep(Kind.DERIVATION, digest, data)
+
+    def has_derivation(self, digest: Digest) -> bool:
+        """Whether the derivation is here."""
+        with door(self._layout.root):
+            return self._index.has(Kind.DERIVATION, digest)
+
+    def derivation(self, digest: Digest) -> Derivation:
+        """A derivation; the errors of `tree`."""
+        with door(self._layout.root):
+            data = self._reader.record(Kind.DERIVATION, digest, context=RecordKind.DERIVATION)
+            return Derivation.decode(data)
+
+    def derivations(self) -> tuple[Digest, ...]:
+        """Every derivation that was ever put here, sorted."""
+        with door(self._layout.root):
+            return tuple(row.digest for row in self._index.rows(Kind.DERIVATION))
+
+    def put_log(self, data: bytes) -> Digest:
+        """Keep a build's log, for good; its digest is a blob's."""
+        return self._keep(Kind.LOG, Digest.of_blob(data), data)
+
+    def read_log(self, digest: Digest) -> bytes:
+        """A log; the errors of `tree`."""
+        with door(self._layout.root):
+            return self._reader.record(Kind.LOG, digest, context=None)
+
+    def add_realisation(
+        self,
+        realisation: Realisation,
+        *,
+        derivation: Digest,
+        circumstances: Mapping[str, object],
+        envelope: bytes | None = None,
+    ) -> None:
+        """Keep a claim, for good; claims that disagree are all kept.
+
+        Raises:
+            MissingObjectError: The content is not in the store.
+        """
+        claim = StoredRealisation(
+            realisation=realisation,
+            derivation=derivation,
+            circumstances=circumstances,
+            envelope=envelope,
+        )
+        data = claim.encode()
+        digest = Digest.of_blob(data)
+
+        def keep(batch: Batch) -> None:
+            if not batch.has(Kind.TREE, realisation.content):
+                raise _absent(realisation.content)
+            batch.write(Row(Kind.CLAIM, digest, len(data)), data)
+            batch.also(lambda: claims.add(self._index, claim, digest))
+
+        self._written(keep, pin=lambda _: realisation.content)
+
+    def realisations(self, resolved: Digest, output: str) -> tuple[StoredRealisation, ...]:
+        """Every claim about one output; the errors of `tree`."""
+        with door(self._layout.root):
+            return tuple(
+                self._claim(digest) for digest in claims.of_output(self._index, resolved, output)
+            )
+
+    def contents_of(
+        self, keys: Sequence[tuple[Digest, str]]
+    ) -> Mapping[tuple[Digest, str], tuple[Digest, ...]]:
+        """The distinct contents claimed for each (resolved derivation, output), sorted.
+
+        Two or more mean that builders disagree. A key without a claim is left out; a content may
+        have been collected since, which `has_trees` tells.
+        """
+        with door(self._layout.root):
+            return claims.contents_of(self._index, keys)
+
+    # Work
+
+    @contextmanager
+    def lock(
+        self, resolved: Digest, *, on_wait: Callable[[str], None], holder: str | None = None
+    ) -> Iterator[None]:
+        """Be the only one that builds `resolved`; look again for a claim once inside.
+
+        Args:
+            resolved: The resolved derivation.
+            on_wait: Told who has the lock, if somebody has.
+            holder: Who this is, for the others; by default the process's number.
+        """
+        self._check_writable()
+        path = f"{self._layout.folder('locks')}/{resolved.hex}"
+        who = holder or f"process {os.getpid()}"
+        with held(path, holder=who, on_wait=on_wait):
+            yield
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A private empty folder on the store's file system, removed afterwards."""
+        with door(self._layout.root):
+            path = self._writer().temp()
+            os.mkdir(path, 0o700)
+        try:
+            yield Path(path)
+        finally:
+            remove_tree(path)
+
+    def memo_get(self, key: Digest) -> bytes | None:
+        """What was remembered under `key`, if anything."""
+        with door(self._layout.root):
+            for (value,) in self._index.select("select value from memo where key = ?", (key.raw,)):
+                return value  # type: ignore[return-value]  # the schema's types
+            return None
+
+    def memo_put(self, key: Digest, value: bytes) -> None:
+        """Remember something that can be worked out again; it may be forgotten."""
+        self._check_writable()
+        with door(self._layout.root), self._index.transaction():
+            self._index.execute("insert or replace into memo values (?, ?)", [(key.raw, value)])
+
+    # Roots, collection, checks
+
+    def add_root(
+        self,
+        name: str,
+        *,
+        trees: Iterable[Digest] = (),
+        derivations: Iterable[Digest] = (),
+        expires: date | None = None,
+        path: Path | None = None,
+    ) -> None:
+        """Keep trees and derivations from the collector; replaces the root of that name.
+
+        Args:
+            name: The root's name.
+            trees: Trees, kept with all below them.
+            derivations: Derivations, kept with their outputs and inputs.
+            expires: The last day on which the root holds.
+            path: A file outside the store; when it is gone, the root is over.
+        """
+        root = Root(
+            name=name,
+            trees=tuple(sorted(set(trees))),
+            derivations=tuple(sorted(set(derivations))),
+            expires=expires,
+            path=None if path is None else os.path.abspath(path),
+        )
+        with door(self._layout.root):
+            roots.add(self._layout, self._index, self._writer(), root)
+
+    def roots(self) -> tuple[Root, ...]:
+        """Every root, by name."""
+        with door(self._layout.root):
+            return roots.listed(self._index)
+
+    def remove_root(self, name: str) -> None:
+        """Let go of a root; one that is not there is no error."""
+        self._check_writable()
+        with door(self._layout.root), self._index.transaction():
+            roots.remove(self._layout, self._index, [name])
+
+    def collect(self, *, dry_run: bool, today: date | None = None) -> GcPlan:
+        """Delete, beside running builds, what no root and no running process needs.
+
+        Args:
+            dry_run: Only say what would go.
+            today: Roots that end before this day are over; None ends none.
+        """
+        if not dry_run:
+            self._check_writable()
+        with self._lock, door(self._layout.root):
+            collector = Collector(self._layout, self._index, self._reader, today=today)
+            return collector.plan() if dry_run else collector.carry_out()
+
+    def fsck(
+        self,
+        *,
+        repair: bool = False,
+        deep: bool = False,
+        substitute: Substitute | None = None,
+    ) -> Report:
+        """Hash everything again.
+
+        Args:
+            repair: Put right what can be: modes, bytes that `substitute` has; the rest becomes
+                invalid, so that the next build makes it again.
+            deep: Check SHA-256 and the whole of files that are stored in parts, too.
+            substitute: Gives the right bytes of an object, or None.
+        """
+        if repair:
+            self._check_writable()
+        with self._lock, door(self._layout.root):
+            verifier = Verifier(self._layout, self._index, self._reader, deep=deep)
+            report = verifier.check()
+            if not repair:
+                return report
+            return verifier.repair(report, self._writer(), substitute or (lambda _: None))
+
+    @classmethod
+    def rebuild_index(cls, root: Path) -> int:
+        """Make the index of a closed store again from its files; how many objects hold."""
+        layout = Layout(os.path.abspath(root))
+        with door(layout.root):
+            layout.is_made()
+            return rebuild_index(layout)
+
+    def usage(self) -> Usage:
+        """How many bytes each root has, and how many are on the disk."""
+        with door(self._layout.root):
+            return measure(self._layout, self._index, self._reader)
+
+    # Inside
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ReadOnlyStoreError("the store is open for reading only", file=self._layout.root)
+
+    def _writer(self) -> Session:
+        """This process's session, begun when it first writes."""
+        self._check_writable()
+        with self._lock:
+            if self._session is None:
+                self._session = Session(self._layout, self._index)
+            return self._session
+
+    def _written(self, keep: Callable[[Batch], T], *, pin: Callable[[T], Digest]) -> T:
+        """What `keep` gives, once all that it put into a batch is durable and valid."""
+        with door(self._layout.root):
+            session = self._writer()
+            for attempt in range(ATTEMPTS):
+                try:
+                    with Batch(self._layout, self._index, session) as batch:
+                        made = keep(batch)
+                        batch.publish(pins=[pin(made)])
+                        return made
+                except VanishedError:
+                    if attempt == ATTEMPTS - 1:
+                        raise
+        raise AssertionError("unreachable")
+
+    def _keep(self, kind: Kind, digest: Digest, data: bytes) -> Digest:
+        def keep(batch: Batch) -> Digest:
+            batch.write(Row(kind, digest, len(data)), data)
+            return digest
+
+        return self._written(keep, pin=lambda made: made)
+
+    def _keep_tree(self, batch: Batch, tree: Tree) -> Digest:
+        for kind, child in children(tree):
+            if not batch.has(kind, child):
+                raise _absent(child)
+        return keep_tree(batch, tree)
+
+    def _claim(self, digest: Digest) -> StoredRealisation:
+        return StoredRealisation.decode(self._reader.record(Kind.CLAIM, digest, context=None))
+
+
+def _absent(digest: Digest) -> MissingObjectError:
+    return MissingObjectError("not in the store", expected=str(digest))
+
+
+def _make(layout: Layout) -> None:
+    """Make an empty store; the format file comes last and says that all the rest is there."""
+    layout.make()
+    index = Index(layout.database, read_only=False)
+    index.make()
+    index.close()
+    flush(layout.root)
+    temp = f"{layout.folder('tmp')}/format.{os.urandom(8).hex()}"
+    write_named(layout.format_file, FORMAT.encode(), temp)

@@ -1,0 +1,223 @@
+"""From the store back to files: every byte is hashed again on the way out.
+
+What is hashed is the copy that the caller gets, so a swapped or damaged object cannot slip
+through. Nobody is ever given a link to an object.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+
+from blake3 import blake3
+
+from kolm_build.core.digest import Blob, Digest, RecordKind, Sha256
+from kolm_build.core.tree import File, Folder, Link, Tree
+from kolm_build.errors import (
+    CorruptObjectError,
+    InvalidRecordError,
+    MissingObjectError,
+    StoreError,
+)
+from kolm_build.store.index import Index
+from kolm_build.store.join import Join
+from kolm_build.store.layout import Kind, Layout
+from kolm_build.store.session import remove_tree
+from kolm_build.store.spool import copy_range
+
+_ADVICE = "`kolm store fsck --repair` finds what is damaged; the next build makes it again."
+_SMALL_BYTES = 1 << 20
+_PIECE_BYTES = 8 << 20
+
+
+class Reader:
+    """Reads and checks the objects of one store.
+
+    Args:
+        layout: The store's paths.
+        index: Its index: what has no row is not there.
+    """
+
+    def __init__(self, layout: Layout, index: Index) -> None:
+        self._layout = layout
+        self._index = index
+
+    def record(self, kind: Kind, digest: Digest, *, context: RecordKind | None) -> bytes:
+        """The bytes of a small object, checked.
+
+        Args:
+            kind: Which folder it is in.
+            digest: Its name.
+            context: How the name is made; None for a plain BLAKE3.
+
+        Raises:
+            MissingObjectError: It is not in the store.
+            CorruptObjectError: Its bytes changed.
+        """
+        if not self._index.has(kind, digest):
+            raise _missing(digest)
+        path = self._layout.path(kind, digest)
+        data = _read(path, digest)
+        check(digest, record_digest(data, context), path)
+        return data
+
+    def tree(self, digest: Digest) -> Tree:
+        """A folder's record."""
+        return Tree.decode(self.record(Kind.TREE, digest, context=RecordKind.TREE))
+
+    def blob(self, b3: Digest) -> bytes:
+        """All bytes of a blob."""
+        data = b"".join(_read(path, part) for part, _, path in self._pieces(b3))
+        check(b3, Digest.of_blob(data), self._where(b3))
+        return data
+
+    def hashed(self, b3: Digest) -> Blob:
+        """Both digests of the bytes that a blob really has, nothing taken on trust."""
+        first, second, size = blake3(), sha256(), 0
+        for part, _, path in self._pieces(b3):
+            source = _open(path, part)
+            with os.fdopen(source, "rb", buffering=0) as file:
+                while piece := file.read(_PIECE_BYTES):
+                    first.update(piece)
+                    second.update(piece)
+                    size += len(piece)
+        return Blob(b3=Digest(first.digest()), sha256=Sha256(second.digest()), size_bytes=size)
+
+    def parts(self, b3: Digest) -> Join:
+        """The record of a blob that is stored in parts."""
+        path = self._layout.path(Kind.BLOB, b3, joined=True)
+        return read_join(_read(path, b3), b3, path)
+
+    def materialise(self, digest: Digest, dest: str) -> None:
+        """Make the folder `dest`, with the tree's files in it, read-only.
+
+        Raises:
+            StoreError: `dest` is there already.
+            CorruptObjectError: An object's bytes changed; nothing is left at `dest`.
+        """
+        try:
+            os.mkdir(dest)
+        except FileExistsError:
+            raise StoreError("the place to restore to is taken", file=dest) from None
+        try:
+            self._fill(digest, dest, 0)
+        except BaseException:
+            remove_tree(dest)
+            raise
+
+    def _fill(self, digest: Digest, dest: str, depth: int) -> None:
+        for name, node in self.tree(digest).entries:
+            path = f"{dest}/{name}"
+            if isinstance(node, File):
+                self._restore_file(node, path)
+            elif isinstance(node, Folder):
+                os.mkdir(path)
+                self._fill(node.tree, path, depth + 1)
+            else:
+                _restore_link(node, path, depth)
+
+    def _restore_file(self, node: File, path: str) -> None:
+        mode = 0o555 if node.executable else 0o444
+        target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            size = self._copy(node.b3, target)
+            check(node.b3, _hash_open(target, size), self._where(node.b3))
+            os.fchmod(target, mode)
+        finally:
+            os.close(target)
+
+    def _copy(self, b3: Digest, target: int) -> int:
+        at = 0
+        for part, _, path in self._pieces(b3):
+            source = _open(path, part)
+            try:
+                size = os.fstat(source).st_size
+                copy_range(source, 0, target, at, size)
+            finally:
+                os.close(source)
+            at += size
+        return at
+
+    def _pieces(self, b3: Digest) -> Iterator[tuple[Digest, int, str]]:
+        """The files that hold a blob's bytes, in order."""
+        row = self._index.row(Kind.BLOB, b3)
+        if row is None:
+            raise _missing(b3)
+        if not row.joined:
+            yield b3, row.size_bytes, self._layout.path(Kind.BLOB, b3)
+            return
+        for part, _ in self.parts(b3).parts:
+            yield from self._pieces(part)
+
+    def _where(self, b3: Digest) -> str:
+        row = self._index.row(Kind.BLOB, b3)
+        return self._layout.path(Kind.BLOB, b3, joined=row is not None and row.joined)
+
+
+def record_digest(data: bytes, context: RecordKind | None) -> Digest:
+    """The name of a record's bytes."""
+    return Digest.of_record(data, context) if context else Digest.of_blob(data)
+
+
+def read_join(data: bytes, b3: Digest, path: str) -> Join:
+    """The record of a joined blob.
+
+    Raises:
+        CorruptObjectError: It is damaged, or another blob's.
+    """
+    try:
+        join = Join.decode(data)
+    except InvalidRecordError as error:
+        raise CorruptObjectError(error.reason, file=path, advice=_ADVICE) from error
+    check(b3, join.b3, path)
+    return join
+
+
+def check(expected: Digest, actual: Digest, path: str) -> None:
+    """Refuse an object whose bytes are not those it is named after.
+
+    Raises:
+        CorruptObjectError: They differ.
+    """
+    if expected != actual:
+        raise CorruptObjectError(
+            "an object's bytes changed",
+            file=path,
+            expected=str(expected),
+            actual=str(actual),
+            advice=_ADVICE,
+        )
+
+
+def _missing(digest: Digest) -> MissingObjectError:
+    return MissingObjectError("not in the store", expected=str(digest))
+
+
+def _open(path: str, digest: Digest) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise MissingObjectError(
+            "an object's file is missing", file=path, expected=str(digest), advice=_ADVICE
+        ) from None
+
+
+def _read(path: str, digest: Digest) -> bytes:
+    source = _open(path, digest)
+    with os.fdopen(source, "rb", buffering=0) as file:
+        return file.readall()
+
+
+def _hash_open(file: int, size: int) -> Digest:
+    if size <= _SMALL_BYTES:
+        return Digest.of_blob(os.pread(file, size, 0))
+    with mmap.mmap(file, size, access=mmap.ACCESS_READ) as view:
+        return Digest(blake3(view, max_threads=blake3.AUTO).digest())
+
+
+def _restore_link(node: Link, path: str, depth: int) -> None:
+    if node.target.split("/").count("..") > depth:
+        raise InvalidRecordError("a link leads out of the tree", file=path, actual=node.target)
+    os.symlink(node.target, path)
