@@ -205,7 +205,7 @@ class StepBuilder(ABC):
     def _circumstances(self, ended: Ended, job: _Job) -> Mapping[str, object]:
         return {
             "cpu_ms": ended.cpu_ms,
-            LOG: str(self._store.put_blob(job.log_bytes).b3),
+            LOG: str(self._store.put_log(job.log_bytes)),
             "machine": probe_machine(),
             "peak_bytes": ended.peak_bytes,
             "sandbox": self.level,
@@ -214,7 +214,7 @@ class StepBuilder(ABC):
 
     def _keep_failure(self, job: _Job, error: KolmError) -> None:
         """Keep the log of a failed build, and what it left if that was asked for."""
-        log = self._store.put_blob(job.log_bytes).b3
+        log = self._store.put_log(job.log_bytes)
         tree = None
         if self._keep_failed is not None:
             with suppress(KolmError):  # the failure itself is what the reader must see

@@ -1,6 +1,6 @@
 """Where the log of a build is found again: for what was built, and for what failed.
 
-A realisation's circumstances name the log's blob. A failed build has no realisation; its log is
+A realisation's circumstances name the log. A failed build has no realisation; its log is
 noted under the derivation until the next attempt.
 """
 
@@ -45,9 +45,9 @@ def log_of(store: Store, resolved: Digest, output: str) -> bytes | None:
     for stored in reversed(store.realisations(resolved, output)):
         log = stored.circumstances.get(LOG)
         if isinstance(log, str):
-            return store.read_blob(Digest.parse(log))
+            return store.read_log(Digest.parse(log))
     failure = failure_of(store, resolved)
-    return None if failure is None else store.read_blob(failure["log"])
+    return None if failure is None else store.read_log(failure["log"])
 
 
 def _failure_key(resolved: Digest) -> Digest:

@@ -5,20 +5,19 @@ The engine never imports steps or a particular store: they come in as arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kolm_build.core.derivation import Derivation
-from kolm_build.core.digest import Blob, Digest
+from kolm_build.core.digest import Digest
+from kolm_build.core.plan import Key
 from kolm_build.core.realisation import Realisation
 from kolm_build.core.tree import Tree
 from kolm_build.engine.events import OnEvent
-
-Key = tuple[Digest, str]
-"""A resolved derivation and one of its outputs."""
 
 
 class StoredRealisation(Protocol):
@@ -36,17 +35,17 @@ class StoredRealisation(Protocol):
 class Store(Protocol):
     """The part of a store that the engine uses."""
 
-    def put_blob(self, data: bytes) -> Blob:
-        """Keep `data`."""
-
     def read_blob(self, b3: Digest) -> bytes:
         """The bytes of a blob."""
 
     def ingest(self, path: Path) -> Digest:
         """Keep a folder; its tree digest."""
 
-    def has_tree(self, tree: Digest) -> bool:
+    def has_tree(self, digest: Digest) -> bool:
         """Whether a tree is there, complete and valid."""
+
+    def has_trees(self, digests: Iterable[Digest]) -> AbstractSet[Digest]:
+        """Those that `has_tree` affirms."""
 
     def tree(self, digest: Digest) -> Tree:
         """The record of a tree."""
@@ -54,12 +53,18 @@ class Store(Protocol):
     def materialise(self, tree: Digest, dest: Path) -> None:
         """Copy a tree to the new folder `dest`, read-only, re-hashing."""
 
-    def put_derivation(self, drv: Derivation) -> Digest:
+    def put_derivation(self, derivation: Derivation) -> Digest:
         """Keep a derivation."""
+
+    def put_log(self, data: bytes) -> Digest:
+        """Keep a log."""
+
+    def read_log(self, digest: Digest) -> bytes:
+        """A log."""
 
     def add_realisation(
         self,
-        r: Realisation,
+        realisation: Realisation,
         *,
         derivation: Digest,
         circumstances: Mapping[str, object],
@@ -70,10 +75,10 @@ class Store(Protocol):
         """All realisations of one output."""
 
     def contents_of(self, keys: Sequence[Key]) -> Mapping[Key, tuple[Digest, ...]]:
-        """The distinct contents claimed for each key; a key without any may be left out."""
+        """The distinct contents claimed for each key; a key without any is left out."""
 
     def lock(
-        self, resolved: Digest, *, on_wait: Callable[[str], None]
+        self, resolved: Digest, *, on_wait: Callable[[str], None], holder: str
     ) -> AbstractContextManager[None]:
         """The kernel's lock for building one derivation; `on_wait` learns who holds it."""
 

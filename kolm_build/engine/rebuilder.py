@@ -7,7 +7,8 @@ disagree are an alarm.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,9 @@ a digest in the lock fixes; `rebuild` builds everything."""
 Contents = Mapping[str, Digest]
 """Output name to content."""
 
+Claims = Mapping[str, tuple[Digest, ...]]
+"""Output name to the distinct contents claimed for it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebuilder:
@@ -44,15 +48,12 @@ class Rebuilder:
     on_event: OnEvent
     mode: Mode = "reuse"
 
-    def realise(
-        self, derivation: Derivation, resolved: Derivation, *, needed: Collection[str]
-    ) -> tuple[Contents, str]:
-        """The contents of the derivation's outputs, and how they came.
+    def realise(self, derivation: Derivation, resolved: Derivation) -> tuple[Contents, str]:
+        """The contents of the derivation's outputs, which are then all there, and how they came.
 
         Args:
             derivation: As the lock has it.
             resolved: The same with every input by content; the inputs are in the store.
-            needed: The outputs whose trees must be there.
 
         Returns:
             Output name to content, and ``cut-off``, ``built``, ``fetched`` or ``verified``.
@@ -61,29 +62,35 @@ class Rebuilder:
             KolmError: It could not be built, or two builds of it disagree.
         """
         key = resolved.resolved_digest
-        found = self._reusable(resolved, key, needed)
+        found = self._reusable(resolved, key)
         if found is None:
-            with self.store.lock(key, on_wait=self._waiting(derivation)):
+            holder = f"process {os.getpid()}, which builds {derivation.name}"
+            with self.store.lock(key, on_wait=self._waiting(derivation), holder=holder):
                 # Whoever held the lock may have built it.
-                found = self._reusable(resolved, key, needed)
+                found = self._reusable(resolved, key)
                 if found is None:
                     return self._build(derivation, resolved, key)
         self.on_event(Reused(node=derivation.name, contents=found, cut_off=True))
         return found, "cut-off"
 
-    def _reusable(
-        self, resolved: Derivation, key: Digest, needed: Collection[str]
-    ) -> Contents | None:
+    def _reusable(self, resolved: Derivation, key: Digest) -> Contents | None:
         """What is there and may be used as it is."""
         if self.mode == "rebuild" or (self.mode == "check" and not resolved.is_fixed):
             return None
-        found = claimed(self.store, resolved, key)
-        if found is None or not all(self.store.has_tree(found[name]) for name in needed):
-            return None
-        return found
+        claims = claimed(self.store, resolved, key)
+        found = {name: _sole(some, f"{resolved.name}.{name}") for name, some in claims.items()}
+        complete = len(found) == len(resolved.outputs)
+        return found if complete and self._has_all(found) else None
 
-    def _waiting(self, derivation: Derivation) -> _OnHolder:
-        return _OnHolder(node=derivation.name, on_event=self.on_event)
+    def _has_all(self, found: Contents) -> bool:
+        trees = set(found.values())
+        return self.store.has_trees(trees) == trees
+
+    def _waiting(self, derivation: Derivation) -> Callable[[str], None]:
+        def on_wait(holder: str) -> None:
+            self.on_event(Waiting(node=derivation.name, holder=holder))
+
+        return on_wait
 
     def _build(
         self, derivation: Derivation, resolved: Derivation, key: Digest
@@ -91,9 +98,8 @@ class Rebuilder:
         before = claimed(self.store, resolved, key)
         result = self.builder.build(derivation, resolved, self.on_event)
         self._record(derivation, key, result)
-        if before is not None:
-            self._compare(derivation, before, result.contents)
-        verified = before is not None and self.mode != "reuse"
+        self._compare(derivation, before, result.contents)
+        verified = len(before) == len(result.contents) and self.mode != "reuse"
         self.on_event(
             Built(
                 node=derivation.name,
@@ -114,22 +120,13 @@ class Rebuilder:
                 circumstances=result.circumstances,
             )
 
-    def _compare(self, derivation: Derivation, before: Contents, after: Contents) -> None:
+    def _compare(self, derivation: Derivation, before: Claims, after: Contents) -> None:
+        """Raise if a claim from before and this build disagree; both are kept."""
         for output in sorted(after):
-            if before[output] != after[output]:
-                raise _different(self.store, derivation.name, output, before, after)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OnHolder:
-    """Tells who holds the lock that a node waits for."""
-
-    node: str
-    on_event: OnEvent
-
-    def __call__(self, holder: str) -> None:
-        """Tell of `holder`."""
-        self.on_event(Waiting(node=self.node, holder=holder))
+            for content in before.get(output, ()):
+                if content != after[output]:
+                    where = f"{derivation.name}.{output}"
+                    raise _different(self.store, where, content, after[output])
 
 
 def _how(result: BuildResult, *, verified: bool) -> str:
@@ -138,56 +135,40 @@ def _how(result: BuildResult, *, verified: bool) -> str:
     return "fetched" if result.fetched else "built"
 
 
-def claimed(store: Store, resolved: Derivation, key: Digest) -> Contents | None:
-    """What realisations say the outputs are; None unless they speak of every output.
+def claimed(store: Store, resolved: Derivation, key: Digest) -> Claims:
+    """What the outputs are claimed to be, by name; those of which nothing is known are left out.
 
     An output fixed by a digest needs no realisation: the digest says what it is.
-
-    Raises:
-        NotReproducibleError: They disagree.
     """
-    found = {name: expected for name, expected in resolved.outputs if expected is not None}
+    fixed = {name: (expected,) for name, expected in resolved.outputs if expected is not None}
     keys = [(key, name) for name, expected in resolved.outputs if expected is None]
     claims = store.contents_of(keys) if keys else {}
-    for _, name in keys:
-        contents = claims.get((key, name), ())
-        if not contents:
-            return None
-        found[name] = sole(contents, f"{resolved.name}.{name}")
-    return found
+    return fixed | {name: contents for (_, name), contents in claims.items()}
 
 
-def sole(contents: tuple[Digest, ...], where: str) -> Digest:
-    """The one content among the claims for an output.
-
-    Raises:
-        NotReproducibleError: There are several.
-    """
+def _sole(contents: tuple[Digest, ...], where: str) -> Digest:
     if len(contents) > 1:
         raise NotReproducibleError(
             "contested: builds of the same thing gave different contents",
             where=where,
             expected=str(contents[0]),
             actual=", ".join(map(str, contents[1:])),
-            advice="`kolm diff` shows where they differ. Build in a fresh store (`--store`), and"
-            " trust none of them until you know why.",
+            advice="`kolm build --check` builds it again; `kolm diff` compares the two.",
         )
     return contents[0]
 
 
-def _different(
-    store: Store, node: str, output: str, before: Contents, after: Contents
-) -> NotReproducibleError:
+def _different(store: Store, where: str, before: Digest, after: Digest) -> NotReproducibleError:
     """The error that names the first file, and tensor, that differs."""
     place = ""
-    for difference in differences(before[output], after[output], store.tree):
+    if store.has_trees({before, after}) == {before, after}:
+        difference = next(differences(before, after, store.tree))
         tensor = first_tensor(store, difference)
         place = f", first in {difference.path}" + (f", tensor {tensor}" if tensor else "")
-        break
     return NotReproducibleError(
         f"built again, it is not the same{place}",
-        where=f"{node}.{output}",
-        expected=str(before[output]),
-        actual=str(after[output]),
+        where=where,
+        expected=str(before),
+        actual=str(after),
         advice="Both are kept. `kolm diff` shows every difference.",
     )

@@ -12,13 +12,19 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Lock, Thread
 
-from kolm_build.core.derivation import OutputInput
+from kolm_build.core.closure import closure
+from kolm_build.core.derivation import Derivation, OutputInput
 from kolm_build.core.digest import Digest
+from kolm_build.core.plan import Plan, Reuse, plan
 from kolm_build.engine.events import Event, Failed, OnEvent, Reused
 from kolm_build.engine.protocol import Builder, Store
 from kolm_build.engine.rebuilder import Contents, Mode, Rebuilder
-from kolm_build.engine.survey import Derivations, Plan, plan, survey
 from kolm_build.errors import KolmError
+
+Derivations = Mapping[Digest, Derivation]
+
+NOT_NEEDED = "not needed"
+"""The plan's reason for leaving something alone that nothing wanted rests on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +70,43 @@ def realise(
             done; its exit bits are those of all failures.
         KeyboardInterrupt: As it came; every step process is gone.
     """
-    known = survey(wanted, derivations, store)
-    todo = plan(wanted, derivations, known, has_tree=store.has_tree, mode=mode)
-    events = _OneAtATime(on_event)
+    todo = plan_for(wanted, derivations=derivations, store=store, mode=mode)
     run = _Run(
         derivations=derivations,
         plan=todo,
-        rebuilder=Rebuilder(store=store, builder=builder, on_event=events, mode=mode),
-        contents=dict(known.contents),
-        keys=dict(known.keys),
+        rebuilder=Rebuilder(
+            store=store, builder=builder, on_event=_OneAtATime(on_event), mode=mode
+        ),
+        contents=dict(todo.contents),
+        keys=dict(todo.resolved),
     )
     run.reuse()
     run.build(jobs)
     return Realised(contents=run.contents, keys=run.keys, actions=run.actions)
+
+
+def plan_for(
+    wanted: Sequence[OutputInput], *, derivations: Derivations, store: Store, mode: Mode = "reuse"
+) -> Plan:
+    """What `realise` would do; what `--dry-run` prints."""
+    return plan(
+        wanted,
+        derivations=derivations,
+        lookup=store.contents_of,
+        present=store.has_trees,
+        again=_again(wanted, derivations, mode),
+    )
+
+
+def _again(wanted: Sequence[OutputInput], derivations: Derivations, mode: Mode) -> set[Digest]:
+    """What is built even if it is there: all, or all that no digest in the lock fixes."""
+    if mode == "reuse":
+        return set()
+    needed = closure(
+        (one.derivation for one in wanted),
+        lambda digest: [need.derivation for need in derivations[digest].needs],
+    )
+    return {one for one in needed if mode == "rebuild" or not derivations[one].is_fixed}
 
 
 class _OneAtATime:
@@ -115,20 +145,18 @@ class _Run:
     finished: SimpleQueue[_Finished] = field(default_factory=SimpleQueue)
 
     def reuse(self) -> None:
-        """Tell of what is there."""
-        for digest in self.plan.reuse:
-            node = self.derivations[digest]
-            names = sorted(self.plan.needed[digest])
-            found = {
-                name: self.contents[OutputInput(derivation=digest, output=name)] for name in names
-            }
-            self.actions[digest] = "reused"
-            self.rebuilder.on_event(Reused(node=node.name, contents=found))
+        """Tell of what is there and needed."""
+        for action in self.plan.actions:
+            if isinstance(action, Reuse) and action.reason != NOT_NEEDED:
+                self.actions[action.derivation] = "reused"
+                found = dict(action.contents)
+                self.rebuilder.on_event(Reused(node=action.name, contents=found))
 
     def build(self, jobs: int) -> None:
         """Build what is not there, at most `jobs` at once."""
-        waits, frees = self._graph()
-        ready = deque(digest for digest in self.plan.build if not waits[digest])
+        builds = [action.derivation for action in self.plan.builds]
+        waits, frees = self._graph(builds)
+        ready = deque(digest for digest in builds if not waits[digest])
         running: dict[Digest, Thread] = {}
         try:
             while ready or running:
@@ -149,11 +177,13 @@ class _Run:
         if self.errors:
             raise _all_in_one(self.errors)
 
-    def _graph(self) -> tuple[dict[Digest, set[Digest]], dict[Digest, list[Digest]]]:
+    def _graph(
+        self, builds: Sequence[Digest]
+    ) -> tuple[dict[Digest, set[Digest]], dict[Digest, list[Digest]]]:
         """For each node to build: those it waits for, and those that wait for it."""
         waits: dict[Digest, set[Digest]] = {}
-        frees: dict[Digest, list[Digest]] = {digest: [] for digest in self.plan.build}
-        for digest in self.plan.build:
+        frees: dict[Digest, list[Digest]] = {digest: [] for digest in builds}
+        for digest in builds:
             needs = {need.derivation for need in self.derivations[digest].needs}
             waits[digest] = {need for need in needs if need in frees}
             for need in waits[digest]:
@@ -169,8 +199,7 @@ class _Run:
             contents: Contents = {}
             how, error = "", None
             try:
-                needed = self.plan.needed[digest]
-                contents, how = self.rebuilder.realise(derivation, resolved, needed=needed)
+                contents, how = self.rebuilder.realise(derivation, resolved)
             except BaseException as caught:  # noqa: BLE001  # handed to the calling thread
                 error = caught
             done = _Finished(node=digest, contents=contents, how=how, error=error)

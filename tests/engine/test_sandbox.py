@@ -20,13 +20,14 @@ from kolm_build.engine.probe import NetworkAccess, probe_interpreter
 from kolm_build.engine.protocol import BuildResult
 from kolm_build.engine.sandbox import INSIDE, find_sandbox, secret_values, step_variables
 from kolm_build.errors import NoSandboxError
-from tests.engine.folder_store import FolderStore
+from kolm_build.store.local import LocalStore
 from tests.engine.steps import SHAPES, code, derivation, folder
 
 
 @pytest.fixture
 def store(tmp_path):
-    return FolderStore(tmp_path / "store")
+    with LocalStore.open(tmp_path / "store") as store:
+        yield store
 
 
 @pytest.fixture
