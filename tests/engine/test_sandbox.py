@@ -15,24 +15,12 @@ from textwrap import dedent
 import pytest
 
 from kolm_build.core.digest import Digest
-from kolm_build.engine.builder import SandboxBuilder, UnsafeOpenBuilder
+from kolm_build.engine.builder import UnsafeOpenBuilder
 from kolm_build.engine.probe import NetworkAccess, probe_interpreter
 from kolm_build.engine.protocol import BuildResult
 from kolm_build.engine.sandbox import INSIDE, find_sandbox, secret_values, step_variables
 from kolm_build.errors import NoSandboxError
-from kolm_build.store.local import LocalStore
 from tests.engine.steps import SHAPES, code, derivation, folder
-
-
-@pytest.fixture
-def store(tmp_path):
-    with LocalStore.open(tmp_path / "store") as store:
-        yield store
-
-
-@pytest.fixture
-def builder(store):
-    return SandboxBuilder(store=store, steps=SHAPES, environments=lambda _: ())
 
 
 def run(store, builder, tmp_path: Path, body: str, **parts) -> BuildResult:
