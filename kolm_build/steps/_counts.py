@@ -15,7 +15,7 @@ class Architecture:
 
     Attributes:
         parameters: Number of weights, tied ones once.
-        weight_bytes: Their number of bytes.
+        parameter_bytes: Their number of bytes.
         body: Weights of the linear layers, without the output head.
         head: Weights of the output head.
         layers: Number of attention layers.
@@ -25,7 +25,7 @@ class Architecture:
     """
 
     parameters: int
-    weight_bytes: int
+    parameter_bytes: int
     body: int
     head: int
     layers: int
@@ -43,7 +43,7 @@ class Architecture:
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         return cls(
             parameters=sum(weight.numel() for weight in weights),
-            weight_bytes=sum(weight.nbytes for weight in weights),
+            parameter_bytes=sum(weight.nbytes for weight in weights),
             body=sum(
                 module.weight.numel()
                 for module in network.modules()
@@ -71,7 +71,7 @@ class Architecture:
         tokens = prompt_tokens + output_tokens - 1
         row = self.layers * self.cache_width * self.element_bytes
         read = sum(range(prompt_tokens + 1, tokens + 1))
-        return self.weight_bytes * output_tokens + row * (tokens + read)
+        return self.parameter_bytes * output_tokens + row * (tokens + read)
 
 
 def mean_counts(

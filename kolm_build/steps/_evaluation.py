@@ -109,7 +109,7 @@ class Summary:
         metric: ``exact`` or ``label``.
         totals: The totals of the results.
         parameters: The model's number of weights, tied ones once.
-        weight_bytes: Their number of bytes.
+        weight_bytes: Size of its weights as shipped: of all its safetensors files.
         flops_per_request: Operations of a mean request.
         bytes_per_request: Bytes that a mean request reads and writes.
     """
@@ -156,6 +156,11 @@ def write_evaluation(out: Path, results: Iterable[Result], summary: Summary) -> 
     lines = (strict_json.dumps(result.to_value()) + b"\n" for result in results)
     (out / RESULTS).write_bytes(b"".join(lines))
     (out / SUMMARY).write_bytes(strict_json.dumps(summary.to_value()))
+
+
+def weight_bytes(folder: Path) -> int:
+    """The size of the weights of the model in `folder`, as shipped."""
+    return sum(path.stat().st_size for path in sorted(folder.glob("*.safetensors")))
 
 
 def read_summary(folder: Path, role: str) -> Summary:

@@ -13,7 +13,7 @@ from kolm_build.runtime.load import Model, load
 from kolm_build.steps._conversations import Conversation, read_conversations
 from kolm_build.steps._counts import Architecture, mean_counts
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._evaluation import Result, Summary, Totals, write_evaluation
+from kolm_build.steps._evaluation import Result, Summary, Totals, weight_bytes, write_evaluation
 from kolm_build.steps._files import input_folder, output_folder
 from kolm_build.steps._generate import Output, outputs_of
 from kolm_build.steps._params import EvaluateParams
@@ -31,7 +31,8 @@ def run(request: StepRequest, events: Events) -> None:
     verifier = Verifier.parse(params.verifier, params.labels)
     native.apply(request.numerics)
     rows = read_conversations(input_folder(request, "holdout") / "holdout.jsonl")
-    model = load(input_folder(request, "model"))
+    folder = input_folder(request, "model")
+    model = load(folder)
     outputs = outputs_of(
         model, rows, params, lambda done: events.progress(done, len(rows), unit="row")
     )
@@ -39,7 +40,7 @@ def run(request: StepRequest, events: Events) -> None:
         result_of(row, output, metric=params.metric, verifier=verifier)
         for row, output in zip(rows, outputs, strict=True)
     ]
-    summary = summary_of(results, model, metric=params.metric)
+    summary = summary_of(results, model, metric=params.metric, weight_bytes=weight_bytes(folder))
     for name in ("correct", "label_correct", "verified"):
         events.metric(name, str(getattr(summary.totals, name)))
     write_evaluation(output_folder(request), results, summary)
@@ -48,7 +49,7 @@ def run(request: StepRequest, events: Events) -> None:
 def result_of(row: Conversation, output: Output, *, metric: str, verifier: Verifier) -> Result:
     """What `output` is worth: texts are compared without the space around them."""
     said, want = output.text.strip(), row.answer.strip()
-    label_correct = None if output.label is None else output.label == want
+    label_correct = None if output.label is None else output.label == row.answer
     return Result(
         id=row.id,
         answer=row.answer,
@@ -62,7 +63,9 @@ def result_of(row: Conversation, output: Output, *, metric: str, verifier: Verif
     )
 
 
-def summary_of(results: Sequence[Result], model: Model, *, metric: str) -> Summary:
+def summary_of(
+    results: Sequence[Result], model: Model, *, metric: str, weight_bytes: int
+) -> Summary:
     """The totals of `results`, and what a request costs."""
     architecture = Architecture.of(model.network)
     requests = [(result.prompt_tokens, result.output_tokens) for result in results]
@@ -70,6 +73,6 @@ def summary_of(results: Sequence[Result], model: Model, *, metric: str) -> Summa
         metric=metric,
         totals=Totals.of(results),
         parameters=architecture.parameters,
-        weight_bytes=architecture.weight_bytes,
+        weight_bytes=weight_bytes,
         **mean_counts(architecture, requests),
     )

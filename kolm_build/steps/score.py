@@ -5,20 +5,14 @@ Only counted figures and the recipe's budgets enter. Standard library only.
 
 from __future__ import annotations
 
-from math import prod
-from pathlib import Path
-
 from kolm_build.core import kscore, strict_json
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import Evidence
 from kolm_build.core.request import StepRequest
-from kolm_build.core.safetensors import DTYPE_BYTES, PREFIX_BYTES, header_length, parse_header
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._evaluation import Summary, read_summary
+from kolm_build.steps._evaluation import Summary, read_summary, weight_bytes
 from kolm_build.steps._files import input_folder, output_folder
-
-WEIGHTS = "model.safetensors"
 
 _BUDGETS = (
     "size_budget_bytes",
@@ -41,7 +35,7 @@ def run(request: StepRequest, events: Events) -> None:
     base = None
     if "base" in request.inputs:
         base = read_summary(input_folder(request, "base"), "base")
-    size = weight_bytes(input_folder(request, "model") / WEIGHTS)
+    size = weight_bytes(input_folder(request, "model"))
     scored = kscore.score(evidence_of(request, summary, base, size))
     for name in ("k", *kscore.TERMS):
         events.metric(name, str(getattr(scored, name)))
@@ -76,24 +70,6 @@ def evidence_of(
     )
     fields.done()
     return evidence
-
-
-def weight_bytes(path: Path) -> int:
-    """The bytes of all tensors in the safetensors file `path`, by its header.
-
-    Raises:
-        InvalidRecordError: It is missing or not a strict safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = header_length(file.read(PREFIX_BYTES), size)
-            header = parse_header(file.read(length), size)
-    except FileNotFoundError:
-        raise InvalidRecordError("no such file", file=f"model/{path.name}") from None
-    except InvalidRecordError as error:
-        raise error.in_file(f"model/{path.name}") from None
-    return sum(DTYPE_BYTES[tensor.dtype] * prod(tensor.shape) for tensor in header.tensors)
 
 
 def _mismatch(role: str, where: str, expected: int, actual: int) -> InvalidRecordError:
