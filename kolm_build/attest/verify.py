@@ -12,11 +12,12 @@ from pathlib import Path
 
 from kolm_build.attest.attestation import Signed, check_attestations, check_thresholds, digests
 from kolm_build.attest.container import Container, Hashing
-from kolm_build.attest.evidence import (
+from kolm_build.attest.evidence import check_evidence
+from kolm_build.attest.model import (
     CONFIG,
+    COUNTED,
     TOKENIZER_CONFIG,
     WEIGHTS_SUFFIX,
-    check_evidence,
     check_model,
 )
 from kolm_build.attest.trust import TrustPolicy
@@ -94,8 +95,8 @@ def verify_container(container: Container, *, trust: TrustPolicy | None) -> Repo
     with Hashing(container, container.entries.keys() - small, keep=_kept) as hashing:
         files = {path: _small(container, path) for path in small}
         signatures = check_attestations(container, trust)
-        findings = check_evidence(files, container.manifest)
-        check_model(hashing.result(), container.manifest, findings)
+        claims = check_evidence(files, container.manifest)
+        counted = check_model(hashing.result(), container.manifest, claims)
     if trust is not None:
         check_thresholds(signatures, trust)
     sha256_hex, b3_hex = digests(container.manifest_bytes)
@@ -106,8 +107,8 @@ def verify_container(container: Container, *, trust: TrustPolicy | None) -> Repo
         size_bytes=container.size,
         signatures=signatures,
         trusted=trust is not None,
-        evidenced=findings.evidenced,
-        not_evidenced=findings.not_evidenced,
+        evidenced=(*claims.evidenced, *([COUNTED] if counted else [])),
+        not_evidenced=(*claims.not_evidenced, *([] if counted else [COUNTED])),
     )
 
 
