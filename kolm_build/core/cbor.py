@@ -9,7 +9,8 @@ in the tests and not used here, because its canonical mode changed between relea
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from unicodedata import is_normalized
 
 from kolm_build.errors import InvalidRecordError
@@ -52,6 +53,7 @@ def decode(data: bytes) -> Value:
     return value
 
 
+@lru_cache(maxsize=1024)
 def _head(major: int, count: int) -> bytes:
     if count < _WIDTHS[0][0]:
         return bytes((major << 5 | count,))
@@ -67,35 +69,45 @@ def _encode(value: object, out: list[bytes], depth: int) -> None:
     kind = type(value)
     if kind is str:
         out.append(_text(value))  # type: ignore[arg-type]  # kind is str
+    elif kind is bytes:
+        out.append(_head(_BYTES, len(value)))  # type: ignore[arg-type]  # kind is bytes
+        out.append(value)  # type: ignore[arg-type]
     elif kind is bool or value is None:
         out.append(b"\xf6" if value is None else b"\xf5" if value else b"\xf4")
     elif kind is int:
         number: int = value  # type: ignore[assignment]  # kind is int
         out.append(_head(_UINT, number) if number >= 0 else _head(_NINT, -1 - number))
-    elif kind is bytes:
-        out.append(_head(_BYTES, len(value)) + value)  # type: ignore[arg-type, operator]
+    elif kind is dict or isinstance(value, Mapping):
+        _encode_map(value, out, depth + 1)  # type: ignore[arg-type]  # a map
     elif isinstance(value, list | tuple):
-        out.append(_head(_ARRAY, len(value)))
-        for index, item in enumerate(value):
-            _nested(item, out, depth, f"[{index}]")
-    elif isinstance(value, Mapping):
-        _encode_map(value, out, depth)
+        _encode_array(value, out, depth + 1)
     else:
         raise InvalidRecordError(_TYPE_ERROR, actual=f"{kind.__name__} {value!r}"[:80])
 
 
+def _encode_array(value: Sequence[object], out: list[bytes], depth: int) -> None:
+    out.append(_head(_ARRAY, len(value)))
+    for index, item in enumerate(value):
+        try:
+            _encode(item, out, depth)
+        except InvalidRecordError as error:
+            raise error.under(f"[{index}]") from None
+
+
 def _encode_map(value: Mapping[object, object], out: list[bytes], depth: int) -> None:
     out.append(_head(_MAP, len(value)))
-    for key, name in sorted((_key(name), name) for name in value):
+    for key, name in _ordered(tuple(value)):
         out.append(key)
-        _nested(value[name], out, depth, str(name))
+        try:
+            _encode(value[name], out, depth)
+        except InvalidRecordError as error:
+            raise error.under(name) from None
 
 
-def _nested(item: object, out: list[bytes], depth: int, where: str) -> None:
-    try:
-        _encode(item, out, depth + 1)
-    except InvalidRecordError as error:
-        raise error.under(where) from None
+@lru_cache(maxsize=1024)
+def _ordered(names: tuple[object, ...]) -> tuple[tuple[bytes, str], ...]:
+    """The keys of a map in canonical order; records of one kind have the same keys again."""
+    return tuple(sorted((_key(name), str(name)) for name in names))
 
 
 def _key(name: object) -> bytes:
@@ -105,13 +117,21 @@ def _key(name: object) -> bytes:
 
 
 def _text(value: str) -> bytes:
-    if not is_normalized("NFC", value):
+    return _short_text(value) if len(value) <= 64 else _any_text(value)
+
+
+def _any_text(value: str) -> bytes:
+    if not value.isascii() and not is_normalized("NFC", value):
         raise InvalidRecordError("text must be in Unicode form NFC", actual=ascii(value)[:80])
     try:
         data = value.encode()
     except UnicodeEncodeError as error:
         raise InvalidRecordError("text must be UTF-8", actual=ascii(value)[:80]) from error
     return _head(_TEXT, len(data)) + data
+
+
+_short_text = lru_cache(maxsize=4096)(_any_text)
+"""Keys and names come again and again."""
 
 
 class _Reader:

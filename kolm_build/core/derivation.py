@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Self, TypeVar
 
 from kolm_build.core import cbor
@@ -65,11 +66,12 @@ def _input(value: object) -> Input:
     return made
 
 
-def _sorted_pairs(pairs: tuple[tuple[str, object], ...], what: str) -> None:
-    names = [name for name, _ in pairs]
+@lru_cache(maxsize=1024)
+def _check_names(names: tuple[str, ...], what: str) -> None:
+    """Refuse bad names; kept for names that were good, since steps of one kind share them."""
     for name in names:
         parse_label(name)
-    if names != sorted(set(names)):
+    if list(names) != sorted(set(names)):
         raise InvalidRecordError("names out of order or repeated", where=what)
 
 
@@ -104,9 +106,9 @@ class Derivation:
     def __post_init__(self) -> None:
         parse_label(self.name)
         parse_label(self.step)
-        _sorted_pairs(self.params, "params")
-        _sorted_pairs(self.inputs, "inputs")
-        _sorted_pairs(self.outputs, "outputs")
+        _check_names(tuple(name for name, _ in self.params), "params")
+        _check_names(tuple(role for role, _ in self.inputs), "inputs")
+        _check_names(tuple(name for name, _ in self.outputs), "outputs")
         if not self.outputs:
             raise InvalidRecordError("a derivation has at least one output", where="outputs")
         for name, value in self.params:
@@ -223,8 +225,20 @@ class Derivation:
         """
         if not self.is_resolved:
             raise InvalidRecordError("an input is not resolved", where="inputs")
+        return self.resolved_digest_with({})
+
+    def resolved_digest_with(self, content: Mapping[OutputInput, Digest]) -> Digest:
+        """``self.resolve(content).resolved_digest``, without making the record in between.
+
+        Raises:
+            KeyError: The content of an input in `needs` is missing; a mistake of the caller.
+        """
         value = self.to_value()
         del value["name"]
+        value["inputs"] = {
+            role: {"content": (content[one] if isinstance(one, OutputInput) else one.content).raw}
+            for role, one in self.inputs
+        }
         return Digest.of_record(cbor.encode(value), RecordKind.RESOLVED)
 
 

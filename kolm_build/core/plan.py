@@ -232,7 +232,7 @@ class _Known:
             if found is None:
                 return None
             content[need] = found
-        resolved = self.resolved[digest] = derivation.resolve(content).resolved_digest
+        resolved = self.resolved[digest] = derivation.resolved_digest_with(content)
         return resolved
 
     def _claimed(self, digest: Digest, output: str, claims: tuple[Digest, ...]) -> None:

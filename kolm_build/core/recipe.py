@@ -252,6 +252,11 @@ class Step:
     params: Params
     outputs: tuple[str, ...] = ()
 
+    def to_value(self) -> list[object]:
+        """The plain value: in the order of the attributes."""
+        inputs = [[role, str(reference)] for role, reference in self.inputs]
+        return [self.name, self.step, inputs, self.params, self.outputs]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -373,7 +378,12 @@ def _recipe(raw: dict[str, object]) -> Recipe:
         pipeline=pipeline,
         steps=steps,
         sections=_section_digests(
-            {"name": name, "environment": environment, "numerics": numerics, "step": steps}
+            {
+                "name": name,
+                "environment": environment,
+                "numerics": numerics,
+                "step": [step.to_value() for step in steps],
+            }
             | ({name: getattr(pipeline, name) for name in _SECTIONS} if pipeline else {})
         ),
     )
@@ -384,7 +394,7 @@ def _section_digests(sections: Mapping[str, object]) -> Mapping[str, Digest]:
     return {
         name: Digest.of_record(cbor.encode(_plain(value)), RecordKind.RECIPE)
         for name, value in sorted(sections.items())
-        if value != ()
+        if value not in ((), [])
     }
 
 
