@@ -274,7 +274,6 @@ class UnsafeOpenBuilder(StepBuilder):
     def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
         python = str(self._interpreter.binary)
         script = 'umask 022; cd "$1"; shift; exec "$@"'
-        places = sorted({str(bind.outside.parent) for bind in job.binds})
         return Launch(
             command=(
                 "/bin/sh", "-c", script, "sh", str(job.room.build),
@@ -284,7 +283,7 @@ class UnsafeOpenBuilder(StepBuilder):
                 room=job.room,
                 threads=job.resolved.numerics.threads,
                 network=probe_network() if job.network is None else job.network,
-                environment=places,
+                environment=[str(self._interpreter.site)] if job.binds else [],
             ),
             processors=processors,
         )  # fmt: skip
