@@ -174,7 +174,7 @@ class Judge:
     def check(self, result: Result, row: Row) -> None:
         """Refuse a judgement that does not follow from the output."""
         said, want, label = result.output.strip(), row.answer.strip(), result.label_output
-        right = None if label is None else label == want
+        right = None if label is None else label == row.answer
         same("answer", result.answer, row.answer)
         same("label_correct", result.label_correct, right)
         same("correct", result.correct, right is True if self.metric == "label" else said == want)
@@ -380,9 +380,9 @@ def _params(story: Story, step: str) -> Mapping[str, str | int]:
 def _thresholds(params: Mapping[str, object]) -> Thresholds:
     fields = Fields(params)
     return Thresholds.parse(
-        k=fields.text("k_min"),
-        accuracy=fields.text("accuracy_min"),
-        coverage=fields.text("coverage_min"),
+        k=fields.text("k_min", default="0.85"),
+        accuracy=fields.text("accuracy_min", default="0"),
+        coverage=fields.text("coverage_min", default="0"),
     )
 
 

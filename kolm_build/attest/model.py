@@ -48,7 +48,7 @@ class Sizes:
         query_width: Width of all queries of a layer together.
         cache_width: Width of all keys and values of a layer together.
         element_bytes: Bytes of an element of the key-value cache.
-        weight_bytes: Bytes of all weights.
+        parameter_bytes: Bytes of all weights.
     """
 
     body: int
@@ -57,7 +57,7 @@ class Sizes:
     query_width: int
     cache_width: int
     element_bytes: int
-    weight_bytes: int
+    parameter_bytes: int
 
     @classmethod
     def of(cls, config: Mapping[str, object], tensors: Tensors) -> Self:
@@ -83,7 +83,7 @@ class Sizes:
             query_width=heads * width,
             cache_width=2 * kv_heads * width,
             element_bytes=DTYPE_BYTES[head.dtype],
-            weight_bytes=sum(tensor.end - tensor.begin for tensor in tensors.values()),
+            parameter_bytes=sum(tensor.end - tensor.begin for tensor in tensors.values()),
         )
 
     def flops(self, prompt_tokens: int, output_tokens: int) -> int:
@@ -97,7 +97,7 @@ class Sizes:
         read = prompt_tokens + output_tokens - 1
         cached = read * (read + 1) // 2 - prompt_tokens * (prompt_tokens + 1) // 2
         row = self.layers * self.cache_width * self.element_bytes
-        return self.weight_bytes * output_tokens + row * (read + cached)
+        return self.parameter_bytes * output_tokens + row * (read + cached)
 
 
 def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) -> bool:
@@ -119,8 +119,7 @@ def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) 
     with about(_SUMMARY):
         summary = claims.summary
         same("parameters", summary.parameters, sum(prod(each.shape) for each in tensors.values()))
-        weight_bytes = sum(each.end - each.begin for each in tensors.values())
-        same("weight_bytes", summary.weight_bytes, weight_bytes)
+        same("weight_bytes", summary.weight_bytes, _weight_bytes(manifest))
         if _EMBEDDING not in tensors:
             return False
         sizes = Sizes.of(config, tensors)
@@ -147,6 +146,12 @@ def _tensors(heads: Mapping[str, bytes], manifest: Manifest) -> Tensors:
                     if found.setdefault(tensor.name, tensor) is not tensor:
                         raise InvalidRecordError("a tensor in two files", where=tensor.name)
     return found
+
+
+def _weight_bytes(manifest: Manifest) -> int:
+    """The size of the weights as shipped: of all their files."""
+    paths = (each for each in manifest.members if each.path.startswith(FOLDER))
+    return sum(each.size for each in paths if each.path.endswith(WEIGHTS_SUFFIX))
 
 
 def _header(head: bytes, size: int) -> tuple[TensorEntry, ...]:

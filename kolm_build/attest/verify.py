@@ -29,6 +29,7 @@ MAX_EVIDENCE_BYTES = 1 << 28
 
 _HEAD_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES
 _EVIDENCE = ("build/", "eval/", "sbom/")
+_SOURCES = "build/sources/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ def verify_artifact(path: Path, *, trust: TrustPolicy | None) -> Report:
 
 def verify_container(container: Container, *, trust: TrustPolicy | None) -> Report:
     """`verify_artifact` on an open artifact."""
-    small = {path for path in container.entries if path.startswith(_EVIDENCE)}
+    small = {path for path in container.entries if _is_evidence(path)}
     with Hashing(container, container.entries.keys() - small, keep=_kept) as hashing:
         files = {path: _small(container, path) for path in small}
         signatures = check_attestations(container, trust)
@@ -110,6 +111,11 @@ def verify_container(container: Container, *, trust: TrustPolicy | None) -> Repo
         evidenced=(*claims.evidenced, *([COUNTED] if counted else [])),
         not_evidenced=(*claims.not_evidenced, *([] if counted else [COUNTED])),
     )
+
+
+def _is_evidence(path: str) -> bool:
+    """Whether the whole member is read; the recipe's sources are hashed like weights."""
+    return path.startswith(_EVIDENCE) and not path.startswith(_SOURCES)
 
 
 def _kept(path: str) -> int:

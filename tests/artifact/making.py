@@ -1,0 +1,309 @@
+"""A tiny artifact and its parts: what the tests of the container, the packager and the verifier use.
+
+The model is random bytes in the shapes of a Llama, the evaluation is written by hand; score, gate
+and package are the real steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from kolm_build.core import cbor, strict_json
+from kolm_build.core.derivation import ContentInput, Derivation, OutputInput
+from kolm_build.core.digest import Digest
+from kolm_build.core.environment import Distribution, Environment
+from kolm_build.core.lock import Lock, LockedInput, render_lock
+from kolm_build.core.numerics import Numerics, Platform
+from kolm_build.core.request import StepRequest
+from kolm_build.core.safetensors import data_order, encode_header
+from kolm_build.core.split import is_holdout
+from kolm_build.steps import gate, package, score
+from kolm_build.steps._entry import Events
+
+NAME = "tiny"
+SEED = "s"
+HIDDEN, VOCABULARY, LAYERS = 8, 32, 1
+LABELS = ("cold", "warm")
+
+Files = dict[str, bytes]
+
+
+def digest(text: str) -> Digest:
+    """Some digest."""
+    return Digest.of_blob(text.encode())
+
+
+def row(number: int, answer: str) -> dict[str, object]:
+    """A row with its id."""
+    value: dict[str, object] = {
+        "answer": answer,
+        "group": "",
+        "messages": [{"role": "user", "content": f"Number {number}?"}],
+    }
+    return value | {"id": f"sha256:{hashlib.sha256(cbor.encode(value)).hexdigest()}"}
+
+
+def is_held_out(number: int) -> bool:
+    """The side of the row `number`."""
+    return is_holdout(f"Number {number}?", SEED, 5)
+
+
+def holdout(count: int = 4) -> list[dict[str, object]]:
+    """The first `count` held-out rows."""
+    numbers = [number for number in range(count * 20) if is_held_out(number)][:count]
+    return [row(number, LABELS[index % 2]) for index, number in enumerate(numbers)]
+
+
+def result(held: Mapping[str, object], said: str) -> dict[str, object]:
+    """The result of a row for which the model says `said`."""
+    return {
+        "id": held["id"],
+        "answer": held["answer"],
+        "output": f" {said}",
+        "correct": said == held["answer"],
+        "label_output": said if said in LABELS else LABELS[0],
+        "label_correct": (said if said in LABELS else LABELS[0]) == held["answer"],
+        "verified": said in LABELS,
+        "prompt_tokens": 7,
+        "output_tokens": 2,
+    }
+
+
+TENSORS = (
+    ("model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN)),
+    ("model.layers.0.mlp.up_proj.weight", "BF16", (HIDDEN * 2, HIDDEN)),
+    ("model.layers.0.self_attn.q_proj.weight", "BF16", (HIDDEN, HIDDEN)),
+    ("model.norm.weight", "BF16", (HIDDEN,)),
+)
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": HIDDEN,
+    "model_type": "llama",
+    "num_attention_heads": 2,
+    "num_hidden_layers": LAYERS,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": True,
+}
+
+
+def weights() -> bytes:
+    """The tiny model's weights."""
+    size = sum(2 * _count(shape) for _, _, shape in data_order(TENSORS))
+    return encode_header(TENSORS, {"format": "pt"}) + hashlib.shake_128(b"w").digest(size)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def cost() -> tuple[int, int]:
+    """FLOPs and bytes of a request of 7 tokens with an answer of 2, counted one by one."""
+    body, head, read = 3 * HIDDEN * HIDDEN, VOCABULARY * HIDDEN, 8
+    flops = 2 * body * read + 2 * head * 2
+    flops += sum(2 * 2 * LAYERS * HIDDEN * before for before in range(1, read + 1))
+    parameter_bytes = 2 * sum(_count(shape) for _, _, shape in TENSORS)
+    cache_row = 2 * 4 * 2 * LAYERS
+    return flops, 2 * parameter_bytes + cache_row * read + cache_row * 8
+
+
+def summary(results: list[dict[str, object]], weight_bytes: int) -> dict[str, object]:
+    """The summary of `results`."""
+    flops, moved = cost()
+    return {
+        "format": "evaluation/1",
+        "metric": "exact",
+        "rows": len(results),
+        "correct": sum(each["correct"] is True for each in results),
+        "label_correct": sum(each["label_correct"] is True for each in results),
+        "verified": sum(each["verified"] is True for each in results),
+        "prompt_tokens": 7 * len(results),
+        "output_tokens": 2 * len(results),
+        "parameters": sum(_count(shape) for _, _, shape in TENSORS),
+        "weight_bytes": weight_bytes,
+        "flops_per_request": flops,
+        "bytes_per_request": moved,
+    }
+
+
+BUDGETS: dict[str, str | int] = {
+    "device_bytes_per_s": 10**9,
+    "device_flops_per_s": 10**9,
+    "device_microusd_per_hour": 10**5,
+    "device_name": "toy",
+    "cost_budget_microusd": 1000,
+    "latency_budget_us": 100,
+    "size_budget_bytes": 4096,
+}
+GATE: dict[str, str | int] = {"k_min": "0.5", "accuracy_min": "0.5", "coverage_min": "0"}
+EVALUATE: dict[str, str | int] = {
+    "batch_size": 4,
+    "labels": "\n".join(LABELS),
+    "max_new_tokens": 4,
+    "metric": "exact",
+    "verifier": "labels",
+}
+DATASET: dict[str, str | int] = {"group": "", "modulus": 5, "split_seed": SEED}
+PLATFORM = Platform(isa="x86_64-v3", vendor="GenuineIntel")
+
+
+def node(name: str, step: str, params: Mapping[str, str | int], **inputs: object) -> Derivation:
+    """A derivation of `step`; `inputs` are derivations or digests by role."""
+    inherits = step in ("sft", "merge", "evaluate")
+    found = {
+        role: OutputInput(derivation=value.digest, output=value.outputs[0][0])
+        if isinstance(value, Derivation)
+        else ContentInput(content=value)
+        for role, value in inputs.items()
+    }
+    outputs = ("holdout", "train") if step == "dataset" else ("out",)
+    return Derivation(
+        name=name,
+        step=step,
+        code=digest(f"code {step}"),
+        environment=None,
+        params=tuple(sorted(params.items())),
+        inputs=tuple(sorted(found.items())),
+        outputs=tuple((output, None) for output in outputs),
+        numerics=Numerics(cls="native-1" if inherits else "exact-1"),
+        platform=PLATFORM if inherits else None,
+    )
+
+
+def derivations() -> list[Derivation]:
+    """Everything above the package."""
+    rows = node("dataset", "dataset", DATASET, rows=digest("data"))
+    base = node("base", "import-model", {}, source=digest("base"))
+    tuned = node("train-1", "sft", {"epochs": 1}, model=base, train=rows)
+    before = node("base-evaluation", "evaluate", EVALUATE, model=base, holdout=rows)
+    after = node("evaluation", "evaluate", EVALUATE, model=tuned, holdout=rows)
+    scored = node("score", "score", BUDGETS, evaluation=after, base=before, model=tuned)
+    return [
+        rows,
+        base,
+        tuned,
+        before,
+        after,
+        scored,
+        node("gate", "gate", GATE, score=scored, evaluation=after),
+    ]
+
+
+def lock() -> str:
+    """The lock that the derivations go with."""
+    steps = sorted({each.step for each in derivations()} | {"package"})
+    return render_lock(
+        Lock(
+            name=NAME,
+            sections={"base": digest("section")},
+            numerics=Numerics(cls="native-1"),
+            environment=Environment.of(
+                python="3.11.7",
+                interpreter=digest("python"),
+                distributions=[
+                    Distribution(name="torch", version="2.13.0+cpu", content=digest("torch"))
+                ],
+            ),
+            inputs=(
+                _locked("base", "weights", "Apache-2.0"),
+                _locked("data", "data", "CC0-1.0"),
+            ),
+            code={step: digest(f"code {step}") for step in steps},
+        )
+    )
+
+
+def _locked(name: str, kind: str, licence: str) -> LockedInput:
+    return LockedInput(
+        name=name,
+        kind=kind,
+        source=f"path:./{name}",
+        licence=licence,
+        tree=digest(name),
+        file_count=1,
+        size_bytes=1,
+        files=(),
+    )
+
+
+def lines(values: list[dict[str, object]]) -> bytes:
+    """Canonical JSON lines."""
+    return b"".join(strict_json.dumps(value) + b"\n" for value in values)
+
+
+def inputs() -> dict[str, Files]:
+    """The package step's inputs by role, without score and gate, which are made from these."""
+    rows, model = holdout(), weights()
+    right = [result(each, str(each["answer"])) for each in rows]
+    wrong = [result(each, LABELS[0]) for each in rows]
+    return {
+        "model": {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": model},
+        "holdout": {"holdout.jsonl": lines(rows)},
+        "evaluation": _evaluation(right, len(model)),
+        "base": _evaluation(wrong, len(model)),
+        "story": {
+            "kolm.toml": b'version = 1\nname = "tiny"\n',
+            "kolm.lock": lock().encode(),
+            **{
+                f"derivations/{each.digest.hex}.cbor": each.encode() for each in derivations()
+            },
+        },
+    }
+
+
+def _evaluation(results: list[dict[str, object]], weight_bytes: int) -> Files:
+    return {
+        "results.jsonl": lines(results),
+        "summary.json": strict_json.dumps(summary(results, weight_bytes)),
+    }
+
+
+def make(folder: Path, change: Callable[[dict[str, Files]], None] = lambda _: None) -> Path:
+    """The artifact of `inputs`, after `change`, made below `folder` by the real steps."""
+    made = inputs()
+    change(made)
+    for role, files in made.items():
+        write_tree(folder / role, files)
+    _run(score.run, folder, "score", BUDGETS, ("evaluation", "base", "model"))
+    _run(gate.run, folder, "gate", GATE, ("score", "evaluation"))
+    roles = ("model", "evaluation", "base", "score", "gate", "holdout", "story")
+    _run(package.run, folder, "package", {"name": NAME}, roles)
+    return folder / "package" / f"{NAME}.kolm"
+
+
+def write_tree(folder: Path, files: Files) -> None:
+    """Write `files` below `folder`."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def _run(
+    step: Callable[[StepRequest, Events], None],
+    folder: Path,
+    name: str,
+    params: Mapping[str, str | int],
+    roles: tuple[str, ...],
+) -> None:
+    (folder / name).mkdir()
+    fd = os.open(os.devnull, os.O_WRONLY)
+    try:
+        request = StepRequest(
+            step=name,
+            params=params,
+            inputs={role: str(folder / role) for role in roles},
+            outputs={"out": str(folder / name)},
+            scratch=str(folder),
+            numerics=Numerics(cls="exact-1"),
+            events_fd=fd,
+        )
+        step(request, Events(fd))
+    finally:
+        os.close(fd)
