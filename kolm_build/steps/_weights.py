@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from kolm_build.core.fields import Fields
 from kolm_build.core.safetensors import (
+    DTYPE_BYTES,
     PREFIX_BYTES,
     Header,
     data_order,
@@ -190,10 +192,7 @@ def _to_float32(data: memoryview, dtype: str) -> Array:
 
 
 def _size_bytes(weight: Weight) -> int:
-    size = 4 if weight.dtype == "F32" else 2
-    for length in weight.shape:
-        size *= length
-    return size
+    return DTYPE_BYTES[weight.dtype] * prod(weight.shape)
 
 
 def _mapped(path: Path) -> tuple[Header, memoryview]:
