@@ -7,9 +7,10 @@ is deterministic, the statement is canonical, and there is no clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Self
 
 from kolm_build.attest.container import Container, as_verification
 from kolm_build.attest.envelope import Envelope, Signature, pae
@@ -57,25 +58,37 @@ def attestation_path(statement: str, keyid: str) -> str:
     return f"{ATTESTATIONS}{statement}.{keyid[:16]}.dsse.json"
 
 
-def statement_of(kind: str, manifest: Manifest, manifest_digests: tuple[str, str]) -> Statement:
-    """The statement of `kind` about the artifact with `manifest` and its (SHA-256, BLAKE3)."""
-    sha256_hex, b3_hex = manifest_digests
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """What a statement names its subject by: the hex digests of a manifest.
+
+    Attributes:
+        sha256: Its SHA-256, the artifact's id.
+        b3: Its BLAKE3.
+    """
+
+    sha256: str
+    b3: str
+
+    @classmethod
+    def of(cls, manifest: bytes) -> Self:
+        """The digests of the bytes of ``manifest.json``."""
+        return cls(sha256=sha256(manifest).hexdigest(), b3=blake3(manifest).hex())
+
+
+def statement_of(kind: str, manifest: Manifest, digests: Digests) -> Statement:
+    """The statement of `kind` about the artifact with `manifest`."""
     return Statement(
-        subjects=(Subject(name=manifest.name, sha256=sha256_hex, blake3=b3_hex),),
+        subjects=(Subject(name=manifest.name, sha256=digests.sha256, blake3=digests.b3),),
         predicate_type=f"urn:kolm:predicate:{kind}:1",
         predicate={"artifact": FORMAT},
     )
 
 
-def digests(manifest: bytes) -> tuple[str, str]:
-    """The hex SHA-256 and BLAKE3 of a manifest's bytes."""
-    return sha256(manifest).hexdigest(), blake3(manifest).hex()
-
-
 def make_attestation(container: Container, *, key: SigningKey, role: str) -> tuple[str, bytes]:
     """The path and bytes of the attestation by which `key`, in `role`, vouches for an artifact."""
     kind = STATEMENTS[role]
-    statement = statement_of(kind, container.manifest, digests(container.manifest_bytes))
+    statement = statement_of(kind, container.manifest, Digests.of(container.manifest_bytes))
     payload = statement.encode()
     keyid = key.public.keyid
     envelope = Envelope(
@@ -86,22 +99,39 @@ def make_attestation(container: Container, *, key: SigningKey, role: str) -> tup
     return attestation_path(kind, keyid), envelope.encode()
 
 
-def check_attestations(container: Container, trust: TrustPolicy | None) -> tuple[Signed, ...]:
-    """Every attestation of the artifact, each in order.
+def check_attestations(
+    attestations: Mapping[str, bytes],
+    manifest: Manifest,
+    digests: Digests,
+    trust: TrustPolicy | None,
+) -> tuple[Signed, ...]:
+    """Every attestation of an artifact, each in order.
+
+    Args:
+        attestations: Their bytes by path.
+        manifest: The artifact's manifest.
+        digests: What they have to name it by.
+        trust: Whose signatures to check; the others are listed.
 
     Raises:
         SignatureError: One is malformed, misnamed, about something else, or not by the trusted
             key it names.
     """
     found = []
-    want = digests(container.manifest_bytes)
-    for path in container.attestations:
+    for path, data in attestations.items():
         try:
-            found.append(_check(container, path, want, trust))
+            match = _PATH.fullmatch(path)
+            if not match:
+                raise SignatureError("not the name of an attestation")
+            want = statement_of(match[1], manifest, digests)
+            signed = _check(match[1], Envelope.decode(data), want, trust)
+            if path != attestation_path(signed.statement, signed.keyid):
+                raise SignatureError("named after another key", actual=signed.keyid)
         except InvalidRecordError as error:
             raise as_verification(error, SignatureError).in_file(path) from None
         except SignatureError as error:
             raise error.in_file(path) from None
+        found.append(signed)
     return tuple(found)
 
 
@@ -124,30 +154,20 @@ def check_thresholds(found: Iterable[Signed], trust: TrustPolicy) -> None:
             )
 
 
-def _check(
-    container: Container, path: str, want: tuple[str, str], trust: TrustPolicy | None
-) -> Signed:
-    match = _PATH.fullmatch(path)
-    if not match:
-        raise SignatureError("not the name of an attestation")
-    kind, short = match.groups()
-    envelope = Envelope.decode(container.attestation(path))
+def _check(kind: str, envelope: Envelope, want: Statement, trust: TrustPolicy | None) -> Signed:
+    """The attestation in `envelope`, which has to hold the statement `want`."""
     if len(envelope.signatures) != 1 or envelope.payload_type != PAYLOAD_TYPE:
         raise SignatureError(
             "not one signature over a statement",
             expected=PAYLOAD_TYPE,
             actual=f"{len(envelope.signatures)} over {ascii(envelope.payload_type)[:80]}",
         )
-    statement = Statement.decode(envelope.payload)
-    if statement != statement_of(kind, container.manifest, want):
+    found = Statement.decode(envelope.payload)
+    if found != want:
         raise SignatureError(
-            "a statement about something else",
-            expected=f"{kind}, sha256:{want[0]}",
-            actual=f"{statement.predicate_type}, sha256:{statement.subjects[0].sha256}",
+            "a statement about something else", expected=_shown(want), actual=_shown(found)
         )
     signature = envelope.signatures[0]
-    if not signature.keyid.startswith(short):
-        raise SignatureError("named after another key", actual=signature.keyid)
     known = trust.signer(signature.keyid) if trust else None
     if known and not known[1].verifies(signature.sig, envelope.signed):
         raise SignatureError("a forged or damaged signature", actual=f"keyid {signature.keyid}")
@@ -157,6 +177,11 @@ def _check(
         signer=known[0].name if known else None,
         counts=known is not None and any(STATEMENTS[role] == kind for role in known[0].roles),
     )
+
+
+def _shown(statement: Statement) -> str:
+    subject = statement.subjects[0]
+    return f"{statement.predicate_type} of {subject.name}, sha256:{subject.sha256}"
 
 
 def _names(trust: TrustPolicy, role: str) -> list[str]:

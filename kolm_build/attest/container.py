@@ -36,6 +36,7 @@ from kolm_build.errors import (
 
 PIECE_BYTES = 1 << 20
 MAX_THREADS = 8
+MAX_ATTESTATIONS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ class Container:
         Raises:
             ContainerError: It is not laid out as an artifact.
             ManifestError: The manifest is malformed, or lists other members than there are.
+            SignatureError: It has too many attestations.
             UnsupportedArtifactError: It is of a format this program does not read.
         """
         fd = _open(path)
@@ -97,6 +99,8 @@ class Container:
             placed={piece.member.path: piece for piece in layout.placed},
         )
         made._check_members()
+        if len(made.attestations) > MAX_ATTESTATIONS:
+            raise SignatureError("too many attestations", expected=f"at most {MAX_ATTESTATIONS}")
         return made
 
     @property
@@ -207,9 +211,13 @@ class Hashing:
             ContentError: One is not.
         """
         self._join()
+        self.raise_found()
+        return self._kept
+
+    def raise_found(self) -> None:
+        """Raise what a thread has found so far, so that nobody works on for nothing."""
         if self._errors:
             raise self._errors[0]
-        return self._kept
 
     def _join(self) -> None:
         for thread in self._threads:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kolm_build.attest.attestation import Signed, check_attestations, check_thresholds, digests
+from kolm_build.attest.attestation import Digests, Signed, check_attestations, check_thresholds
 from kolm_build.attest.container import Container, Hashing
 from kolm_build.attest.evidence import check_evidence
 from kolm_build.attest.model import (
@@ -94,16 +94,18 @@ def verify_container(container: Container, *, trust: TrustPolicy | None) -> Repo
     """`verify_artifact` on an open artifact."""
     small = {path for path in container.entries if _is_evidence(path)}
     with Hashing(container, container.entries.keys() - small, keep=_kept) as hashing:
-        files = {path: _small(container, path) for path in small}
-        signatures = check_attestations(container, trust)
+        files = {path: _small(container, path) for path in sorted(small)}
+        attestations = {path: container.attestation(path) for path in container.attestations}
+        hashing.raise_found()
+        digests = Digests.of(container.manifest_bytes)
+        signatures = check_attestations(attestations, container.manifest, digests, trust)
         claims = check_evidence(files, container.manifest)
         counted = check_model(hashing.result(), container.manifest, claims)
     if trust is not None:
         check_thresholds(signatures, trust)
-    sha256_hex, b3_hex = digests(container.manifest_bytes)
     return Report(
-        artifact_id=f"sha256:{sha256_hex}",
-        manifest_b3=f"b3:{b3_hex}",
+        artifact_id=f"sha256:{digests.sha256}",
+        manifest_b3=f"b3:{digests.b3}",
         manifest=container.manifest,
         size_bytes=container.size,
         signatures=signatures,
