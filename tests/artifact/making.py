@@ -178,22 +178,23 @@ def node(name: str, step: str, params: Mapping[str, str | int], **inputs: object
 
 
 def derivations() -> list[Derivation]:
-    """Everything above the package."""
+    """Everything above the package, of a base that was evaluated too."""
     rows = node("dataset", "dataset", DATASET, rows=digest("data"))
     base = node("base", "import-model", {}, source=digest("base"))
     tuned = node("train-1", "sft", {"epochs": 1}, model=base, train=rows)
     before = node("base-evaluation", "evaluate", EVALUATE, model=base, holdout=rows)
     after = node("evaluation", "evaluate", EVALUATE, model=tuned, holdout=rows)
     scored = node("score", "score", BUDGETS, evaluation=after, base=before, model=tuned)
-    return [
-        rows,
-        base,
-        tuned,
-        before,
-        after,
-        scored,
-        node("gate", "gate", GATE, score=scored, evaluation=after),
-    ]
+    passed = node("gate", "gate", GATE, score=scored, evaluation=after)
+    return [rows, base, tuned, before, after, scored, passed]
+
+
+def few_derivations() -> list[Derivation]:
+    """The fewest derivations that an artifact can have."""
+    rows = node("dataset", "dataset", DATASET, rows=digest("data"))
+    after = node("evaluation", "evaluate", EVALUATE, model=digest("base"), holdout=rows)
+    scored = node("score", "score", BUDGETS, evaluation=after, model=digest("base"))
+    return [rows, after, scored, node("gate", "gate", GATE, score=scored, evaluation=after)]
 
 
 def lock() -> str:
@@ -251,11 +252,22 @@ def inputs() -> dict[str, Files]:
         "story": {
             "kolm.toml": b'version = 1\nname = "tiny"\n',
             "kolm.lock": lock().encode(),
-            **{
-                f"derivations/{each.digest.hex}.cbor": each.encode() for each in derivations()
-            },
+            **derivation_files(derivations()),
         },
     }
+
+
+def derivation_files(made: list[Derivation]) -> Files:
+    """The files of `made` in a story."""
+    return {f"derivations/{each.digest.hex}.cbor": each.encode() for each in made}
+
+
+def smallest(made: dict[str, Files]) -> None:
+    """Change the inputs to the fewest there can be: no base was evaluated."""
+    del made["base"]
+    story = made["story"]
+    made["story"] = {name: story[name] for name in ("kolm.toml", "kolm.lock")}
+    made["story"] |= derivation_files(few_derivations())
 
 
 def _evaluation(results: list[dict[str, object]], weight_bytes: int) -> Files:
@@ -271,9 +283,10 @@ def make(folder: Path, change: Callable[[dict[str, Files]], None] = lambda _: No
     change(made)
     for role, files in made.items():
         write_tree(folder / role, files)
-    _run(score.run, folder, "score", BUDGETS, ("evaluation", "base", "model"))
+    base = ("base",) if "base" in made else ()
+    _run(score.run, folder, "score", BUDGETS, ("evaluation", "model", *base))
     _run(gate.run, folder, "gate", GATE, ("score", "evaluation"))
-    roles = ("model", "evaluation", "base", "score", "gate", "holdout", "story")
+    roles = ("model", "evaluation", "score", "gate", "holdout", "story", *base)
     _run(package.run, folder, "package", {"name": NAME}, roles)
     return folder / "package" / f"{NAME}.kolm"
 
