@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Protocol
 
@@ -29,12 +30,14 @@ MAX_DEPTH = 200
 IN_MEMORY_BYTES = 1 << 20
 """Smaller files are read at once, hashed, and written from memory."""
 
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+
 
 class Sink(Protocol):
     """What becomes of the files and folders of a walk."""
 
-    def known(self, blob: Blob) -> bool:
-        """Whether the file with this content need not be read again."""
+    def known(self, b3s: Iterable[Digest]) -> set[Digest]:
+        """Those of the contents that need not be read again."""
 
     def file(self, source: int, size: int, name: str) -> Blob:
         """The content of an open file."""
@@ -53,9 +56,9 @@ class Keep:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
 
-    def known(self, blob: Blob) -> bool:
-        """Whether the store holds the bytes."""
-        return self._batch.has(Kind.BLOB, blob.b3)
+    def known(self, b3s: Iterable[Digest]) -> set[Digest]:
+        """Those that the store holds."""
+        return self._batch.present(Kind.BLOB, b3s)
 
     def file(self, source: int, size: int, name: str) -> Blob:
         """Copy and hash: in parts where it is a safetensors file."""
@@ -92,9 +95,9 @@ class Keep:
 class Look:
     """Hash everything and keep nothing."""
 
-    def known(self, _blob: Blob) -> bool:
-        """A digest is all that is asked for."""
-        return True
+    def known(self, b3s: Iterable[Digest]) -> set[Digest]:
+        """All: a digest is all that is asked for."""
+        return set(b3s)
 
     def file(self, source: int, size: int, _name: str) -> Blob:
         """Hash."""
@@ -181,13 +184,14 @@ def _files(
 ) -> dict[str, Node]:
     """The files of one folder: one look into the cache for all of them."""
     cached = cache.find([found for _, found in files.values()])
+    known = sink.known(blob.b3 for blob in cached.values())
     nodes: dict[str, Node] = {}
     for name, (path, found) in files.items():
         blob = cached.get(key_of(found))
         if not stat.S_ISREG(found.st_mode):
             raise InvalidRecordError("not a file, folder or link", file=path)
-        if blob is None or not sink.known(blob):
-            blob = _read_file(path, name, sink, cache)
+        if blob is None or blob.b3 not in known:
+            blob = _read_file(path, name, found, sink, cache)
         nodes[name] = File(
             b3=blob.b3,
             sha256=blob.sha256,
@@ -197,19 +201,17 @@ def _files(
     return nodes
 
 
-def _read_file(path: str, name: str, sink: Sink, cache: StatCache) -> Blob:
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+def _read_file(path: str, name: str, found: os.stat_result, sink: Sink, cache: StatCache) -> Blob:
+    source = os.open(path, _READ)
     try:
-        before = os.fstat(source)
-        try:
-            blob = sink.file(source, before.st_size, name)
-        except InvalidRecordError as error:
-            raise error.in_file(path) from None
-        if key_of(os.fstat(source)) == key_of(before):
-            cache.keep(before, blob)
-        return blob
+        blob = sink.file(source, found.st_size, name)
+        if cache.is_at_rest(found) and key_of(os.fstat(source)) == key_of(found):
+            cache.keep(found, blob)
+    except InvalidRecordError as error:
+        raise error.in_file(path) from None
     finally:
         os.close(source)
+    return blob
 
 
 def hash_file(source: int) -> Blob:

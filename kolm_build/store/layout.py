@@ -17,6 +17,7 @@ FORMAT = "kolm-store 1\n"
 JOIN = ".join"
 FOLDERS = ("cas", "tree", "drv", "real", "log", "roots", "tmp", "trash", "locks")
 OBJECT_MODE = 0o444
+EXECUTABLE_MODE = 0o555
 BESIDE = {*FOLDERS, "README.md", ".gitignore", "format", "format.new"}
 
 

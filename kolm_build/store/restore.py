@@ -6,7 +6,6 @@ through. Nobody is ever given a link to an object.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
 from hashlib import sha256
@@ -23,13 +22,13 @@ from kolm_build.errors import (
 )
 from kolm_build.store.index import Index
 from kolm_build.store.join import Join
-from kolm_build.store.layout import Kind, Layout
+from kolm_build.store.layout import EXECUTABLE_MODE, Kind, Layout
 from kolm_build.store.session import remove_tree
-from kolm_build.store.spool import copy_range
+from kolm_build.store.spool import is_cloned
+from kolm_build.store.write import create, write_all
 
 _ADVICE = "`kolm store fsck --repair` finds what is damaged; the next build makes it again."
-_SMALL_BYTES = 1 << 20
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 1 << 20
 
 
 class Reader:
@@ -69,20 +68,22 @@ class Reader:
 
     def blob(self, b3: Digest) -> bytes:
         """All bytes of a blob."""
-        data = b"".join(_read(path, part) for part, _, path in self._pieces(b3))
+        data = b"".join(_read(path, part) for part, path in self._pieces(b3))
         check(b3, Digest.of_blob(data), self._where(b3))
         return data
 
     def hashed(self, b3: Digest) -> Blob:
         """Both digests of the bytes that a blob really has, nothing taken on trust."""
         first, second, size = blake3(), sha256(), 0
-        for part, _, path in self._pieces(b3):
+        for part, path in self._pieces(b3):
             source = _open(path, part)
-            with os.fdopen(source, "rb", buffering=0) as file:
-                while piece := file.read(_PIECE_BYTES):
+            try:
+                for piece in _read_pieces(source):
                     first.update(piece)
                     second.update(piece)
                     size += len(piece)
+            finally:
+                os.close(source)
         return Blob(b3=Digest(first.digest()), sha256=Sha256(second.digest()), size_bytes=size)
 
     def parts(self, b3: Digest) -> Join:
@@ -119,34 +120,37 @@ class Reader:
                 _restore_link(node, path, depth)
 
     def _restore_file(self, node: File, path: str) -> None:
-        mode = 0o555 if node.executable else 0o444
-        target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        target = create(path)
         try:
-            size = self._copy(node.b3, target)
-            check(node.b3, _hash_open(target, size), self._where(node.b3))
-            os.fchmod(target, mode)
+            check(node.b3, self._copy(node.b3, target), self._where(node.b3))
+            if node.executable:
+                os.fchmod(target, EXECUTABLE_MODE)
         finally:
             os.close(target)
 
-    def _copy(self, b3: Digest, target: int) -> int:
-        at = 0
-        for part, _, path in self._pieces(b3):
+    def _copy(self, b3: Digest, target: int) -> Digest:
+        """Copy a blob's bytes to an open file; the digest of what was copied."""
+        hasher = blake3()
+        pieces = list(self._pieces(b3))
+        for part, path in pieces:
             source = _open(path, part)
             try:
-                size = os.fstat(source).st_size
-                copy_range(source, 0, target, at, size)
+                cloned = len(pieces) == 1 and is_cloned(source, target)
+                for piece in _read_pieces(target if cloned else source):
+                    hasher.update(piece)
+                    if not cloned:
+                        write_all(target, piece)
             finally:
                 os.close(source)
-            at += size
-        return at
+        return Digest(hasher.digest())
 
-    def _pieces(self, b3: Digest) -> Iterator[tuple[Digest, int, str]]:
-        """The files that hold a blob's bytes, in order."""
+    def _pieces(self, b3: Digest) -> Iterator[tuple[Digest, str]]:
+        """The files that hold a blob's bytes, in order, each with its name."""
         row = self._index.row(Kind.BLOB, b3)
         if row is None:
             raise _missing(b3)
         if not row.joined:
-            yield b3, row.size_bytes, self._layout.path(Kind.BLOB, b3)
+            yield b3, self._layout.path(Kind.BLOB, b3)
             return
         for part, _ in self.parts(b3).parts:
             yield from self._pieces(part)
@@ -210,11 +214,12 @@ def _read(path: str, digest: Digest) -> bytes:
         return file.readall()
 
 
-def _hash_open(file: int, size: int) -> Digest:
-    if size <= _SMALL_BYTES:
-        return Digest.of_blob(os.pread(file, size, 0))
-    with mmap.mmap(file, size, access=mmap.ACCESS_READ) as view:
-        return Digest(blake3(view, max_threads=blake3.AUTO).digest())
+def _read_pieces(source: int) -> Iterator[memoryview]:
+    """The bytes of an open file, piece by piece, in one buffer."""
+    size = os.fstat(source).st_size
+    buffer = memoryview(bytearray(min(max(size, 1), _PIECE_BYTES)))
+    while count := os.readv(source, [buffer]):
+        yield buffer[:count]
 
 
 def _restore_link(node: Link, path: str, depth: int) -> None:

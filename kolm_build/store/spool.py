@@ -1,32 +1,45 @@
-"""Large files: copied aside by the kernel and hashed while they are copied.
+"""Large files: copied aside piece by piece, and hashed while they are copied.
 
-What is hashed is the copy, so a file that changes meanwhile cannot give an object a wrong name.
-The copy runs in this thread, BLAKE3 and SHA-256 in one thread each; all three release the
-interpreter, so the slowest of them sets the pace.
+Each piece is read once into memory; the same bytes are hashed and written, so a file that
+changes meanwhile cannot give an object a wrong name. One thread copies and one hashes; both
+release the interpreter. (Copying inside the kernel was slower here: what it saves, the hashes pay
+again in page faults.) A file system that shares extents is asked for that first.
 """
 
 from __future__ import annotations
 
 import errno
-import mmap
+import fcntl
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
 
 from kolm_build.core.digest import Blob, Digest, Sha256
 from kolm_build.errors import InvalidRecordError
-from kolm_build.store.layout import OBJECT_MODE
-from kolm_build.store.write import set_mode
+from kolm_build.store.write import create, write_all
 
-CHUNK_BYTES = 8 << 20
-_AHEAD = 64
-_HAND_BYTES = 1 << 20
-_NOT_HERE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+PIECE_BYTES = 4 << 20
+_AHEAD = 3
+"""How many pieces the copying thread may be ahead of the hashing one."""
+_FICLONE = 0x40049409
+_NO_CLONE = {
+    errno.EOPNOTSUPP,
+    errno.ENOTTY,
+    errno.EINVAL,
+    errno.EXDEV,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.ETXTBSY,
+    errno.EBADF,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +63,30 @@ def spool(
     """Copy an open file aside in segments, and hash it.
 
     Args:
-        source: The open file.
+        source: The open file, at its start.
         segments: The sizes of its segments, none of them 0, together the whole file.
         temp: Gives a new path for each copy.
 
     Returns:
         The file as a blob, and its segments. One segment has the file's own digest.
+
+    Raises:
+        InvalidRecordError: The file is shorter than its segments.
     """
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor
 
     whole, sha = blake3(), sha256()
-    made: list[tuple[Future[bytes], int, str]] = []
-    queue: deque[Future[None]] = deque()
-    offset = 0
-    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+    made = []
+    with ThreadPoolExecutor(1) as pool:
+        hashing = _Hashing(pool, min(PIECE_BYTES, max(segments)))
         for size in segments:
             path = temp()
             part = whole if len(segments) == 1 else blake3()
-            hashers = (part,) if part is whole else (part, whole)
-            for chunk in _copied(source, offset, size, path):
-                queue.append(first.submit(_update, hashers, chunk))
-                queue.append(second.submit(_update, (sha,), chunk))
-                while len(queue) > _AHEAD:
-                    queue.popleft().result()
-            made.append((first.submit(part.digest), size, path))
-            offset += size
+            hashers = (sha, whole) if part is whole else (sha, whole, part)
+            _copy_segment(source, size, path, hashing, hashers, clone=part is whole)
+            made.append((pool.submit(part.digest), size, path))
         parts = tuple(Part(Digest(b3.result()), size, path) for b3, size, path in made)
-    blob = Blob(b3=Digest(whole.digest()), sha256=Sha256(sha.digest()), size_bytes=offset)
+    blob = Blob(b3=Digest(whole.digest()), sha256=Sha256(sha.digest()), size_bytes=sum(segments))
     return blob, parts
 
 
@@ -84,53 +94,65 @@ class _Hasher(Protocol):
     def update(self, data: memoryview, /) -> object: ...
 
 
-def _update(hashers: Iterable[_Hasher], chunk: memoryview) -> None:
+class _Hashing:
+    """Hashes pieces in order in a thread, and lends the buffers that they are read into."""
+
+    def __init__(self, pool: ThreadPoolExecutor, piece_bytes: int) -> None:
+        self._pool = pool
+        self._free = deque(memoryview(bytearray(piece_bytes)) for _ in range(_AHEAD))
+        self._busy: deque[tuple[Future[None], memoryview]] = deque()
+
+    def buffer(self) -> memoryview:
+        """A buffer whose bytes nobody needs any more."""
+        if self._free:
+            return self._free.popleft()
+        hashed, buffer = self._busy.popleft()
+        hashed.result()
+        return buffer
+
+    def feed(self, hashers: Sequence[_Hasher], buffer: memoryview, count: int) -> None:
+        """Hash the first `count` bytes of a buffer, then have it back."""
+        self._busy.append((self._pool.submit(_update, hashers, buffer[:count]), buffer))
+
+
+def _update(hashers: Sequence[_Hasher], piece: memoryview) -> None:
     for hasher in hashers:
-        hasher.update(chunk)
+        hasher.update(piece)
 
 
-def _copied(source: int, offset: int, size: int, path: str) -> Iterator[memoryview]:
-    """Copy one segment to the new file `path`; give each piece of the copy as it is made."""
-    target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OBJECT_MODE)
+def _copy_segment(
+    source: int,
+    size: int,
+    path: str,
+    hashing: _Hashing,
+    hashers: Sequence[_Hasher],
+    *,
+    clone: bool,
+) -> None:
+    """Copy the next `size` bytes of `source` to the new file `path`, hashing them."""
+    target = create(path)
     try:
-        set_mode(target)
-        os.ftruncate(target, size)
-        view = memoryview(mmap.mmap(target, size, access=mmap.ACCESS_READ))
-        for start in range(0, size, CHUNK_BYTES):
-            count = min(CHUNK_BYTES, size - start)
-            copy_range(source, offset + start, target, start, count)
-            yield view[start : start + count]
+        cloned = clone and is_cloned(source, target)
+        left = size
+        while left:
+            buffer = hashing.buffer()
+            count = os.readv(target if cloned else source, [buffer[: min(left, len(buffer))]])
+            if count == 0:
+                raise InvalidRecordError("the file became shorter while it was read")
+            hashing.feed(hashers, buffer, count)
+            if not cloned:
+                write_all(target, buffer[:count])
+            left -= count
     finally:
         os.close(target)
 
 
-def copy_range(source: int, source_at: int, target: int, target_at: int, count: int) -> None:
-    """Copy `count` bytes between open files: shared extents, or in the kernel, or by hand.
-
-    Raises:
-        InvalidRecordError: The source is shorter than it was.
-    """
-    done = 0
-    while done < count:
-        try:
-            step = os.copy_file_range(
-                source, target, count - done, source_at + done, target_at + done
-            )
-        except OSError as error:
-            if error.errno not in _NOT_HERE:
-                raise
-            step = _copy_by_hand(source, source_at + done, target, target_at + done, count - done)
-        if step == 0:
-            step = _copy_by_hand(source, source_at + done, target, target_at + done, count - done)
-        if step == 0:
-            raise InvalidRecordError("the file became shorter while it was read")
-        done += step
-
-
-def _copy_by_hand(source: int, source_at: int, target: int, target_at: int, count: int) -> int:
-    data = os.pread(source, min(count, _HAND_BYTES), source_at)
-    left = memoryview(data)
-    while left:
-        written = os.pwrite(target, left, target_at)
-        left, target_at = left[written:], target_at + written
-    return len(data)
+def is_cloned(source: int, target: int) -> bool:
+    """Have `target` share the extents of `source`; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in _NO_CLONE:
+            return False
+        raise
+    return True

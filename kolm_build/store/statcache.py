@@ -38,15 +38,13 @@ class StatCache:
     _new: list[tuple[object, ...]] = field(default_factory=list)
 
     def find(self, stats: Sequence[os.stat_result]) -> dict[Key, Blob]:
-        """The blobs of those files that look as they did."""
-        wanted = {key_of(stat) for stat in stats}
+        """What these files were; a file that looks otherwise has another key."""
         found = {}
         for dev in {stat.st_dev for stat in stats}:
             inodes = [stat.st_ino for stat in stats if stat.st_dev == dev]
             for row in self._rows(dev, inodes):
                 key: Key = row[:5]  # type: ignore[assignment]  # the schema's types
-                if key in wanted:
-                    found[key] = _blob(row)
+                found[key] = _blob(row)
         return found
 
     def _rows(self, dev: int, inodes: Sequence[int]) -> Iterable[tuple[object, ...]]:
@@ -58,10 +56,13 @@ class StatCache:
                 (dev, *some),
             )
 
+    def is_at_rest(self, stat: os.stat_result) -> bool:
+        """Whether a later change of the file would show."""
+        return max(stat.st_mtime_ns, stat.st_ctime_ns) + AT_REST_NS < self.now_ns
+
     def keep(self, stat: os.stat_result, blob: Blob) -> None:
-        """Remember what a file holds, if it was at rest when it was read."""
-        if max(stat.st_mtime_ns, stat.st_ctime_ns) + AT_REST_NS < self.now_ns:
-            self._new.append((*key_of(stat), blob.b3.raw, blob.sha256.raw))
+        """Remember what a file holds that was at rest and did not change while it was read."""
+        self._new.append((*key_of(stat), blob.b3.raw, blob.sha256.raw))
 
     def has_new(self) -> bool:
         """Whether `save` has anything to write."""

@@ -23,6 +23,9 @@ from kolm_build.store.session import Session
 
 FEW_FILES = 32
 """Up to so many files are flushed one by one; more of them by one flush of the file system."""
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_MAX_WAITING = 512
+_MAX_WAITING_BYTES = 16 << 20
 
 
 class VanishedError(StoreError):
@@ -31,8 +34,12 @@ class VanishedError(StoreError):
 
 @dataclass(slots=True)
 class _Pending:
+    """A new object: its row, where it will lie, and where its bytes are until then."""
+
     row: Row
+    path: str
     temp: str
+    data: bytes = b""
 
 
 class Batch:
@@ -50,6 +57,8 @@ class Batch:
         self._session = session
         self._new: dict[tuple[Kind, Digest], _Pending] = {}
         self._relied: dict[Kind, set[Digest]] = {kind: set() for kind in Kind}
+        self._waiting: list[_Pending] = []
+        self._waiting_bytes = 0
         self._temps: set[str] = set()
         self._then: list[Callable[[], None]] = []
 
@@ -69,18 +78,15 @@ class Batch:
 
     def has(self, kind: Kind, digest: Digest) -> bool:
         """Whether the object is here or in the store already; if so, this batch relies on it."""
-        if (kind, digest) in self._new or digest in self._relied[kind]:
-            return True
-        if self._index.has(kind, digest):
-            self._relied[kind].add(digest)
-            return True
-        return False
+        return bool(self.present(kind, [digest]))
 
-    def rely(self, kind: Kind, digests: Iterable[Digest]) -> set[Digest]:
-        """Those of `digests` that are in the store; this batch relies on them."""
-        found = self._index.present(kind, digests)
-        self._relied[kind] |= found
-        return found
+    def present(self, kind: Kind, digests: Iterable[Digest]) -> set[Digest]:
+        """Those of `digests` that are here or in the store; this batch relies on them."""
+        wanted = set(digests)
+        here = {one for one in wanted if (kind, one) in self._new or one in self._relied[kind]}
+        stored = self._index.present(kind, wanted - here)
+        self._relied[kind] |= stored
+        return here | stored
 
     def temp(self) -> str:
         """A path to write aside; removed with the batch unless it is adopted and published."""
@@ -95,14 +101,34 @@ class Batch:
 
     def adopt(self, row: Row, temp: str) -> None:
         """Take `temp`, whose bytes were hashed, as the object that `row` describes."""
-        self._new[row.kind, row.digest] = _Pending(row, temp)
+        path = self._layout.path(row.kind, row.digest, joined=row.joined)
+        self._new[row.kind, row.digest] = _Pending(row, path, temp)
 
     def write(self, row: Row, data: bytes) -> None:
-        """Write an object's bytes aside, unless it is here or in the store."""
-        if not self.has(row.kind, row.digest):
-            temp = self.temp()
-            write_file(temp, data)
-            self.adopt(row, temp)
+        """Write an object's bytes aside, unless it is here or in the store.
+
+        They may wait in memory for others, since looking for many at once is cheaper.
+        """
+        pending = _Pending(row, self._layout.path(row.kind, row.digest), "", data)
+        if self._new.setdefault((row.kind, row.digest), pending) is pending:
+            self._waiting.append(pending)
+            self._waiting_bytes += len(data)
+            if len(self._waiting) >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
+                self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        for kind in {pending.row.kind for pending in waiting}:
+            mine = [pending for pending in waiting if pending.row.kind is kind]
+            stored = self._index.present(kind, [pending.row.digest for pending in mine])
+            self._relied[kind] |= stored
+            for pending in mine:
+                if pending.row.digest in stored:
+                    del self._new[kind, pending.row.digest]
+                else:
+                    pending.temp = self.temp()
+                    write_file(pending.temp, pending.data)
+                    pending.data = b""
 
     def also(self, write_rows: Callable[[], None]) -> None:
         """Write further rows in the transaction that publishes."""
@@ -117,21 +143,19 @@ class Batch:
         Raises:
             VanishedError: Something relied on was collected meanwhile; nothing was published.
         """
+        self._write_waiting()
         self._flush_data()
         with self._index.transaction():
             self._check_relied()
             fresh = self._fresh()
             for pending in fresh:
-                os.rename(pending.temp, self._path(pending.row))
+                os.rename(pending.temp, pending.path)
             self._flush_names(fresh)
             self._index.add(pending.row for pending in fresh)
             self._index.pin(self._session.name, pins)
             for write_rows in self._then:
                 write_rows()
         self._temps.difference_update(pending.temp for pending in fresh)
-
-    def _path(self, row: Row) -> str:
-        return self._layout.path(row.kind, row.digest, joined=row.joined)
 
     def _check_relied(self) -> None:
         for kind, digests in self._relied.items():
@@ -155,7 +179,7 @@ class Batch:
                 flush(pending.temp)
 
     def _flush_names(self, fresh: list[_Pending]) -> None:
-        folders = {os.path.dirname(self._path(pending.row)) for pending in fresh}
+        folders = {os.path.dirname(pending.path) for pending in fresh}
         if len(folders) > FEW_FILES:
             flush_all(self._layout.root)
         else:
@@ -163,22 +187,28 @@ class Batch:
                 flush(folder)
 
 
-def write_file(path: str, data: bytes) -> None:
-    """Write a new file of the objects' mode; it is not durable yet."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OBJECT_MODE)
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(file, left) :]
-        set_mode(file)
-    finally:
-        os.close(file)
-
-
-def set_mode(file: int) -> None:
-    """Give an open file the objects' mode where the process's umask withheld it."""
+def create(path: str) -> int:
+    """Open a new file, to be written, with the objects' mode whatever the umask is."""
+    file = os.open(path, _CREATE, OBJECT_MODE)
     if os.fstat(file).st_mode & 0o777 != OBJECT_MODE:
         os.fchmod(file, OBJECT_MODE)
+    return file
+
+
+def write_all(file: int, data: bytes | memoryview) -> None:
+    """Write all of `data` to an open file."""
+    written = os.write(file, data)
+    while written < len(data):
+        written += os.write(file, memoryview(data)[written:])
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a new file of the objects' mode; it is not durable yet."""
+    file = create(path)
+    try:
+        write_all(file, data)
+    finally:
+        os.close(file)
 
 
 def write_named(path: str, data: bytes, temp: str) -> None:
