@@ -1,4 +1,4 @@
-"""A tiny artifact and its parts: what the tests of the container, the packager and the verifier use.
+"""A tiny artifact and its parts, for the tests of the packager and the verifier.
 
 The model is random bytes in the shapes of a Llama, the evaluation is written by hand; score, gate
 and package are the real steps.
