@@ -65,17 +65,28 @@ def continue_greedily(
     return outputs
 
 
-def log_likelihoods(prefix: Prefix, continuation: Sequence[int]) -> list[float]:
-    """The log-probability of the tokens `continuation` after each prompt."""
-    ids = torch.tensor([list(continuation)]).expand(len(prefix.logits), -1)
+def log_likelihoods(prefix: Prefix, continuations: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The log-probability of each of `continuations` after each prompt.
+
+    Args:
+        prefix: The prompts.
+        continuations: Token ids, all of one length.
+
+    Returns:
+        For each prompt a figure for each continuation.
+    """
+    rows, count, length = len(prefix.logits), len(continuations), len(continuations[0])
+    ids = torch.tensor(continuations).repeat(rows, 1)
     with torch.inference_mode():
-        logits = prefix.logits[:, None]
-        if ids.shape[1] > 1:
+        logits = prefix.logits.repeat_interleave(count, dim=0)[:, None]
+        if length > 1:
             cache = deepcopy(prefix.cache)
+            cache.batch_repeat_interleave(count)
             seen = prefix.network(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
             logits = torch.cat([logits, _finite(seen.logits.float())], dim=1)
         chances = logits.log_softmax(dim=-1).gather(-1, ids[..., None])
-    return [float(total) for total in chances.double().sum(dim=(1, 2))]
+        totals = chances.double().sum(dim=(1, 2)).reshape(rows, count)
+    return [[float(total) for total in row] for row in totals]
 
 
 def _next(prefix: Prefix, chosen: torch.Tensor) -> torch.Tensor:

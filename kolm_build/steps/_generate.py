@@ -11,6 +11,9 @@ from kolm_build.runtime.load import Model
 from kolm_build.steps._conversations import Conversation
 from kolm_build.steps._params import EvaluateParams
 
+LABELS_AT_ONCE = 8
+"""Most labels that are tried in one pass: each needs a copy of the prompts' cache."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
@@ -105,5 +108,12 @@ def _likeliest(prefix: Prefix, labels: Mapping[str, Sequence[int]]) -> list[str 
     """For each prompt the label with the largest likelihood; the first of equals."""
     if not labels:
         return [None] * len(prefix.logits)
-    scores = {label: log_likelihoods(prefix, ids) for label, ids in labels.items()}
-    return [max(labels, key=lambda label: scores[label][row]) for row in range(len(prefix.logits))]
+    names = list(labels)
+    scores: dict[int, list[float]] = {}
+    for group in batches([len(ids) for ids in labels.values()], LABELS_AT_ONCE):
+        found = log_likelihoods(prefix, [labels[names[index]] for index in group])
+        scores |= dict(zip(group, map(list, zip(*found, strict=True)), strict=True))
+    return [
+        names[max(range(len(names)), key=lambda index: scores[index][row])]
+        for row in range(len(prefix.logits))
+    ]

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from kolm_build.core import strict_json
@@ -33,6 +33,7 @@ from kolm_build.steps._files import input_folder, output_folder
 from kolm_build.steps._params import ALL_LINEAR, SftParams
 from kolm_build.steps._pinned import LORA_PINNED, SFT_PINNED
 from kolm_build.steps._tensors import weight_of
+from kolm_build.steps._trainer import AnswerTrainer
 from kolm_build.steps._weights import write_weights
 
 IGNORED = -100
@@ -88,13 +89,6 @@ def tokenise(
     return columns
 
 
-class _QuietTrainer(SFTTrainer):
-    """The trainer without its telemetry: nothing leaves the machine."""
-
-    def _send_telemetry(self) -> None:
-        pass
-
-
 class _Trace(TrainerCallback):
     """The losses of a run, as lines and as events; it stops a run that diverges."""
 
@@ -122,7 +116,6 @@ class _Trace(TrainerCallback):
             strict_json.dumps(
                 {name: value.hex() for name, value in figures.items()}
                 | {"loss_decimal": loss, "step": state.global_step}
-                | {"tokens": int(logs["num_tokens"])}
             )
             + b"\n"
         )
@@ -136,9 +129,9 @@ def _trainer(
     args: SFTConfig,
     peft_config: LoraConfig,
     trace: _Trace,
-) -> SFTTrainer:
+) -> AnswerTrainer:
     end = model.chat.tokenizer.id_to_token(model.chat.end_id)
-    trainer = _QuietTrainer(
+    trainer = AnswerTrainer(
         model=model.network,
         args=args,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=model.chat.end_id),
