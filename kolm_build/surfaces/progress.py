@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -59,14 +61,23 @@ class Running:
         """Such as ``building 31/200 loss 0.41 ETA 2m10s``."""
         if self.last is None:
             return f"building {duration(now_s - self.since_s)}"
-        words = [f"building {self.last.done}/{self.last.total}"]
+        words = [f"building {_far(self.last)}"]
         if self.last.loss is not None:
             words.append(f"loss {self.last.loss}")
         moved = self.last.done - self.first_done
-        if moved > 0:
+        if moved > 0 and self.last.total:
             left_s = (now_s - self.first_s) / moved * (self.last.total - self.last.done)
             words.append(f"ETA {duration(left_s)}")
         return " ".join(words)
+
+
+def _far(progress: Progress) -> str:
+    """How far: ``31/200``, ``12/90 MB``, ``12 MB`` where nobody knows the total."""
+    if progress.unit == "byte":
+        done, total, unit = progress.done // 10**6, progress.total // 10**6, " MB"
+    else:
+        done, total, unit = progress.done, progress.total, ""
+    return f"{done}/{total}{unit}" if progress.total else f"{done}{unit or ' ' + progress.unit}"
 
 
 def duration(seconds: float) -> str:
@@ -206,3 +217,13 @@ def json_lines(terminal: Terminal) -> Callable[[Event], None]:
         terminal.give(event.to_value())
 
     return give
+
+
+@contextmanager
+def shown_events(terminal: Terminal, *, json: bool) -> Iterator[Callable[[Event], None]]:
+    """What takes events: JSON lines where asked for, lines for people else."""
+    if json:
+        yield json_lines(terminal)
+        return
+    with ProgressLines(terminal, clock=monotonic) as show:
+        yield show

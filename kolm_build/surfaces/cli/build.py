@@ -1,0 +1,186 @@
+"""`kolm build`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kolm_build.surfaces.cli.options import (
+    add_building,
+    add_json,
+    add_key,
+    add_project,
+    add_store,
+)
+from kolm_build.surfaces.cli.parser import Parser
+from kolm_build.surfaces.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from kolm_build.attest.keys import SigningKey
+    from kolm_build.engine.scheduler import Realised
+    from kolm_build.store.local import LocalStore
+    from kolm_build.surfaces.building import Prepared
+    from kolm_build.surfaces.results import Targets, Written
+
+
+def describe(parser: Parser) -> None:
+    """Declare the command."""
+    parser.tell_of(
+        "Make what the lock describes, or find it made. Every step runs closed in, on inputs\n"
+        "that are pinned; what was made before is used again. The artifact NAME.kolm is\n"
+        "written beside the recipe if the quality gate passes, and signed if there is a key.",
+        ("kolm build", "everything"),
+        ("kolm build train-1", "one node and what it needs"),
+        ("kolm build --dry-run", "what would be done"),
+        ("kolm build --check", "build again and compare with what is in the store"),
+        ("kolm build --record", "note the results in kolm.outputs, for `kolm rebuild`"),
+    )
+    parser.add_argument("targets", metavar="TARGET", nargs="*", help="a node or node.output")
+    parser.add_argument("--check", action="store_true", help="build again what is built; compare")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--record", action="store_true", help="write kolm.outputs")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where the artifact goes")
+    add_building(parser)
+    add_key(parser)
+    add_project(parser)
+    add_store(parser)
+    add_json(parser, "events, one JSON object a line")
+
+
+def run(args: Namespace, terminal: Terminal) -> int:
+    """Build."""
+    from kolm_build.surfaces.building import prepare
+    from kolm_build.surfaces.opening import open_store
+    from kolm_build.surfaces.project import open_project
+    from kolm_build.surfaces.signing import find_key
+
+    project = open_project(args.project)
+    with open_store(args) as store:
+        if args.dry_run:
+            return _plan(prepare(project, store), args, store, terminal)
+        key = None if args.no_sign else find_key(args.key, args.passphrase_file)
+        return _build(prepare(project, store), args, key, store, terminal)
+
+
+def _plan(prepared: Prepared, args: Namespace, store: LocalStore, terminal: Terminal) -> int:
+    from kolm_build.core.plan import Build
+    from kolm_build.surfaces.building import planned
+
+    plan = planned(prepared, prepared.wanted(args.targets), store, check=args.check)
+    if args.json:
+        terminal.give({"event": "plan", "nodes": plan.to_value()})
+        return 0
+    for action in plan.actions:
+        verb = type(action).__name__.lower()
+        terminal.say(f"{action.name:<16} {verb}: {action.reason}")
+    builds = sum(isinstance(action, Build) for action in plan.actions)
+    terminal.tell(f"{builds} to build, {len(plan.actions) - builds} to reuse")
+    return 0
+
+
+def _build(
+    prepared: Prepared,
+    args: Namespace,
+    key: SigningKey | None,
+    store: LocalStore,
+    terminal: Terminal,
+) -> int:
+    from kolm_build.surfaces.building import Options, build
+    from kolm_build.surfaces.memory import add_root, remember
+    from kolm_build.surfaces.progress import shown_events
+    from kolm_build.surfaces.results import check_outputs, record_outputs
+
+    options = Options(
+        jobs=args.jobs, sandbox=args.sandbox, offline=args.offline, keep_failed=args.keep_failed
+    )
+    wanted = prepared.wanted(args.targets)
+    add_root(prepared, store)
+    with shown_events(terminal, json=args.json) as on_event:
+        realised = build(
+            prepared,
+            wanted,
+            store,
+            options=options,
+            on_event=on_event,
+            mode="check" if args.check else "reuse",
+        )
+    remember(prepared, realised.actions, store)
+    if args.record:
+        record_outputs(prepared, wanted, realised)
+    else:
+        check_outputs(prepared, wanted, realised)
+    return _finish(_Done(prepared, wanted, realised, store), args, key, terminal)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A build that went well."""
+
+    prepared: Prepared
+    wanted: Targets
+    realised: Realised
+    store: LocalStore
+
+
+def _finish(done: _Done, args: Namespace, key: SigningKey | None, terminal: Terminal) -> int:
+    """Write the artifact, if there is one, and tell what was made."""
+    from kolm_build.surfaces.results import package_of, write_artifact
+
+    package = package_of(done.wanted, done.realised, done.prepared.instance)
+    if package is not None and not args.check:
+        project = done.prepared.project
+        written = write_artifact(
+            package,
+            project.artifact_file(args.output),
+            name=project.recipe.name,
+            key=_allowed(key, done, args, terminal),
+            store=done.store,
+        )
+        _tell_artifact(written, args, terminal)
+    contents = {name: str(done.realised.contents[one]) for name, one in done.wanted.items()}
+    if args.json:
+        terminal.give({"event": "done", "targets": contents})
+    elif package is None or args.check:
+        for name, content in contents.items():
+            terminal.say(f"{name}  {content}")
+    return 0
+
+
+def _allowed(
+    key: SigningKey | None, done: _Done, args: Namespace, terminal: Terminal
+) -> SigningKey | None:
+    """The key, unless something was built without a sandbox: that is never signed."""
+    from kolm_build.errors import NoSandboxError
+    from kolm_build.surfaces.results import tainted
+
+    if key is None:
+        return None
+    nodes = ", ".join(tainted(done.prepared, done.realised, done.store))
+    if not nodes:
+        return key
+    if args.key is not None:
+        raise NoSandboxError(
+            "what was built without a sandbox is not signed",
+            where=nodes,
+            advice="Build these nodes with --sandbox=require and --check, or give no --key.",
+        )
+    terminal.tell(f"not signed: built without a sandbox: {nodes}", "yellow")
+    return None
+
+
+def _tell_artifact(written: Written, args: Namespace, terminal: Terminal) -> None:
+    if args.json:
+        terminal.give(written.to_value())
+        return
+    from kolm_build.surfaces.project import shown_path
+
+    terminal.say(f"{shown_path(written.path)}  {written.artifact_id}")
+    figures = "  ".join(f"{name} {value}" for name, value in written.kscore.items())
+    terminal.tell(figures)
+    terminal.tell(
+        f"signed by {written.signed_by}"
+        if written.signed_by
+        else "unsigned: `kolm key new` makes a key, and the next build signs"
+    )

@@ -1,0 +1,42 @@
+"""`kolm explain`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from kolm_build.surfaces.cli.options import add_json, add_project, add_store
+from kolm_build.surfaces.cli.parser import Parser
+from kolm_build.surfaces.cli.terminal import Terminal
+
+
+def describe(parser: Parser) -> None:
+    """Declare the command."""
+    parser.tell_of(
+        "Tell why the next build would build what it would build, or why the last one did:\n"
+        "root causes only, and what merely follows from them in one line each.",
+        ("kolm explain", "everything that changed since the last build"),
+        ("kolm explain train-1", "one node"),
+    )
+    parser.add_argument("node", metavar="NODE", nargs="?", help="default: every node")
+    add_project(parser)
+    add_store(parser)
+    add_json(parser, "one JSON object")
+
+
+def run(args: Namespace, terminal: Terminal) -> int:
+    """Explain."""
+    from kolm_build.surfaces.explaining import account_of
+    from kolm_build.surfaces.lookup import Look
+    from kolm_build.surfaces.opening import open_store
+    from kolm_build.surfaces.project import open_project
+
+    look = Look.at(open_project(args.project))
+    node = None if args.node is None else look.node(args.node).name
+    with open_store(args) as store:
+        account = account_of(look, store, node=node)
+    if args.json:
+        terminal.give(account.to_value())
+    else:
+        for line in account.lines():
+            terminal.say(line)
+    return 0

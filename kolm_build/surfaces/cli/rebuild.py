@@ -1,0 +1,138 @@
+"""`kolm rebuild`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kolm_build.surfaces.cli.options import add_building, add_json
+from kolm_build.surfaces.cli.parser import Parser
+from kolm_build.surfaces.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from kolm_build.engine.scheduler import Realised
+    from kolm_build.store.local import LocalStore
+    from kolm_build.surfaces.building import Prepared
+    from kolm_build.surfaces.results import Targets
+
+
+def describe(parser: Parser) -> None:
+    """Declare the command."""
+    parser.tell_of(
+        "Build everything again in an empty store and compare: with kolm.outputs, or with an\n"
+        "artifact, which holds all that is needed to rebuild it. Says `identical`, or names the\n"
+        "first node, file and tensor that differ and exits 16.",
+        ("kolm rebuild", "the project in this folder"),
+        ("kolm rebuild triage.kolm", "an artifact, from what it says of itself"),
+        ("kolm rebuild triage.kolm --store /mnt/new", "and keep the new store"),
+    )
+    parser.add_argument(
+        "what", metavar="PROJECT|FILE.kolm", nargs="?", type=Path, help="default: this folder"
+    )
+    parser.add_argument(
+        "--store", metavar="DIR", type=Path, help="build in this new store and keep it"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="DIR",
+        type=Path,
+        help="the store with the first build, to name what differs (default: your store)",
+    )
+    add_building(parser)
+    add_json(parser, "events, one JSON object a line")
+
+
+def run(args: Namespace, terminal: Terminal) -> int:
+    """Rebuild and compare."""
+    if args.what is not None and args.what.is_file():
+        return _artifact(args, terminal)
+    return _project(args, terminal)
+
+
+def _artifact(args: Namespace, terminal: Terminal) -> int:
+    from kolm_build.attest.container import Container
+    from kolm_build.core.pipeline import PACKAGE
+    from kolm_build.errors import UsageError
+    from kolm_build.surfaces.rebuilding import (
+        Stores,
+        bring_fetched,
+        compare_artifact,
+        fresh_store,
+        prepare_artifact,
+    )
+
+    if args.sandbox == "none":
+        raise UsageError(
+            "code that came inside a file is run in the sandbox only", file="--sandbox=none"
+        )
+    with ExitStack() as stack:
+        container = stack.enter_context(Container.open(args.what))
+        old = stack.enter_context(_old_store(args, Path.cwd()))
+        new = stack.enter_context(fresh_store(args.store))
+        prepared = prepare_artifact(container, new)
+        if args.offline and old is not None:
+            bring_fetched(prepared, new, old)
+        realised = _build(prepared, prepared.wanted([PACKAGE]), args, new, terminal)
+        found = compare_artifact(container, realised, prepared, Stores(new=new, old=old))
+        return _identical({PACKAGE: found}, args, terminal)
+
+
+def _project(args: Namespace, terminal: Terminal) -> int:
+    from kolm_build.surfaces.building import prepare
+    from kolm_build.surfaces.project import open_project
+    from kolm_build.surfaces.rebuilding import Stores, bring_fetched, compare_project, fresh_store
+
+    project = open_project(args.what)
+    with ExitStack() as stack:
+        old = stack.enter_context(_old_store(args, project.root))
+        new = stack.enter_context(fresh_store(args.store))
+        prepared = prepare(project, new)
+        if args.offline and old is not None:
+            bring_fetched(prepared, new, old)
+        wanted = prepared.wanted(())
+        realised = _build(prepared, wanted, args, new, terminal)
+        found = compare_project(prepared, wanted, realised, Stores(new=new, old=old))
+        return _identical({name: str(one) for name, one in found.items()}, args, terminal)
+
+
+@contextmanager
+def _old_store(args: Namespace, start: Path) -> Iterator[LocalStore | None]:
+    """The store of the first build, for reading; None where there is none."""
+    from kolm_build.errors import ReadOnlyStoreError
+    from kolm_build.store.local import LocalStore
+    from kolm_build.surfaces.places import store_root
+
+    try:
+        store = LocalStore.open(store_root(args.against, start), read_only=True)
+    except ReadOnlyStoreError:
+        if args.against is not None:
+            raise
+        yield None
+        return
+    with store:
+        yield store
+
+
+def _build(
+    prepared: Prepared, wanted: Targets, args: Namespace, store: LocalStore, terminal: Terminal
+) -> Realised:
+    from kolm_build.surfaces.building import Options, build
+    from kolm_build.surfaces.progress import shown_events
+
+    options = Options(
+        jobs=args.jobs, sandbox=args.sandbox, offline=args.offline, keep_failed=args.keep_failed
+    )
+    with shown_events(terminal, json=args.json) as on_event:
+        return build(prepared, wanted, store, options=options, on_event=on_event)
+
+
+def _identical(found: Mapping[str, str], args: Namespace, terminal: Terminal) -> int:
+    if args.json:
+        terminal.give({"event": "done", "identical": True, "targets": dict(found)})
+    else:
+        for name, digest in found.items():
+            terminal.say(f"identical: {name}  {digest}", "green")
+    return 0

@@ -1,0 +1,168 @@
+"""`kolm show`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kolm_build.surfaces.cli.options import add_json, add_project, add_store
+from kolm_build.surfaces.cli.parser import Parser
+from kolm_build.surfaces.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from kolm_build.core.derivation import Derivation
+    from kolm_build.core.digest import Digest
+    from kolm_build.core.tree import Node
+    from kolm_build.store.local import LocalStore
+
+
+def describe(parser: Parser) -> None:
+    """Declare the command."""
+    parser.tell_of(
+        "Show a node, a tree or derivation by digest, or an artifact.",
+        ("kolm show train-1", "its derivation, its content, who built it and how"),
+        ("kolm show b3:…", "a tree or a derivation in the store"),
+        ("kolm show triage.kolm", "members, figures and signatures; checks nothing"),
+    )
+    parser.add_argument("what", metavar="NODE|DIGEST|FILE.kolm", help="what to show")
+    add_project(parser)
+    add_store(parser)
+    add_json(parser, "one JSON object")
+
+
+def run(args: Namespace, terminal: Terminal) -> int:
+    """Show it."""
+    if Path(args.what).is_file():
+        shown = _artifact(Path(args.what))
+    elif args.what.startswith("b3:"):
+        shown = _digest(args)
+    else:
+        shown = _node(args)
+    if args.json:
+        terminal.give(shown)
+    else:
+        for line in _lines(shown, ""):
+            terminal.say(line)
+    return 0
+
+
+def _artifact(path: Path) -> dict[str, object]:
+    from kolm_build.attest.container import Container
+    from kolm_build.core.digest import Blob
+
+    with Container.open(path) as container:
+        manifest = container.manifest
+        blob = Blob.of(container.manifest_bytes)
+        return {
+            "name": manifest.name,
+            "artifact": str(blob.sha256),
+            "manifest_b3": str(blob.b3),
+            "size_bytes": container.size,
+            "weights": manifest.weights_id,
+            "numerics": manifest.numerics,
+            "licence": manifest.licence,
+            "kscore": dict(manifest.kscore),
+            "members": {one.path: f"{one.size} {one.sha256}" for one in manifest.members},
+            "attestations": list(container.attestations),
+        }
+
+
+def _digest(args: Namespace) -> dict[str, object]:
+    from kolm_build.core.digest import Digest
+    from kolm_build.errors import MissingObjectError
+    from kolm_build.surfaces.opening import open_store
+
+    digest = Digest.parse(args.what)
+    with open_store(args) as store:
+        if store.has_derivation(digest):
+            return _derivation(store.derivation(digest), str)
+        if store.has_tree(digest):
+            value = store.tree(digest)
+            return {
+                "tree": str(digest),
+                "entries": {name: _entry(node) for name, node in value.entries},
+            }
+    raise MissingObjectError("neither a tree nor a derivation in the store", file=args.what)
+
+
+def _entry(node: Node) -> str:
+    from kolm_build.core.tree import File, Folder
+
+    if isinstance(node, File):
+        return f"{node.size_bytes} {node.b3}{' executable' if node.executable else ''}"
+    return f"folder {node.tree}" if isinstance(node, Folder) else f"link to {node.target}"
+
+
+def _node(args: Namespace) -> dict[str, object]:
+    from kolm_build.surfaces.lookup import Look
+    from kolm_build.surfaces.opening import open_store
+    from kolm_build.surfaces.project import open_project
+
+    look = Look.at(open_project(args.project))
+    derivation = look.node(args.what)
+    with open_store(args) as store:
+        plan = look.plan(store)
+        resolved = plan.resolved.get(derivation.digest)
+        shown = _derivation(derivation, look.names.__getitem__)
+        shown["resolved"] = None if resolved is None else str(resolved)
+        shown["outputs"] = {
+            output: _claims(resolved, output, store) for output, _ in derivation.outputs
+        }
+    return shown
+
+
+def _claims(resolved: Digest | None, output: str, store: LocalStore) -> list[dict[str, object]]:
+    """What is claimed of an output, and the circumstances of each claim."""
+    if resolved is None:
+        return []
+    return [
+        {"content": str(one.realisation.content), "circumstances": dict(one.circumstances)}
+        for one in store.realisations(resolved, output)
+    ]
+
+
+def _derivation(derivation: Derivation, name_of: Callable[[Digest], str]) -> dict[str, object]:
+    from kolm_build.core.derivation import ContentInput
+
+    return {
+        "node": derivation.name,
+        "derivation": str(derivation.digest),
+        "step": derivation.step,
+        "code": str(derivation.code),
+        "environment": str(derivation.environment) if derivation.environment else None,
+        "numerics": derivation.numerics.to_value(),
+        "platform": str(derivation.platform) if derivation.platform else None,
+        "params": dict(derivation.params),
+        "inputs": {
+            role: str(value.content)
+            if isinstance(value, ContentInput)
+            else f"{name_of(value.derivation)}.{value.output}"
+            for role, value in derivation.inputs
+        },
+        "outputs": {
+            output: None if expected is None else str(expected)
+            for output, expected in derivation.outputs
+        },
+    }
+
+
+def _lines(value: Mapping[str, object], indent: str) -> Iterator[str]:
+    """A JSON object for people: one line a value."""
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield f"{indent}{name}:"
+            yield from _lines(item, indent + "  ")
+        elif isinstance(item, list) and item and isinstance(item[0], Mapping):
+            for each in item:
+                yield f"{indent}{name}:"
+                yield from _lines(each, indent + "  ")
+        elif isinstance(item, list):
+            yield f"{indent}{name}: {', '.join(map(str, item)) or 'none'}"
+        else:
+            yield f"{indent}{name}: {'none' if item is None else _one_line(item)}"
+
+
+def _one_line(item: object) -> str:
+    return str(item).replace("\n", "\\n")

@@ -1,0 +1,84 @@
+"""`kolm verify`: the standard library and `cryptography` alone."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kolm_build.surfaces.cli.options import add_json
+from kolm_build.surfaces.cli.parser import Parser
+from kolm_build.surfaces.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from kolm_build.attest.trust import TrustPolicy
+    from kolm_build.attest.verify import Report
+
+
+def describe(parser: Parser) -> None:
+    """Declare the command."""
+    parser.tell_of(
+        "Check an artifact without a network: every byte against the manifest, every signature\n"
+        "against your trust file, every figure against the rows it was computed from.",
+        ("kolm verify triage.kolm", "with ~/.config/kolm/trust.toml"),
+        ("kolm verify triage.kolm --trust team.toml", ""),
+        ("kolm verify triage.kolm --no-trust", "the bytes and figures alone"),
+    )
+    parser.add_argument("file", metavar="FILE.kolm", type=Path, help="the artifact")
+    parser.add_argument(
+        "--trust", metavar="FILE", type=Path, help="whom you trust (default: your trust file)"
+    )
+    parser.add_argument(
+        "--no-trust", action="store_true", help="do not ask who signed; says nothing about origin"
+    )
+    add_json(parser, "one JSON object with the verdict")
+
+
+def run(args: Namespace, terminal: Terminal) -> int:
+    """Check it, or raise."""
+    from kolm_build.attest.verify import verify_artifact
+
+    trust = None if args.no_trust else _trust(args.trust)
+    report = verify_artifact(args.file, trust=trust)
+    if args.json:
+        terminal.give(report.to_value())
+    else:
+        _tell(report, terminal)
+    return 0
+
+
+def _trust(given: Path | None) -> TrustPolicy:
+    from kolm_build.attest.trust import MAX_BYTES, parse_trust
+    from kolm_build.errors import KeyFileError
+    from kolm_build.surfaces.places import default_trust
+
+    path = given or default_trust()
+    try:
+        with path.open("rb") as file:
+            return parse_trust(file.read(MAX_BYTES + 1), str(path))
+    except FileNotFoundError:
+        raise KeyFileError(
+            "there is no trust file, so nobody is trusted",
+            file=str(path),
+            advice="`kolm key trust KEY --name NAME` makes one; --no-trust checks the bytes alone.",
+        ) from None
+
+
+def _tell(report: Report, terminal: Terminal) -> None:
+    terminal.say(f"{report.manifest.name}: every byte is as the manifest says", "green")
+    terminal.say(f"  artifact  {report.artifact_id}")
+    terminal.say(f"            {report.manifest_b3}")
+    terminal.say(f"  weights   {report.manifest.weights_id}")
+    for name, value in report.manifest.kscore.items():
+        terminal.say(f"  {name:<9} {value}")
+    for text in report.evidenced:
+        terminal.say(f"  checked   {text}")
+    for text in report.not_evidenced:
+        terminal.say(f"  not evidenced: {text}", "yellow")
+    for signed in report.signatures:
+        who = signed.signer or f"a key nobody vouches for, {signed.keyid[:16]}"
+        terminal.say(f"  {signed.statement} by {who}", "" if signed.counts else "yellow")
+    if report.trusted:
+        terminal.say("trusted", "green")
+    else:
+        terminal.say("not asked whom to trust: this says nothing about who made it", "yellow")

@@ -1,0 +1,17 @@
+"""Opening the store that a command line means."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from kolm_build.store.local import LocalStore
+from kolm_build.surfaces.places import store_root
+from kolm_build.surfaces.project import find_root
+
+
+def open_store(args: Namespace, *, read_only: bool = False) -> LocalStore:
+    """The store of `args`: see spec/cli.md, CLI-10."""
+    project = getattr(args, "project", None)
+    start = find_root(project) if project is not None else Path.cwd()
+    return LocalStore.open(store_root(args.store, start), read_only=read_only)

@@ -1,0 +1,100 @@
+"""A project: the folder of one recipe, and the files that stand beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kolm_build.core.lock import Lock, parse_lock
+from kolm_build.core.recipe import Recipe, parse_recipe
+from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
+from kolm_build.surfaces.places import LOCK, OUTPUTS, RECIPE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """A folder with a recipe that could be read.
+
+    Attributes:
+        root: The folder, absolute.
+        recipe: The recipe.
+        recipe_text: The bytes it was read from.
+    """
+
+    root: Path
+    recipe: Recipe
+    recipe_text: bytes
+
+    @property
+    def lock_file(self) -> Path:
+        """Where the lock is."""
+        return self.root / LOCK
+
+    @property
+    def outputs_file(self) -> Path:
+        """Where the expected outputs are."""
+        return self.root / OUTPUTS
+
+    def artifact_file(self, given: Path | None) -> Path:
+        """Where the artifact goes: `given`, else beside the recipe."""
+        return given or self.root / f"{self.recipe.name}.kolm"
+
+
+def find_root(given: Path | None) -> Path:
+    """The folder of the project: `given`, else the nearest one upwards with a recipe.
+
+    Raises:
+        UsageError: There is none.
+    """
+    start = (given or Path()).absolute()
+    places = (start,) if given else (start, *start.parents)
+    for folder in places:
+        if (folder / RECIPE).is_file():
+            return folder
+    raise UsageError(
+        f"there is no {RECIPE} here{'' if given else ' or above'}",
+        file=str(start),
+        advice="`kolm init` writes one; -C DIR names another folder.",
+    )
+
+
+def open_project(given: Path | None) -> Project:
+    """The project that `given`, or the working folder, is in."""
+    root = find_root(given)
+    data = (root / RECIPE).read_bytes()
+    file = shown_path(root / RECIPE)
+    recipe = parse_recipe(_text(data, file), file=file)
+    return Project(root=root, recipe=recipe, recipe_text=data)
+
+
+def read_lock(path: Path) -> Lock:
+    """The lock in `path`.
+
+    Raises:
+        StaleLockError: There is none.
+    """
+    file = shown_path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise StaleLockError(
+            "nothing is locked yet", file=file, advice="Run `kolm lock` first."
+        ) from None
+    return parse_lock(_text(data, file), file=file)
+
+
+def shown_path(path: Path) -> str:
+    """`path` as the user would write it: relative where it lies below the working folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _text(data: bytes, file: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRecordError(
+            "not UTF-8", file=file, where=f"byte {error.start}", actual=repr(data[error.start])
+        ) from None

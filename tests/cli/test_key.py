@@ -1,0 +1,76 @@
+import json
+import stat
+
+from tests.cli.command import kolm, kolm_process
+
+
+def test_a_new_key_is_private_and_its_public_half_lies_beside_it(home):
+    answer = kolm("key", "new", "--unencrypted")
+    key = home / ".config/kolm/key.pem"
+    assert answer.status == 0
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert (home / ".config/kolm/key.pem.pub").read_text() == answer.out
+
+
+def test_a_key_is_never_overwritten(tmp_path):
+    kolm("key", "new", "--unencrypted", str(tmp_path / "k"))
+    before = (tmp_path / "k").read_bytes()
+    answer = kolm("key", "new", "--unencrypted", str(tmp_path / "k"))
+    assert answer.status == 66
+    assert "Keys are never overwritten." in answer.err
+    assert (tmp_path / "k").read_bytes() == before
+
+
+def test_an_encrypted_key_shows_its_public_half_without_the_passphrase(tmp_path):
+    (tmp_path / "pass").write_text("correct horse\n")
+    made = kolm("key", "new", str(tmp_path / "k"), "--passphrase-file", str(tmp_path / "pass"))
+    assert b"ENCRYPTED" in (tmp_path / "k").read_bytes()
+    shown = json.loads(kolm("key", "show", str(tmp_path / "k"), "--json").out)
+    assert shown["key"] == made.out.strip()
+
+
+def test_without_its_public_file_a_key_asks_for_the_passphrase(tmp_path):
+    (tmp_path / "pass").write_text("correct horse\n")
+    made = kolm("key", "new", str(tmp_path / "k"), "--passphrase-file", str(tmp_path / "pass"))
+    (tmp_path / "k.pub").unlink()
+    asked = kolm_process("key", "show", str(tmp_path / "k"))
+    assert asked.status == 66
+    assert "--passphrase-file FILE or $KOLM_PASSPHRASE" in asked.err
+    given = kolm_process("key", "show", str(tmp_path / "k"), KOLM_PASSPHRASE="correct horse")
+    assert given.out.splitlines()[0] == made.out.strip()
+    wrong = kolm_process("key", "show", str(tmp_path / "k"), KOLM_PASSPHRASE="battery")
+    assert wrong.status == 66
+    assert "wrong passphrase" in wrong.err
+
+
+def test_a_trusted_key_is_in_the_trust_file_once(home, tmp_path):
+    public = kolm("key", "new", "--unencrypted", str(tmp_path / "k")).out.strip()
+    assert kolm("key", "trust", public, "--name", "ci").status == 0
+    trust = home / ".config/kolm/trust.toml"
+    assert trust.read_text() == (
+        "version = 1\n\n[threshold]\nbuilder = 1\n\n"
+        f'[[principal]]\nname = "ci"\nroles = ["builder"]\nkeys = ["{public}"]\n'
+    )
+    before = trust.read_text()
+    again = kolm("key", "trust", str(tmp_path / "k.pub"), "--name", "ci2")
+    assert again.status == 66
+    assert "there twice" in again.err
+    assert trust.read_text() == before
+
+
+def test_a_second_principal_is_added_below_the_first(home, tmp_path):
+    for name in ("anna", "ben"):
+        kolm("key", "new", "--unencrypted", str(tmp_path / name))
+        roles = ["--role", "builder", "--role", "approver"]
+        key = str(tmp_path / f"{name}.pub")
+        assert kolm("key", "trust", key, "--name", name, *roles).status == 0
+    text = (home / ".config/kolm/trust.toml").read_text()
+    assert text.count("[[principal]]") == 2
+    assert 'roles = ["builder", "approver"]' in text
+
+
+def test_a_name_cannot_smuggle_in_another_principal(home, tmp_path):
+    kolm("key", "new", "--unencrypted", str(tmp_path / "k"))
+    name = 'x"\nroles=["builder"]\n#'
+    assert kolm("key", "trust", str(tmp_path / "k.pub"), "--name", name).status == 66
+    assert not (home / ".config/kolm/trust.toml").exists()
