@@ -1,0 +1,108 @@
+"""Code trees hold what a step can import, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kolm_build
+from kolm_build.engine.code import code_tree
+from kolm_build.errors import InvalidRecordError
+
+PACKAGE = Path(kolm_build.__file__).parent
+
+
+def project(tmp_path: Path, files: dict[str, str]) -> Path:
+    root = tmp_path / "kolm_build"
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+FILES = {
+    "__init__.py": "__version__ = '1'\n",
+    "errors.py": "X = 1\n",
+    "core/__init__.py": "",
+    "core/cbor.py": "from kolm_build.errors import X\n",
+    "core/tree.py": "import json\n",
+    "core/deep.py": "",
+    "steps/__init__.py": "",
+    "steps/one.py": "def main(argv):\n    from kolm_build.core import cbor, deep\n    return deep\n",
+    "steps/other.py": "",
+    "surfaces/__init__.py": "",
+    "surfaces/cli.py": "",
+}
+
+
+def test_a_code_tree_holds_the_steps_import_closure(tmp_path):
+    """E-13. A code tree MUST hold every module of the project the step can import, no other."""
+    assert sorted(code_tree("one", project(tmp_path, FILES))) == [
+        "kolm_build/__init__.py",
+        "kolm_build/core/__init__.py",
+        "kolm_build/core/cbor.py",
+        "kolm_build/core/deep.py",
+        "kolm_build/errors.py",
+        "kolm_build/steps/__init__.py",
+        "kolm_build/steps/one.py",
+        "step.py",
+    ]
+
+
+@pytest.mark.parametrize("changed", ["surfaces/cli.py", "steps/other.py", "core/tree.py"])
+def test_what_the_step_cannot_import_does_not_change_its_code(tmp_path, changed):
+    before = code_tree("one", project(tmp_path, FILES))
+    assert code_tree("one", project(tmp_path, FILES | {changed: "Y = 2\n"})) == before
+
+
+def test_a_new_version_alone_does_not_change_the_code(tmp_path):
+    before = code_tree("one", project(tmp_path, FILES))
+    newer = FILES | {"__init__.py": "__version__ = '2'\n"}
+    assert code_tree("one", project(tmp_path, newer)) == before
+
+
+def test_what_the_step_can_import_changes_its_code(tmp_path):
+    before = code_tree("one", project(tmp_path, FILES))
+    assert code_tree("one", project(tmp_path, FILES | {"errors.py": "X = 2\n"})) != before
+
+
+def test_a_step_may_not_use_the_version(tmp_path):
+    files = FILES | {"steps/one.py": "from kolm_build import __version__\n"}
+    with pytest.raises(InvalidRecordError, match=r"may not use kolm_build\.__version__"):
+        code_tree("one", project(tmp_path, files))
+
+
+def test_an_import_of_what_is_not_there_is_named(tmp_path):
+    files = FILES | {"steps/one.py": "import kolm_build.core.nothing\n"}
+    with pytest.raises(InvalidRecordError, match=r"kolm_build\.core\.nothing"):
+        code_tree("one", project(tmp_path, files))
+
+
+def test_the_start_runs_the_step_from_its_own_tree(tmp_path):
+    files = FILES | {
+        "steps/one.py": "def main(argv):\n    print(__file__, argv[1:])\n    return 7\n"
+    }
+    for name, data in code_tree("one", project(tmp_path / "source", files)).items():
+        (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "code" / name).write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-s", "-P", "-B", str(tmp_path / "code" / "step.py"), "request"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert done.returncode == 7
+    assert done.stdout == f"{tmp_path}/code/kolm_build/steps/one.py ['request']\n"
+
+
+def test_no_step_of_the_project_can_import_the_engine_or_the_surfaces():
+    for path in (PACKAGE / "steps").glob("[a-z]*.py"):
+        if path.stem != "table":
+            for name in code_tree(path.stem, PACKAGE):
+                assert not name.startswith(
+                    ("kolm_build/engine", "kolm_build/surfaces", "kolm_build/store")
+                )
