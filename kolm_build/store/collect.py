@@ -63,8 +63,9 @@ class Collector:
         """Take away the rows of what is dead, but for what came to life since the snapshot."""
         known = {*plan.live, *plan.dead}
         with self._index.transaction():
-            now = {row.digest for row in self._rows()} | set(self._roots())
-            late = closure(sorted(now - known), self._unless(plan.live))
+            published = {row.digest for row in self._rows()} - known
+            rooted = set(self._roots()) - plan.live
+            late = closure(sorted(published | rooted), self._unless(plan.live))
             plan = _less(plan, late, self._sizes())
             for kind in _COLLECTED:
                 self._index.remove(kind, plan.dead)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from threading import RLock
 from urllib.parse import quote
@@ -67,22 +67,12 @@ class Index:
 
     Args:
         path: The database file.
-        read_only: Never write, not even what SQLite keeps beside the file.
+        read_only: Never write.
     """
 
     def __init__(self, path: str, *, read_only: bool) -> None:
         self._lock = RLock()
-        self._db = sqlite3.connect(
-            _uri(path, read_only=read_only),
-            uri=True,
-            timeout=WAIT_S,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=64,
-        )
-        if not read_only:
-            self._db.execute("pragma journal_mode=wal")
-            self._db.execute("pragma synchronous=full")
+        self._db = _connected(path, read_only=read_only)
 
     def make(self) -> None:
         """Make the tables that are not there yet."""
@@ -176,16 +166,42 @@ class Index:
         return {Digest(raw) for (raw,) in rows}  # type: ignore[arg-type]  # see schema
 
 
-def _uri(path: str, *, read_only: bool) -> str:
-    """How SQLite is to open the file.
-
-    A store on a read-only file system has no place for SQLite's shared memory; nobody else can
-    write there either, so the file is taken as it is.
-    """
-    uri = "file:" + quote(path)
+def _connected(path: str, *, read_only: bool) -> sqlite3.Connection:
     if not read_only:
-        return uri
-    return uri + ("?mode=ro" if os.access(os.path.dirname(path), os.W_OK) else "?immutable=1")
+        return _opened(f"file:{quote(path)}", "pragma journal_mode=wal", "pragma synchronous=full")
+    try:
+        return _opened(f"file:{quote(path)}?mode=ro", "select 1 from object limit 0")
+    except sqlite3.OperationalError:
+        return _snapshot(path)
+
+
+def _opened(uri: str, *first: str) -> sqlite3.Connection:
+    db = sqlite3.connect(
+        uri, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False
+    )
+    try:
+        for statement in first:
+            db.execute(statement)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _snapshot(path: str) -> sqlite3.Connection:
+    """The index in memory, from where SQLite may not put its shared memory beside the file."""
+    from shutil import copyfile
+    from tempfile import TemporaryDirectory
+
+    memory = _opened("file::memory:")
+    with TemporaryDirectory() as folder:
+        copy = f"{folder}/db"
+        for end in ("", "-wal"):
+            if not end or os.path.exists(path + end):
+                copyfile(path + end, copy + end)
+        with closing(_opened(f"file:{quote(copy)}")) as source:
+            source.backup(memory)
+    return memory
 
 
 def _chunks(items: Sequence[Digest]) -> Iterator[Sequence[Digest]]:

@@ -69,7 +69,7 @@ class Reader:
     def blob(self, b3: Digest) -> bytes:
         """All bytes of a blob."""
         data = b"".join(_read(path, part) for part, path in self._pieces(b3))
-        check(b3, Digest.of_blob(data), self._where(b3))
+        self._check_blob(b3, Digest.of_blob(data))
         return data
 
     def hashed(self, b3: Digest) -> Blob:
@@ -122,7 +122,7 @@ class Reader:
     def _restore_file(self, node: File, path: str) -> None:
         target = create(path)
         try:
-            check(node.b3, self._copy(node.b3, target), self._where(node.b3))
+            self._check_blob(node.b3, self._copy(node.b3, target))
             if node.executable:
                 os.fchmod(target, EXECUTABLE_MODE)
         finally:
@@ -155,9 +155,14 @@ class Reader:
         for part, _ in self.parts(b3).parts:
             yield from self._pieces(part)
 
-    def _where(self, b3: Digest) -> str:
-        row = self._index.row(Kind.BLOB, b3)
-        return self._layout.path(Kind.BLOB, b3, joined=row is not None and row.joined)
+    def _check_blob(self, b3: Digest, actual: Digest) -> None:
+        """Refuse a blob's bytes if they are others; name the part where it has parts."""
+        if actual == b3:
+            return
+        path = self._layout.path(Kind.BLOB, b3)
+        for part, path in self._pieces(b3):
+            check(part, Digest.of_blob(_read(path, part)), path)
+        check(b3, actual, path)
 
 
 def record_digest(data: bytes, context: RecordKind | None) -> Digest:
