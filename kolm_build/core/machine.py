@@ -102,6 +102,7 @@ class Machine:
         """The inverse of `to_value`, strict."""
         fields = Fields(value)
         fields.version(VERSION)
+        fields.require("accelerators")
         made = cls(
             platform=fields.record("platform", Platform.from_value),
             cpu=fields.text("cpu"),

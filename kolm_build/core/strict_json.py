@@ -115,7 +115,7 @@ def _check_scalar(value: object) -> None:
 def _check(value: Value) -> None:
     """Refuse surrogates and depth in a value that was read."""
     level: list[Value] = [value]
-    for _ in range(MAX_DEPTH + 2):
+    for _ in range(MAX_DEPTH + 1):
         below: list[Value] = []
         for item in level:
             if isinstance(item, dict):
