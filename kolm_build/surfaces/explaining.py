@@ -28,6 +28,7 @@ class Account:
         builds: The nodes that the next build would run, or may have to, and why.
         actions: What the last build did to each node; empty unless it is about that.
         node: The one node asked about; None for all.
+        sources: Content to the local source that it came from.
     """
 
     about: str
@@ -35,6 +36,7 @@ class Account:
     builds: Mapping[str, str]
     actions: Mapping[str, str]
     node: str | None
+    sources: Mapping[str, str]
 
     def to_value(self) -> dict[str, object]:
         """The account as a JSON object."""
@@ -53,10 +55,17 @@ class Account:
         if not causes and not self.explanation.removed:
             yield "nothing changed"
         for cause in causes:
-            yield from _cause(cause, self.actions)
+            yield from self._cause(cause)
         for name in self.explanation.removed if self.node is None else ():
             yield f"{name}: is no more"
         yield from self._consequences()
+
+    def _cause(self, cause: Cause) -> Iterator[str]:
+        done = f" ({self.actions[cause.node]})" if cause.node in self.actions else ""
+        yield f"{cause.node}: {'is new' if cause.is_new else 'changed'}{done}"
+        for change in cause.changes:
+            source = self.sources.get(change.after or "")
+            yield f"  {change}{f' ({source})' if source else ''}"
 
     def _concerns(self, cause: str) -> bool:
         if self.node is None or cause == self.node:
@@ -98,6 +107,7 @@ def account_of(look: Look, store: LocalStore, *, node: str | None) -> Account:
         builds=builds,
         actions=known.last.actions if about == LAST else {},
         node=node,
+        sources={str(tree): source for tree, source in look.instance.contents.items()},
     )
 
 
@@ -115,13 +125,6 @@ def _states(
 
 def _nodes(build: Remembered, store: LocalStore) -> Mapping[str, Derivation]:
     return build.derivations(store) or {}
-
-
-def _cause(cause: Cause, actions: Mapping[str, str]) -> Iterator[str]:
-    done = actions.get(cause.node)
-    yield f"{cause.node}: {'is new' if cause.is_new else 'changed'}{f' ({done})' if done else ''}"
-    for change in cause.changes:
-        yield f"  {change}"
 
 
 _TITLES = {

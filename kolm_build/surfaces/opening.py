@@ -6,8 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from kolm_build.store.local import LocalStore
-from kolm_build.surfaces.places import store_root
-from kolm_build.surfaces.project import find_root
+from kolm_build.surfaces.places import find_root, store_root
 
 
 def open_store(args: Namespace, *, read_only: bool = False) -> LocalStore:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kolm_build.errors import UsageError
+
 RECIPE = "kolm.toml"
 LOCK = "kolm.lock"
 OUTPUTS = "kolm.outputs"
@@ -29,6 +31,24 @@ def default_key() -> Path:
 def default_trust() -> Path:
     """Where the trust file is unless the user says otherwise."""
     return _named("KOLM_TRUST") or config_home() / "trust.toml"
+
+
+def find_root(given: Path | None) -> Path:
+    """The folder of the project: `given`, else the nearest one upwards with a recipe.
+
+    Raises:
+        UsageError: There is none.
+    """
+    start = (given or Path()).absolute()
+    places = (start,) if given else (start, *start.parents)
+    for folder in places:
+        if (folder / RECIPE).is_file():
+            return folder
+    raise UsageError(
+        f"there is no {RECIPE} here{'' if given else ' or above'}",
+        file=str(start),
+        advice="`kolm init` writes one; -C DIR names another folder.",
+    )
 
 
 def store_root(given: Path | None, start: Path) -> Path:

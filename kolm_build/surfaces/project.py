@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kolm_build.core.lock import Lock, parse_lock
 from kolm_build.core.recipe import Recipe, parse_recipe
-from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
-from kolm_build.surfaces.places import LOCK, OUTPUTS, RECIPE
+from kolm_build.errors import InvalidRecordError, StaleLockError
+from kolm_build.surfaces.places import LOCK, OUTPUTS, RECIPE, find_root
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,24 +38,6 @@ class Project:
     def artifact_file(self, given: Path | None) -> Path:
         """Where the artifact goes: `given`, else beside the recipe."""
         return given or self.root / f"{self.recipe.name}.kolm"
-
-
-def find_root(given: Path | None) -> Path:
-    """The folder of the project: `given`, else the nearest one upwards with a recipe.
-
-    Raises:
-        UsageError: There is none.
-    """
-    start = (given or Path()).absolute()
-    places = (start,) if given else (start, *start.parents)
-    for folder in places:
-        if (folder / RECIPE).is_file():
-            return folder
-    raise UsageError(
-        f"there is no {RECIPE} here{'' if given else ' or above'}",
-        file=str(start),
-        advice="`kolm init` writes one; -C DIR names another folder.",
-    )
 
 
 def open_project(given: Path | None) -> Project:

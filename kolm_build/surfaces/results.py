@@ -34,6 +34,23 @@ Targets = Mapping[str, OutputInput]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A build that went well.
+
+    Attributes:
+        prepared: What was built.
+        wanted: What was wanted of it.
+        realised: What came out.
+        store: Where it is.
+    """
+
+    prepared: Prepared
+    wanted: Targets
+    realised: Realised
+    store: LocalStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """An artifact in its place.
 
@@ -105,34 +122,38 @@ def _described(path: Path, key: SigningKey | None) -> Written:
         )
 
 
-def package_of(wanted: Targets, realised: Realised, instance: Instance) -> Digest | None:
-    """The content of the package among `wanted`; None where it is not wanted."""
-    digest = instance.digests.get(PACKAGE)
-    for output in wanted.values():
+def package_of(finished: Finished) -> Digest | None:
+    """The content of the package; None where it was not wanted."""
+    digest = finished.prepared.instance.digests.get(PACKAGE)
+    for output in finished.wanted.values():
         if output.derivation == digest:
-            return realised.contents[output]
+            return finished.realised.contents[output]
     return None
 
 
-def tainted(prepared: Prepared, realised: Realised, store: LocalStore) -> tuple[str, ...]:
-    """The nodes whose content nobody ever built closed in."""
-    found = []
-    for name, digest in prepared.instance.digests.items():
-        node = prepared.instance.nodes[name]
-        key = realised.keys.get(digest)
-        if node.is_fixed or key is None:
-            continue
-        for output, _ in node.outputs:
-            content = realised.contents.get(OutputInput(derivation=digest, output=output))
-            levels = {
-                claim.circumstances.get("sandbox")
-                for claim in store.realisations(key, output)
-                if claim.realisation.content == content
-            }
-            if levels == {OPEN_LEVEL}:
-                found.append(name)
-                break
-    return tuple(found)
+def tainted(finished: Finished) -> tuple[str, ...]:
+    """The nodes of which some content was never built closed in."""
+    return tuple(
+        name
+        for name, node in finished.prepared.instance.nodes.items()
+        if not node.is_fixed
+        and any(OPEN_LEVEL in _levels(finished, name, output) for output, _ in node.outputs)
+    )
+
+
+def _levels(finished: Finished, name: str, output: str) -> frozenset[object]:
+    """How an output's content was built; the openly built alone where nobody did better."""
+    digest = finished.prepared.instance.digests[name]
+    key = finished.realised.keys.get(digest)
+    content = finished.realised.contents.get(OutputInput(derivation=digest, output=output))
+    if key is None:
+        return frozenset()
+    levels = frozenset(
+        claim.circumstances.get("sandbox")
+        for claim in finished.store.realisations(key, output)
+        if claim.realisation.content == content
+    )
+    return levels if levels == {OPEN_LEVEL} else levels - {OPEN_LEVEL}
 
 
 def expected_outputs(project: Project) -> Outputs:
@@ -143,19 +164,20 @@ def expected_outputs(project: Project) -> Outputs:
     return parse_outputs(path.read_text(encoding="utf-8"), file=shown_path(path))
 
 
-def check_outputs(prepared: Prepared, wanted: Targets, realised: Realised) -> None:
+def check_outputs(finished: Finished) -> None:
     """Refuse results that are not what `kolm.outputs` names.
 
     Raises:
         NotReproducibleError: One is not.
     """
-    known = expected_outputs(prepared.project)
-    for entry in entries_of(prepared.instance, wanted, realised.contents):
+    project = finished.prepared.project
+    known = expected_outputs(project)
+    for entry in _entries(finished):
         expected = known.find(entry.target, entry.output, entry.platform, entry.derivation)
         if expected is not None and expected != entry.tree:
             raise NotReproducibleError(
                 "the result is not what was recorded for this derivation",
-                file=shown_path(prepared.project.outputs_file),
+                file=shown_path(project.outputs_file),
                 where=f"{entry.target}.{entry.output}",
                 expected=str(expected),
                 actual=str(entry.tree),
@@ -163,11 +185,15 @@ def check_outputs(prepared: Prepared, wanted: Targets, realised: Realised) -> No
             )
 
 
-def record_outputs(prepared: Prepared, wanted: Targets, realised: Realised) -> None:
+def record_outputs(finished: Finished) -> None:
     """Write the results into `kolm.outputs`."""
-    entries = entries_of(prepared.instance, wanted, realised.contents)
-    outputs = expected_outputs(prepared.project).with_entries(entries)
-    write_whole(prepared.project.outputs_file, render_outputs(outputs).encode())
+    project = finished.prepared.project
+    outputs = expected_outputs(project).with_entries(_entries(finished))
+    write_whole(project.outputs_file, render_outputs(outputs).encode())
+
+
+def _entries(finished: Finished) -> Iterator[ExpectedOutput]:
+    return entries_of(finished.prepared.instance, finished.wanted, finished.realised.contents)
 
 
 def entries_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +18,10 @@ from kolm_build.surfaces.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kolm_build.attest.keys import SigningKey
-    from kolm_build.engine.scheduler import Realised
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.building import Prepared
-    from kolm_build.surfaces.results import Targets, Written
+    from kolm_build.surfaces.results import Finished, Written
+    from kolm_build.surfaces.shortcut import Told
 
 
 def describe(parser: Parser) -> None:
@@ -51,6 +50,36 @@ def describe(parser: Parser) -> None:
 
 def run(args: Namespace, terminal: Terminal) -> int:
     """Build."""
+    from kolm_build.surfaces.shortcut import nothing_to_do
+
+    told = nothing_to_do(args)
+    if told is not None:
+        _tell_again(told, args, terminal)
+        return 0
+    return _look(args, terminal)
+
+
+def _tell_again(told: Told, args: Namespace, terminal: Terminal) -> None:
+    """What the last build told; nothing has changed since."""
+    if args.json:
+        if told.artifact is not None:
+            terminal.give(told.artifact)
+        terminal.give({"event": "done", "targets": dict(told.targets)})
+        return
+    if told.artifact is not None:
+        terminal.say(f"{_shown(str(told.artifact['path']))}  {told.artifact['id']}")
+    else:
+        for name, content in told.targets.items():
+            terminal.say(f"{name}  {content}")
+    terminal.tell("nothing to do", "dim")
+
+
+def _shown(path: str) -> str:
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def _look(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.building import prepare
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project
@@ -90,7 +119,7 @@ def _build(
     from kolm_build.surfaces.building import Options, build
     from kolm_build.surfaces.memory import add_root, remember
     from kolm_build.surfaces.progress import shown_events
-    from kolm_build.surfaces.results import check_outputs, record_outputs
+    from kolm_build.surfaces.results import Finished, check_outputs, record_outputs
 
     options = Options(
         jobs=args.jobs, sandbox=args.sandbox, offline=args.offline, keep_failed=args.keep_failed
@@ -107,28 +136,21 @@ def _build(
             mode="check" if args.check else "reuse",
         )
     remember(prepared, realised.actions, store)
+    done = Finished(prepared=prepared, wanted=wanted, realised=realised, store=store)
     if args.record:
-        record_outputs(prepared, wanted, realised)
+        record_outputs(done)
     else:
-        check_outputs(prepared, wanted, realised)
-    return _finish(_Done(prepared, wanted, realised, store), args, key, terminal)
+        check_outputs(done)
+    return _finish(done, args, key, terminal)
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """A build that went well."""
-
-    prepared: Prepared
-    wanted: Targets
-    realised: Realised
-    store: LocalStore
-
-
-def _finish(done: _Done, args: Namespace, key: SigningKey | None, terminal: Terminal) -> int:
+def _finish(done: Finished, args: Namespace, key: SigningKey | None, terminal: Terminal) -> int:
     """Write the artifact, if there is one, and tell what was made."""
     from kolm_build.surfaces.results import package_of, write_artifact
+    from kolm_build.surfaces.shortcut import note
 
-    package = package_of(done.wanted, done.realised, done.prepared.instance)
+    written = None
+    package = package_of(done)
     if package is not None and not args.check:
         project = done.prepared.project
         written = write_artifact(
@@ -139,6 +161,8 @@ def _finish(done: _Done, args: Namespace, key: SigningKey | None, terminal: Term
             store=done.store,
         )
         _tell_artifact(written, args, terminal)
+    if not (args.check or args.record):
+        note(done, written, args)
     contents = {name: str(done.realised.contents[one]) for name, one in done.wanted.items()}
     if args.json:
         terminal.give({"event": "done", "targets": contents})
@@ -149,7 +173,7 @@ def _finish(done: _Done, args: Namespace, key: SigningKey | None, terminal: Term
 
 
 def _allowed(
-    key: SigningKey | None, done: _Done, args: Namespace, terminal: Terminal
+    key: SigningKey | None, done: Finished, args: Namespace, terminal: Terminal
 ) -> SigningKey | None:
     """The key, unless something was built without a sandbox: that is never signed."""
     from kolm_build.errors import NoSandboxError
@@ -157,7 +181,7 @@ def _allowed(
 
     if key is None:
         return None
-    nodes = ", ".join(tainted(done.prepared, done.realised, done.store))
+    nodes = ", ".join(tainted(done))
     if not nodes:
         return key
     if args.key is not None:
@@ -174,9 +198,7 @@ def _tell_artifact(written: Written, args: Namespace, terminal: Terminal) -> Non
     if args.json:
         terminal.give(written.to_value())
         return
-    from kolm_build.surfaces.project import shown_path
-
-    terminal.say(f"{shown_path(written.path)}  {written.artifact_id}")
+    terminal.say(f"{_shown(str(written.path))}  {written.artifact_id}")
     figures = "  ".join(f"{name} {value}" for name, value in written.kscore.items())
     terminal.tell(figures)
     terminal.tell(

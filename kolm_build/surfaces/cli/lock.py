@@ -161,7 +161,7 @@ def _tell(
 def _diff(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.core.explain import explain
     from kolm_build.core.lock_diff import effects, lock_changes
-    from kolm_build.surfaces.project import find_root
+    from kolm_build.surfaces.places import find_root
     from kolm_build.surfaces.revision import read_revision
 
     root = find_root(args.project)
