@@ -240,6 +240,8 @@ def storm_of_kills(place: Path, kills: int, random: Random) -> Tally:
                 tally.rounds += 1
             whole = tally.rounds % 20 < 2 or tally.rounds >= kills
             check(root, read_journal(journal), tally, whole=whole)
+            if whole:
+                forget(root, read_journal(journal), journal)
     return tally
 
 

@@ -1,4 +1,8 @@
-"""The store in a folder: the only writer below its root."""
+"""The store in a folder: the only writer below its root.
+
+What only some commands need is imported where it is needed: a build that has nothing to do opens
+a store, looks, and ends.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +13,28 @@ from datetime import date
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Blob, Digest, RecordKind
-from kolm_build.core.gc import GcPlan
 from kolm_build.core.realisation import Realisation
 from kolm_build.core.tree import Tree
 from kolm_build.errors import MissingObjectError, ReadOnlyStoreError
 from kolm_build.store import claims, roots
 from kolm_build.store.claims import StoredRealisation
-from kolm_build.store.collect import Collector
 from kolm_build.store.door import door
 from kolm_build.store.index import Index, Row
-from kolm_build.store.ingest import Keep, Look, keep_bytes, keep_tree, walk
 from kolm_build.store.layout import FORMAT, Kind, Layout
 from kolm_build.store.lockfile import held
-from kolm_build.store.rebuild import rebuild_index
-from kolm_build.store.references import children
 from kolm_build.store.restore import Reader
 from kolm_build.store.roots import Root
 from kolm_build.store.session import Session, remove_tree
-from kolm_build.store.statcache import StatCache
-from kolm_build.store.usage import Usage, measure
-from kolm_build.store.verify import Report, Substitute, Verifier
 from kolm_build.store.write import Batch, VanishedError, flush, write_named
+
+if TYPE_CHECKING:
+    from kolm_build.core.gc import GcPlan
+    from kolm_build.store.usage import Usage
+    from kolm_build.store.verify import Report, Substitute
 
 ATTEMPTS = 5
 """How often a write starts again because the collector took what it relied on."""
@@ -75,6 +76,8 @@ class LocalStore:
                     raise ReadOnlyStoreError("there is no store here", file=layout.root)
                 _make(layout)
             elif not os.path.exists(layout.database) and not read_only:
+                from kolm_build.store.rebuild import rebuild_index
+
                 rebuild_index(layout)
             return cls(layout, Index(layout.database, read_only=read_only), read_only=read_only)
 
@@ -108,6 +111,8 @@ class LocalStore:
 
     def put_blob(self, data: bytes) -> Blob:
         """Keep some bytes; they stay at least until the store is closed."""
+        from kolm_build.store.ingest import keep_bytes
+
         return self._written(lambda batch: keep_bytes(batch, data), pin=lambda blob: blob.b3)
 
     def put_tree(self, tree: Tree) -> Digest:
@@ -125,6 +130,8 @@ class LocalStore:
             path: What to copy. A file becomes a tree of one entry.
             name: That entry's name; by default the file's own.
         """
+        from kolm_build.store.ingest import Keep, walk
+        from kolm_build.store.statcache import StatCache
 
         def keep(batch: Batch) -> Digest:
             cache = StatCache(self._index, self._writer().now_ns())
@@ -136,6 +143,9 @@ class LocalStore:
 
     def tree_of_path(self, path: Path, *, name: str | None = None) -> Digest:
         """The digest that `ingest` would give; nothing is copied, unchanged files are not read."""
+        from kolm_build.store.ingest import Look, walk
+        from kolm_build.store.statcache import StatCache
+
         with self._lock, door(self._layout.root):
             now_ns = 0 if self._read_only else self._writer().now_ns()
             cache = StatCache(self._index, now_ns)
@@ -364,6 +374,8 @@ class LocalStore:
             dry_run: Only say what would go.
             today: Roots that end before this day are over; None ends none.
         """
+        from kolm_build.store.collect import Collector
+
         if not dry_run:
             self._check_writable()
         with self._lock, door(self._layout.root):
@@ -385,6 +397,8 @@ class LocalStore:
             deep: Check SHA-256 and the whole of files that are stored in parts, too.
             substitute: Gives the right bytes of an object, or None.
         """
+        from kolm_build.store.verify import Verifier
+
         if repair:
             self._check_writable()
         with self._lock, door(self._layout.root):
@@ -397,6 +411,8 @@ class LocalStore:
     @classmethod
     def rebuild_index(cls, root: Path) -> int:
         """Make the index of a closed store again from its files; how many objects hold."""
+        from kolm_build.store.rebuild import rebuild_index
+
         layout = Layout(os.path.abspath(root))
         with door(layout.root):
             layout.is_made()
@@ -404,6 +420,8 @@ class LocalStore:
 
     def usage(self) -> Usage:
         """How many bytes each root has, and how many are on the disk."""
+        from kolm_build.store.usage import measure
+
         with door(self._layout.root):
             return measure(self._layout, self._index, self._reader)
 
@@ -444,6 +462,9 @@ class LocalStore:
         return self._written(keep, pin=lambda made: made)
 
     def _keep_tree(self, batch: Batch, tree: Tree) -> Digest:
+        from kolm_build.store.ingest import keep_tree
+        from kolm_build.store.references import children
+
         for kind, child in children(tree):
             if not batch.has(kind, child):
                 raise _absent(child)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -21,11 +22,12 @@ from kolm_build.errors import (
     StoreError,
 )
 from kolm_build.store.index import Index
-from kolm_build.store.join import Join
 from kolm_build.store.layout import EXECUTABLE_MODE, Kind, Layout
 from kolm_build.store.session import remove_tree
-from kolm_build.store.spool import is_cloned
 from kolm_build.store.write import create, write_all
+
+if TYPE_CHECKING:
+    from kolm_build.store.join import Join
 
 _ADVICE = "`kolm store fsck --repair` finds what is damaged; the next build makes it again."
 _PIECE_BYTES = 1 << 20
@@ -130,6 +132,8 @@ class Reader:
 
     def _copy(self, b3: Digest, target: int) -> Digest:
         """Copy a blob's bytes to an open file; the digest of what was copied."""
+        from kolm_build.store.spool import is_cloned
+
         hasher = blake3()
         pieces = list(self._pieces(b3))
         for part, path in pieces:
@@ -176,6 +180,8 @@ def read_join(data: bytes, b3: Digest, path: str) -> Join:
     Raises:
         CorruptObjectError: It is damaged, or another blob's.
     """
+    from kolm_build.store.join import Join
+
     try:
         join = Join.decode(data)
     except InvalidRecordError as error:

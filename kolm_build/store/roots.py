@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Self
 
-from kolm_build.core import strict_json
 from kolm_build.core.digest import Digest
 from kolm_build.core.fields import Fields
 from kolm_build.core.name import parse_label
@@ -56,6 +55,8 @@ class Root:
 
     def encode(self) -> bytes:
         """The root as one line of JSON."""
+        from kolm_build.core import strict_json
+
         return strict_json.dumps(
             {
                 "v": VERSION,
@@ -70,6 +71,8 @@ class Root:
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """The inverse of `encode`, strict."""
+        from kolm_build.core import strict_json
+
         fields = Fields(strict_json.loads(data))
         fields.version(VERSION)
         expires = fields.nullable("expires", str)
