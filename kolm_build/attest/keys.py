@@ -191,19 +191,24 @@ def _read_private(path: Path) -> bytes:
         raise PermissionDeniedError("may not be read", file=str(path)) from error
     except OSError as error:
         raise KeyFileError("cannot be read", file=str(path), actual=error.strerror) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise KeyFileError("not a key file", file=str(path))
-        if status.st_mode & 0o077 or status.st_uid not in {os.geteuid(), 0}:
-            raise KeyFileError(
-                "others may use this key",
-                file=str(path),
-                expected="owned by you, mode 0600",
-                actual=f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}",
-                advice=f"chmod 600 {path}; make a new key if others may have read this one.",
-            )
-        return file.read()
+    try:
+        _check_private(path, os.fstat(descriptor))
+        return os.read(descriptor, MAX_FILE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+        raise KeyFileError("not a key file", file=str(path))
+    if status.st_mode & 0o077 or status.st_uid not in {os.geteuid(), 0}:
+        raise KeyFileError(
+            "others may use this key",
+            file=str(path),
+            expected="owned by you, mode 0600",
+            actual=f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}",
+            advice=f"chmod 600 {path}; make a new key if others may have read this one.",
+        )
 
 
 def _write_new(path: Path, data: bytes) -> None:
