@@ -1,19 +1,16 @@
 """What the machine is and what its user set: looked at here, turned into values at once.
 
-One of the two places that may read the environment (the other is the command line).
+One of the two places that may read the environment (the other is the command line). Every command
+asks for the platform, so what the rest needs is imported where it is needed.
 """
 
 from __future__ import annotations
 
 import os
-import platform as python_platform
 import sys
-import sysconfig
 from collections.abc import Mapping
-from configparser import ConfigParser, Error
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from kolm_build.core.numerics import Platform
 
@@ -52,7 +49,7 @@ def probe_platform(cpuinfo: str | None = None, arch: str | None = None) -> Platf
         arch: The machine's architecture; asked where None.
     """
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if cpuinfo is None else cpuinfo
-    arch = arch or python_platform.machine()
+    arch = arch or os.uname().machine
     facts = _cpu_facts(text)
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
     extensions = [name for name in _BIT_RELEVANT.get(arch, ()) if name in flags]
@@ -86,16 +83,22 @@ def probe_machine() -> dict[str, object]:
 
     No host name, user name or path: circumstances are published with claims.
     """
+    from platform import libc_ver
+
     facts = _cpu_facts(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     return {
         "cpu": facts.get("model name") or facts.get("CPU part") or "unknown",
         "cpus": len(os.sched_getaffinity(0)),
-        "kernel": python_platform.release(),
-        "libc": " ".join(python_platform.libc_ver()),
+        "kernel": os.uname().release,
+        "libc": " ".join(libc_ver()),
         "memory_bytes": probe_memory_bytes(),
         "platform": str(probe_platform()),
-        "python": python_platform.python_version(),
+        "python": _python_version(),
     }
+
+
+def _python_version() -> str:
+    return ".".join(map(str, sys.version_info[:3]))
 
 
 def probe_memory_bytes() -> int:
@@ -153,6 +156,8 @@ def _pip_config(environ: Mapping[str, str]) -> Path | None:
 
 def _local_indexes(config: Path | None) -> list[str]:
     """The folders that a pip configuration names as indexes."""
+    from configparser import ConfigParser, Error
+
     parser = ConfigParser(interpolation=None, strict=False)
     try:
         parser.read([config] if config else [], encoding="utf-8")
@@ -167,6 +172,8 @@ def _local_paths(text: str) -> list[str]:
 
     The pages of a package index called ``simple`` point to the files beside it.
     """
+    from urllib.parse import unquote, urlsplit
+
     words = text.split()
     urls = [unquote(urlsplit(word).path) for word in words if word.startswith("file:")]
     paths = [Path(path) for path in [*urls, *words] if path.startswith("/")]
@@ -195,6 +202,8 @@ class Interpreter:
 
 def probe_interpreter() -> Interpreter:
     """The running interpreter."""
+    import sysconfig
+
     prefix = Path(sys.base_prefix).resolve()
     lib = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
     places = (
@@ -204,7 +213,7 @@ def probe_interpreter() -> Interpreter:
     return Interpreter(
         binary=Path(sys.executable).resolve(),
         prefix=prefix,
-        version=python_platform.python_version(),
+        version=_python_version(),
         site=Path(sysconfig.get_path("purelib")),
         foreign=tuple(prefix / place for place in places if (prefix / place).is_dir()),
     )

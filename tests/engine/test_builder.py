@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from threading import Thread
@@ -43,7 +44,7 @@ def failure(store, builder, tmp_path: Path, body: str, **parts) -> KolmError:
 
 
 def test_a_steps_events_arrive_typed(store, builder, tmp_path):
-    """P-3. Events MUST be JSON lines on the descriptor that the request names."""
+    """PROTO-3. Events MUST be JSON lines on the descriptor that the request names."""
     body = """
     say(event="progress", done=1, total=2, unit="step", loss="0.41")
     say(event="log", text="hello")
@@ -65,6 +66,36 @@ def test_a_steps_events_arrive_typed(store, builder, tmp_path):
     assert b"not an event: no JSON" in log
 
 
+def test_a_step_is_started_by_the_protocol(store, builder, tmp_path):
+    """PROTO-1. The engine MUST start `PYTHON -s -P -B <code>/step.py <request>`.
+
+    PROTO-2. The request MUST be canonical CBOR of these members; read here by another reader.
+    """
+    body = """
+    put("text", json.dumps({
+        "flags": [sys.flags.no_user_site, sys.flags.safe_path, sys.dont_write_bytecode],
+        "argv": sys.argv, "request": request, "empty": os.listdir(out) + sys.stdin.readlines(),
+    }))
+    """
+    made = build(store, builder, tmp_path, body, params={"a": 1, "b": "x"}, threads=2)
+    node = dict(store.tree(made.contents["out"]).entries)["text"]
+    assert json.loads(store.read_blob(node.b3)) == {
+        "flags": [1, True, True],
+        "argv": ["/kolm/code/step.py", "/kolm/request"],
+        "request": {
+            "v": 1,
+            "step": "test",
+            "params": {"a": 1, "b": "x"},
+            "inputs": {},
+            "outputs": {"out": "/kolm/out/out"},
+            "scratch": "/build",
+            "numerics": {"class": "exact-1", "seed": 0, "threads": 2},
+            "events_fd": 3,
+        },
+        "empty": [],
+    }
+
+
 def test_what_a_step_prints_is_kept_with_the_result(store, builder, tmp_path):
     body = "print('to stdout'); print('to stderr', file=sys.stderr)"
     made = build(store, builder, tmp_path, body)
@@ -74,7 +105,7 @@ def test_what_a_step_prints_is_kept_with_the_result(store, builder, tmp_path):
 
 
 def test_a_refusal_is_the_error_that_its_code_names(store, builder, tmp_path):
-    """P-5. Exit status 10 after an error event MUST become the error of that code."""
+    """PROTO-5. Exit status 10 after an error event MUST become the error of that code."""
     body = """
     say(event="error", code="input.data", reason="row is empty", file="rows.jsonl", where="row 7",
         expected="text", actual="nothing", advice="Remove it.")
@@ -99,7 +130,7 @@ def test_a_refusal_that_says_too_little_is_a_failed_step(store, builder, tmp_pat
 
 
 def test_a_crash_shows_its_last_line_and_keeps_its_log(store, builder, tmp_path):
-    """P-6. Any other status MUST be a failed step, its log kept."""
+    """PROTO-6. Any other status MUST be a failed step, its log kept."""
     drv = derivation(code(store, tmp_path, "raise ValueError('the reason')"))
     with pytest.raises(StepFailedError) as caught:
         builder.build(drv, drv, lambda _event: None)
@@ -109,7 +140,7 @@ def test_a_crash_shows_its_last_line_and_keeps_its_log(store, builder, tmp_path)
 
 
 def test_a_step_that_is_killed_says_by_what_and_how_much_it_used(store, builder, tmp_path):
-    """P-7. A step killed by SIGKILL MUST be told from one that failed."""
+    """PROTO-7. A step killed by SIGKILL MUST be told from one that failed."""
     body = "block = bytearray(60 << 20); os.kill(os.getpid(), 9)"
     error = failure(store, builder, tmp_path, body)
     assert isinstance(error, StepKilledError)
@@ -145,7 +176,7 @@ def test_a_full_disk_of_the_engine_is_told_apart(store, builder, tmp_path, monke
 
 
 def test_a_huge_log_keeps_its_start_and_its_end(store, builder, tmp_path):
-    """P-8. The log MUST be bounded; its start and its end are kept."""
+    """PROTO-8. The log MUST be bounded; its start and its end are kept."""
     body = """
     print("start")
     for number in range(200):
@@ -161,6 +192,7 @@ def test_a_huge_log_keeps_its_start_and_its_end(store, builder, tmp_path):
 
 
 def test_an_endless_event_is_dropped(store, builder, tmp_path):
+    """PROTO-4. A line that is no event MUST do no harm."""
     body = """
     for _ in range(40):
         os.write(request["events_fd"], b"x" * (1 << 16))
@@ -193,14 +225,14 @@ def test_secrets_are_starred_in_the_log():
     ],
 )
 def test_an_output_that_no_tree_may_hold_is_refused(store, builder, tmp_path, body, said):
-    """P-9. An output MUST hold files, folders and links inside it only."""
+    """PROTO-9. An output MUST hold files, folders and links inside it only."""
     error = failure(store, builder, tmp_path, body)
     assert type(error) is StepFailedError
     assert said in f"{error.reason} {error.actual}"
 
 
 def test_modes_are_normalised(store, builder, tmp_path):
-    """P-10. Of a file's mode only whether its owner may execute it MUST count."""
+    """PROTO-10. Of a file's mode only whether its owner may execute it MUST count."""
     body = """
     put("text", "hello"); os.chmod(out + "/text", 0o000)
     os.mkdir(out + "/folder", 0o700); put("folder/run", ""); os.chmod(out + "/folder/run", 0o4711)
@@ -215,7 +247,7 @@ def test_modes_are_normalised(store, builder, tmp_path):
 
 
 def test_a_fixed_output_with_other_content_is_refused_and_kept(store, builder, tmp_path):
-    """P-11. A fixed output with another digest MUST be refused, naming both."""
+    """PROTO-11. A fixed output with another digest MUST be refused, naming both."""
     expected = folder(store, tmp_path, {"text": "expected"})
     error = failure(
         store, builder, tmp_path, "put('text', 'other')", step="net", outputs={"out": expected}
@@ -227,7 +259,7 @@ def test_a_fixed_output_with_other_content_is_refused_and_kept(store, builder, t
 
 
 def test_the_network_needs_a_fixed_output(store, builder, tmp_path):
-    """P-12. A step with the network MUST have its outputs fixed, but while locking."""
+    """PROTO-12. A step with the network MUST have its outputs fixed, but while locking."""
     error = failure(store, builder, tmp_path, "put('text', '')", step="net")
     assert isinstance(error, InvalidRecordError)
     locking = SandboxBuilder(
@@ -283,7 +315,7 @@ def test_a_failed_tree_is_kept_on_request(store, tmp_path):
 
 @pytest.mark.parametrize("kind", [SandboxBuilder, UnsafeOpenBuilder])
 def test_stopping_ends_the_step_and_all_it_started(store, tmp_path, kind):
-    """P-13. When the build stops, nothing of a step MUST be left running."""
+    """PROTO-13. When the build stops, nothing of a step MUST be left running."""
     builder = kind(store=store, steps=SHAPES, environments=lambda _: ())
     marker = f"kolm-test-{os.getpid()}-{kind.__name__}"
     body = f"""

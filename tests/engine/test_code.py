@@ -31,7 +31,7 @@ FILES = {
     "core/tree.py": "import json\n",
     "core/deep.py": "",
     "steps/__init__.py": "",
-    "steps/one.py": "def main(argv):\n    from kolm_build.core import cbor, deep\n    return deep\n",
+    "steps/one.py": "def main(argv):\n    from kolm_build.core import cbor, deep\n",
     "steps/other.py": "",
     "surfaces/__init__.py": "",
     "surfaces/cli.py": "",
@@ -39,7 +39,7 @@ FILES = {
 
 
 def test_a_code_tree_holds_the_steps_import_closure(tmp_path):
-    """E-13. A code tree MUST hold every module of the project the step can import, no other."""
+    """ENG-13. A code tree MUST hold every module of the project the step can import, no other."""
     assert sorted(code_tree("one", project(tmp_path, FILES))) == [
         "kolm_build/__init__.py",
         "kolm_build/core/__init__.py",

@@ -85,7 +85,7 @@ def test_installer_notes_and_compiled_files_do_not_count(interpreter, site):
 
 
 def test_an_edited_file_is_named(interpreter, site):
-    """E-14. A file changed after its installation MUST be found before a step runs."""
+    """BOX-12. A file changed after its installation MUST be found before a step runs."""
     memo = Memo()
     locked = capture(["alpha"], memo=memo, interpreter=interpreter)
     (site / "alpha" / "__init__.py").write_text("A = 2\n")
@@ -159,7 +159,7 @@ def test_a_second_look_reads_no_file(interpreter, monkeypatch):
 
 
 def test_a_step_imports_its_environment_and_nothing_beside_it(store, interpreter, tmp_path):
-    """S-10. A step MUST see the distributions of its environment and no other."""
+    """BOX-10. A step MUST see the distributions of its environment and no other."""
     locked = capture(["gamma", "beta-lib"], memo=store, interpreter=interpreter)
     found = InstalledEnvironment([locked], memo=store, interpreter=interpreter)
     builder = SandboxBuilder(store=store, steps=SHAPES, environments=found)

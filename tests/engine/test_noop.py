@@ -57,7 +57,7 @@ def test_every_part_of_the_key_counts(part):
 
 
 def test_an_edited_source_drops_the_note(store, result, source):
-    """E-11. A note MUST NOT be believed once a source's size, times or inode changed."""
+    """ENG-11. A note MUST NOT be believed once a source's size, times or inode changed."""
     remember(store, KEY, [result], sources=[source], now_ns=LATE_NS)
     (source / "rows.csv").write_text("a,c\n")
     assert recall(store, KEY, sources=[source]) is None
@@ -84,7 +84,7 @@ def test_a_source_that_changed_just_now_is_not_noted(store, result, source):
 
 
 def test_a_collected_result_drops_the_note(store, result, source):
-    """E-12. A note MUST NOT be believed once its results are gone or contested."""
+    """ENG-12. A note MUST NOT be believed once its results are gone or contested."""
     remember(store, KEY, [result], sources=[source], now_ns=LATE_NS)
     root = store.root
     store.close()

@@ -16,7 +16,7 @@ import pytest
 
 from kolm_build.core.digest import Digest
 from kolm_build.engine.builder import UnsafeOpenBuilder
-from kolm_build.engine.probe import NetworkAccess, probe_interpreter
+from kolm_build.engine.probe import NetworkAccess, probe_interpreter, probe_network
 from kolm_build.engine.protocol import BuildResult
 from kolm_build.engine.sandbox import INSIDE, find_sandbox, secret_values, step_variables
 from kolm_build.errors import NoSandboxError
@@ -39,7 +39,7 @@ def result(store, builder, tmp_path: Path, body: str, **parts) -> object:
 
 
 def test_a_step_sees_its_closure_and_nothing_else(store, builder, tmp_path):
-    """S-1. A step MUST see nothing but what its derivation names and the base system."""
+    """BOX-1. A step MUST see nothing but what its derivation names and the base system."""
     secret = tmp_path / "secret"
     secret.write_text("secret")
     body = (
@@ -54,7 +54,7 @@ def test_a_step_sees_its_closure_and_nothing_else(store, builder, tmp_path):
 
 
 def test_the_store_is_not_visible_and_inputs_are_at_fixed_places(store, builder, tmp_path):
-    """S-2. The paths a step sees MUST be the same on every machine."""
+    """BOX-2. The paths a step sees MUST be the same on every machine."""
     data = folder(store, tmp_path, {"text": "hello"})
     body = "found = [inputs, outputs, request['scratch'], os.getcwd(), sys.argv, get('data')]"
     assert result(store, builder, tmp_path, body, inputs={"data": data}) == [
@@ -68,7 +68,7 @@ def test_the_store_is_not_visible_and_inputs_are_at_fixed_places(store, builder,
 
 
 def test_inputs_code_and_system_are_read_only(store, builder, tmp_path):
-    """S-3. A step MUST be able to write below its outputs, /build, /tmp and /dev/shm only."""
+    """BOX-3. A step MUST be able to write below its outputs, /build, /tmp and /dev/shm only."""
     data = folder(store, tmp_path, {"text": "hello"})
     body = """
     found = {}
@@ -87,7 +87,7 @@ def test_inputs_code_and_system_are_read_only(store, builder, tmp_path):
 
 
 def test_a_step_has_no_network(store, builder, tmp_path):
-    """S-4. A step MUST have no network unless its specification says so."""
+    """BOX-4. A step MUST have no network unless its specification says so."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         body = f"""
         import socket
@@ -113,7 +113,7 @@ def test_a_network_step_reaches_a_local_server(store, builder, tmp_path):
 
 
 def test_user_host_and_variables_are_fixed(store, builder, tmp_path):
-    """S-5. User, host, clock zone, locale, hash seed and thread counts MUST be fixed."""
+    """BOX-5. User, host, clock zone, locale, hash seed and thread counts MUST be fixed."""
     body = """
     import getpass, locale, socket, time
     mask = os.umask(0)
@@ -136,20 +136,21 @@ def test_user_host_and_variables_are_fixed(store, builder, tmp_path):
 
 
 def test_addresses_are_not_random(store, builder, tmp_path):
-    """S-6. Address space randomisation MUST be off."""
+    """BOX-6. Address space randomisation MUST be off."""
     body = "found = [id(object()), hash(object())]"
     first = result(store, builder, tmp_path, body)
     assert result(store, builder, tmp_path, body) == first
 
 
 def test_a_step_is_kept_to_its_threads(store, builder, tmp_path):
+    """BOX-11. A step MUST be kept to as many processors as its derivation has threads."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.fail("this test needs two processors")
     assert result(store, builder, tmp_path, "found = len(os.sched_getaffinity(0))") == 1
 
 
 def test_a_step_without_an_environment_imports_the_standard_library_alone(store, builder, tmp_path):
-    """S-7. A step without an environment MUST see no distribution."""
+    """BOX-7. A step without an environment MUST see no distribution."""
     body = """
     from importlib.metadata import distributions
     import sqlite3, ssl
@@ -160,7 +161,7 @@ def test_a_step_without_an_environment_imports_the_standard_library_alone(store,
 
 
 def test_a_machine_without_bubblewrap_says_what_to_install(monkeypatch, tmp_path):
-    """S-8. Without a working sandbox a step MUST NOT run."""
+    """BOX-8. Without a working sandbox a step MUST NOT run."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("kolm_build.engine.sandbox.find_spec", lambda _name: None)
     with pytest.raises(NoSandboxError) as caught:
@@ -187,7 +188,7 @@ def test_the_bundled_bubblewrap_is_found_without_the_systems(monkeypatch, tmp_pa
 
 
 def test_without_a_sandbox_the_same_protocol_runs_and_the_result_says_so(store, tmp_path):
-    """S-9. A result made without a sandbox MUST say so in its circumstances."""
+    """BOX-9. A result made without a sandbox MUST say so in its circumstances."""
     builder = UnsafeOpenBuilder(store=store, steps=SHAPES, environments=lambda _: ())
     data = folder(store, tmp_path, {"text": "hello"})
     made = run(store, builder, tmp_path, "put('text', get('data'))", inputs={"data": data})
@@ -198,6 +199,23 @@ def test_without_a_sandbox_the_same_protocol_runs_and_the_result_says_so(store, 
 def test_the_sandbox_names_itself_in_the_circumstances(store, builder, tmp_path):
     made = run(store, builder, tmp_path, "put('text', '')")
     assert made.circumstances["sandbox"] == "bubblewrap"
+
+
+def test_the_users_package_sources_are_seen_by_network_steps(tmp_path):
+    wheels, simple, home = tmp_path / "wheels", tmp_path / "index" / "simple", tmp_path / "home"
+    config = home / ".config" / "pip" / "pip.conf"
+    for folder_ in (wheels, simple, config.parent):
+        folder_.mkdir(parents=True)
+    config.write_text(f"[global]\nextra-index-url = file://{simple}\n")
+    network = probe_network(
+        {"HOME": str(home), "PIP_FIND_LINKS": str(wheels), "HF_TOKEN": "t", "SECRET": "s"}
+    )
+    assert network.variables == {
+        "PIP_FIND_LINKS": str(wheels), "HF_TOKEN": "t", "PIP_CONFIG_FILE": "/etc/pip-user.conf",
+    }  # fmt: skip
+    assert (str(wheels), str(wheels)) in network.paths
+    assert (str(simple.parent), str(simple.parent)) in network.paths
+    assert (str(config), "/etc/pip-user.conf") in network.paths
 
 
 def test_network_variables_pass_through_but_never_override():

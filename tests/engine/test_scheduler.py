@@ -120,7 +120,7 @@ def test_a_second_build_builds_nothing(store, fakes):
 
 
 def test_equal_bytes_above_cut_off_what_is_below(store, tmp_path):
-    """E-3. A node whose inputs come out with the same bytes MUST NOT be built again."""
+    """ENG-3. A node whose inputs come out with the same bytes MUST NOT be built again."""
 
     def make(resolved, texts):
         return "same" if resolved.name == "a" else plainly(resolved, texts)
@@ -167,6 +167,7 @@ def test_what_nothing_needs_is_not_built_though_it_is_gone(store, fakes):
 
 
 def test_the_dry_run_prints_what_would_run(store, fakes):
+    """ENG-2. The plan that `--dry-run` prints MUST be the one that would be carried out."""
     a = fake("a")
     b = fake("b", a)
     nodes = graph(a, b)
@@ -192,6 +193,7 @@ def test_independent_branches_run_at_once(store, tmp_path):
 
 
 def test_one_job_runs_one_step_at_a_time(store, tmp_path):
+    """ENG-4. At most `jobs` steps MUST run at once."""
     meet = Barrier(2)
 
     def make(resolved, texts):
@@ -205,7 +207,7 @@ def test_one_job_runs_one_step_at_a_time(store, tmp_path):
 
 
 def test_a_failure_stops_what_needs_it_and_nothing_else(store, tmp_path):
-    """E-6. Branches that do not need what failed MUST be finished; exit bits are OR-ed."""
+    """ENG-6. Branches that do not need what failed MUST be finished; exit bits are OR-ed."""
 
     def make(resolved, texts):
         if resolved.name == "bad":
@@ -227,7 +229,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(store, tmp_path):
 
 
 def test_a_check_finds_a_difference_and_keeps_both(store, tmp_path):
-    """E-7. A check MUST name the node, the output and the first file that differ."""
+    """ENG-7. A check MUST name the node, the output and the first file that differ."""
     counter = iter(range(10))
     builder = FakeBuilder(store, tmp_path, lambda _resolved, _texts: f"{next(counter)}")
     a = fake("a")
@@ -242,7 +244,7 @@ def test_a_check_finds_a_difference_and_keeps_both(store, tmp_path):
 
 
 def test_a_contested_output_is_an_alarm(store, tmp_path):
-    """E-8. Two contents for one derivation MUST fail every build that needs it."""
+    """ENG-8. Two contents for one derivation MUST fail every build that needs it."""
     counter = iter(range(10))
     builder = FakeBuilder(store, tmp_path, lambda _resolved, _texts: f"{next(counter)}")
     a = fake("a")
@@ -272,7 +274,7 @@ def test_a_check_does_not_fetch_again_what_a_digest_fixes(store, fakes, tmp_path
 
 
 def test_a_rebuild_after_loss_must_agree_with_the_claim(store, tmp_path):
-    """E-9. Outputs that are lost and built again MUST be compared with what they were."""
+    """ENG-9. Outputs that are lost and built again MUST be compared with what they were."""
     builder = FakeBuilder(store, tmp_path, lambda *_: "first")
     a = fake("a")
     run(store, builder, graph(a), a)
@@ -326,7 +328,7 @@ DAGS = st.lists(
 
 
 class TestTheEngineAgreesWithABusyBuilder:
-    """E-1. What the engine gives MUST be what building everything every time gives."""
+    """ENG-1. What the engine gives MUST be what building everything every time gives."""
 
     @settings(
         max_examples=15,
@@ -396,7 +398,7 @@ def start(store: LocalStore, step: Digest) -> subprocess.Popen[str]:
 
 
 def test_of_two_processes_one_builds_and_the_other_waits(store, tmp_path):
-    """E-5. Of two builds of one thing one MUST wait, say for whom, and use what the other made."""
+    """ENG-5. Of two builds of one thing one MUST wait and use what the other made."""
     step = code(store, tmp_path, "import time; say(event='log', text='x'); time.sleep(1.5)")
     first = start(store, step)
     assert "started" in first.stdout.readline()
@@ -410,7 +412,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(store, tmp_path):
 
 
 def test_an_interrupt_ends_the_step_and_leaves_the_store_whole(store, tmp_path):
-    """E-10. ^C MUST end every step process; the build can be taken up again."""
+    """ENG-10. ^C MUST end every step process; the build can be taken up again."""
     body = "import time; say(event='log', text='x'); time.sleep(float(params.get('s', 600)))"
     step = code(store, tmp_path, body)
     process = start(store, step)
