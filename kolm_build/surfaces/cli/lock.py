@@ -27,9 +27,11 @@ def describe(parser: Parser) -> None:
         ("kolm lock", "after a change of the recipe, the data or the environment"),
         ("kolm lock --check", "in CI: is the committed lock what would be locked?"),
         ("kolm lock --update base", "fetch one input again"),
+        ("kolm lock --update code", "after an upgrade of kolm"),
         ("kolm lock diff", "what changed since the commit, and what it will rebuild"),
         ("kolm lock diff main", "the same against a branch"),
     )
+    parser.usage = "kolm lock [OPTION ...]\n       kolm lock diff [A [B]]"
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 2 if the lock is not up to date"
     )
@@ -38,7 +40,7 @@ def describe(parser: Parser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="fetch this input again, whatever is locked",
+        help="look again at this input, at `environment` or at `code`, whatever is locked",
     )
     parser.add_argument("--offline", action="store_true", help="never touch the network")
     parser.add_argument(
@@ -50,7 +52,7 @@ def describe(parser: Parser) -> None:
     add_project(parser)
     add_store(parser)
     add_json(parser, "events, one JSON object a line")
-    below = parser.add_subparsers(dest="action", metavar="diff")
+    below = parser.add_subparsers(dest="action", metavar="diff", prog="kolm lock")
     diff = below.add_parser("diff", help="compare two locks")
     diff.tell_of(
         "Compare two locks: what differs, which nodes will be built again and why, and which\n"
