@@ -346,7 +346,7 @@ def _parser() -> Callable[[str], Requirement]:
 
 
 def _binds(found: Mapping[str, Installed], names: Iterable[str]) -> Iterator[Bind]:
-    """What shows the distributions `names`, and no other, at ``/kolm/env``.
+    """What shows the distributions `names`, and no other, at ``/kolm/site-packages``.
 
     Whole folders wherever no other distribution shares them: a bind costs a fifth of a
     millisecond a step, and thousands of files would be felt.

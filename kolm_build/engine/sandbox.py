@@ -22,7 +22,8 @@ LEVEL = "bubblewrap"
 
 KOLM = "/kolm"
 PYTHON = f"{KOLM}/python"
-ENVIRONMENT = f"{KOLM}/env"
+# The name matters: tools tell installed code from the user's own by it.
+ENVIRONMENT = f"{KOLM}/site-packages"
 INSIDE = Room(room=Path(KOLM), out=Path(f"{KOLM}/out"), build=Path("/build"))
 """Where a step in the sandbox finds its folders."""
 
@@ -74,7 +75,7 @@ class Mounts:
     Attributes:
         room: The step's own folders.
         interpreter: The base interpreter.
-        environment: Parts of ``/kolm/env``; none where the step has the standard library alone.
+        environment: Parts of ``/kolm/site-packages``; none where the step has the standard library alone.
         network: What a step with the network sees more; None for no network.
     """
 
@@ -151,7 +152,7 @@ def _isolation(*, network: bool) -> list[str]:
 
 def prepare_room(room: Room) -> None:
     """Put into `room` what every ``/kolm`` has: mount points and the synthetic ``/etc`` files."""
-    for name in ("env", "etc", "out", "python"):
+    for name in ("etc", "out", "python", "site-packages"):
         (room.room / name).mkdir()
     for name, text in _ETC.items():
         (room.room / "etc" / name).write_text(text, encoding="utf-8")

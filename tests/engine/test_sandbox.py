@@ -73,7 +73,7 @@ def test_inputs_code_and_system_are_read_only(store, builder, tmp_path):
     body = """
     found = {}
     for path in ("/kolm/in/data/text", "/kolm/in/data/new", "/kolm/code/step.py", "/kolm/new",
-                 "/usr/new", "/etc/passwd", "/kolm/python/new", "/kolm/env/new"):
+                 "/usr/new", "/etc/passwd", "/kolm/python/new", "/kolm/site-packages/new"):
         try:
             open(path, "a").close()
             found[path] = "written"
