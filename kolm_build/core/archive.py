@@ -41,6 +41,8 @@ _END_FIELDS = (
     *("signature", "disk", "directory disk", "members on this disk", "members"),
     *("directory size", "directory offset", "comment length"),
 )
+_FORBIDDEN = frozenset('\\:*?"<>|')
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _VERSION, _UTF8, _STORED, _TIME, _DATE = 20, 0x800, 0, 0, 0x21
 _MADE_BY, _MODE = 3 << 8 | 20, 0o100644 << 16  # a Unix tool; -rw-r--r--
 _MAX_DIRECTORY_BYTES = MAX_MEMBERS * (_CENTRAL.size + MAX_PATH_BYTES)
@@ -161,8 +163,8 @@ def parse_path(path: str) -> str:
     if (
         len(path.encode()) > MAX_PATH_BYTES
         or len(parts) > MAX_PARTS
-        or any(sign in '\\:*?"<>|' for sign in path)
-        or any(category(sign) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} for sign in path)
+        or not _FORBIDDEN.isdisjoint(path)
+        or (not path.isascii() and any(category(sign) in _INVISIBLE for sign in path))
         or any(part[-1] in ". " for part in parts)
     ):
         raise _bad_path(path)
