@@ -177,6 +177,8 @@ class Container:
 class Hashing:
     """Members being checked against the manifest by threads, the largest first.
 
+    What is smaller than a piece together is not worth a thread and is checked at once.
+
     Args:
         container: The open artifact.
         paths: The members to check.
@@ -192,12 +194,15 @@ class Hashing:
         self._stop = Event()
         self._kept: dict[str, bytes] = {}
         self._errors: list[BaseException] = []
-        count = min(os.cpu_count() or 1, MAX_THREADS, len(self._left))
+        size = sum(container.entries[path].size for path in self._left)
+        count = min(os.cpu_count() or 1, MAX_THREADS, len(self._left), size // PIECE_BYTES)
         self._threads = [Thread(target=self._work, daemon=True) for _ in range(count)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
+        if not self._threads:
+            self._work()
         return self
 
     def __exit__(self, *_: object) -> None:
