@@ -9,6 +9,7 @@ and logs are never dropped: they are small, and they are the memory of the proje
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import date
@@ -99,21 +100,28 @@ class Collector:
         """Throw away every file without a row, and what builders left behind."""
         for kind in _COLLECTED:
             files = [found for found in survey(self._layout, kind) if isinstance(found, Found)]
+            forms = Counter(found.digest for found in files)
             for start in range(0, len(files), _BATCH):
-                self._throw_away(kind, files[start : start + _BATCH])
+                self._throw_away(kind, files[start : start + _BATCH], forms)
         empty_trash(self._layout)
         for name in os.listdir(self._layout.folder("locks")):
             with suppress(FileNotFoundError):
                 lockfile.remove_free(f"{self._layout.folder('locks')}/{name}")
 
-    def _throw_away(self, kind: Kind, files: Sequence[Found]) -> None:
+    def _throw_away(self, kind: Kind, files: Sequence[Found], forms: Counter[Digest]) -> None:
         """Move what has no row to the trash; inside a transaction, since publishing is too."""
         with self._index.transaction():
-            rows = {digest: self._index.row(kind, digest) for digest in {f.digest for f in files}}
+            present = self._index.present(kind, (found.digest for found in files))
             for found in files:
-                row = rows[found.digest]
-                if row is None or row.joined != found.joined:
+                if found.digest not in present or (
+                    forms[found.digest] > 1 and self._is_old_form(found)
+                ):
                     to_trash(self._layout, found.path)
+
+    def _is_old_form(self, found: Found) -> bool:
+        """Whether a blob that was kept in parts is whole now, or the reverse."""
+        row = self._index.row(found.kind, found.digest)
+        return row is not None and row.joined != found.joined
 
 
 def _less(plan: GcPlan, late: Collection[Digest], sizes: Mapping[Digest, int]) -> GcPlan:

@@ -7,7 +7,7 @@ of its files is no tree. The next build then makes it again from its derivation.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -30,6 +30,7 @@ Substitute = Callable[[Digest], bytes | None]
 """Gives the right bytes of an object from elsewhere, or None."""
 
 THREADS = 2
+_BATCH = 200
 _SMALL_BYTES = 1 << 20
 
 CONTEXT = {
@@ -117,12 +118,12 @@ class Verifier:
         from concurrent.futures import ThreadPoolExecutor
 
         rows = self._index.rows()
+        some = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
         with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(self._check_row, rows, chunksize=1))
-        findings = [finding for some in found for finding in some]
+            findings = [finding for found in pool.map(self._check_rows, some) for finding in found]
         if self._deep:
             findings.extend(self._check_deep())
-        litter, foreign = self._look_around()
+        litter, foreign = self._look_around({(row.kind, row.digest, row.joined) for row in rows})
         return Report(
             objects=len(rows),
             bytes_hashed=sum(row.size_bytes for row in rows if not row.joined),
@@ -135,6 +136,9 @@ class Verifier:
         assert finding.kind is not None
         assert finding.digest is not None
         return self._index.has(finding.kind, finding.digest)
+
+    def _check_rows(self, rows: Sequence[Row]) -> list[Finding]:
+        return [finding for row in rows for finding in self._check_row(row)]
 
     def _check_row(self, row: Row) -> list[Finding]:
         path = self._layout.path(row.kind, row.digest, joined=row.joined)
@@ -180,8 +184,10 @@ class Verifier:
             yield from self._check_tree(Tree.decode(data))
 
     def _check_tree(self, tree: Tree) -> Iterator[tuple[Trouble, str | None]]:
-        for kind, child in children(tree):
-            if not self._index.has(kind, child):
+        named = list(children(tree))
+        for kind in (Kind.BLOB, Kind.TREE):
+            wanted = {child for of, child in named if of is kind}
+            for child in sorted(wanted - self._index.present(kind, wanted)):
                 yield Trouble.INCOMPLETE, str(child)
 
     def _check_join(self, row: Row, path: str, file: int) -> Iterator[tuple[Trouble, str | None]]:
@@ -226,16 +232,16 @@ class Verifier:
                 trees[row.digest] = self._reader.tree(row.digest)
         return trees
 
-    def _look_around(self) -> tuple[int, list[Finding]]:
-        """How much litter there is, and the foreign files."""
+    def _look_around(self, known: Set[tuple[Kind, Digest, bool]]) -> tuple[int, list[Finding]]:
+        """How much litter there is, and the foreign files; `known` spares asking the index."""
         paths = list(strangers(self._layout))
         litter = 0
         for kind in Kind:
             for found in survey(self._layout, kind):
                 if not isinstance(found, Found):
                     paths.append(found)
-                elif not self._is_known(found):
-                    litter += 1
+                elif (kind, found.digest, found.joined) not in known:
+                    litter += not self._is_known(found)
         return litter, [Finding(path=path, trouble=Trouble.FOREIGN) for path in paths]
 
     def _is_known(self, found: Found) -> bool:

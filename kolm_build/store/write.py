@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from kolm_build.core.digest import Digest
 from kolm_build.errors import StoreError
 from kolm_build.store.index import Index, Row
 from kolm_build.store.layout import OBJECT_MODE, Kind, Layout
 from kolm_build.store.session import Session
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 FEW_FILES = 32
 """Up to so many files are flushed one by one; more of them by one flush of the file system."""
@@ -59,6 +62,8 @@ class Batch:
         self._relied: dict[Kind, set[Digest]] = {kind: set() for kind in Kind}
         self._waiting: list[_Pending] = []
         self._waiting_bytes = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
         self._temps: set[str] = set()
         self._then: list[Callable[[], None]] = []
 
@@ -71,6 +76,8 @@ class Batch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
         for temp in self._temps:
             with suppress(OSError):
                 os.unlink(temp)
@@ -114,10 +121,25 @@ class Batch:
             self._waiting.append(pending)
             self._waiting_bytes += len(data)
             if len(self._waiting) >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
-                self._write_waiting()
+                self._hand_over()
 
-    def _write_waiting(self) -> None:
+    def _hand_over(self) -> None:
+        """Have another thread write what waits; most of that is the kernel's work."""
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        self._settle()
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(1)
+        self._writing = self._pool.submit(self._write_waiting, waiting)
+
+    def _settle(self) -> None:
+        """Wait for the other thread, and raise what it raised."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _write_waiting(self, waiting: list[_Pending]) -> None:
         for kind in {pending.row.kind for pending in waiting}:
             mine = [pending for pending in waiting if pending.row.kind is kind]
             stored = self._index.present(kind, [pending.row.digest for pending in mine])
@@ -143,7 +165,8 @@ class Batch:
         Raises:
             VanishedError: Something relied on was collected meanwhile; nothing was published.
         """
-        self._write_waiting()
+        self._settle()
+        self._write_waiting(self._waiting)
         self._flush_data()
         with self._index.transaction():
             self._check_relied()
