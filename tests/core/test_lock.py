@@ -1,12 +1,15 @@
 """spec/lock.md: one text for one lock, and every way in which it can be stale."""
 
 import re
+import tomllib
 from dataclasses import replace
 
 import pytest
 
 from kolm_build.core.lock import check, check_inputs, parse_lock, render_lock
+from kolm_build.core.pipeline import step_names
 from kolm_build.errors import InvalidRecordError, StaleLockError, UnsupportedVersionError
+from kolm_build.steps.table import STEPS
 from tests.core.samples import FULL, STEPS_ONLY, TINY, digest, lock, recipe
 
 
@@ -142,3 +145,27 @@ def test_another_version_has_an_error_of_its_own():
     text = render_lock(lock(recipe())).replace("version = 1", "version = 2", 1)
     with pytest.raises(UnsupportedVersionError):
         parse_lock(text)
+
+
+def test_an_input_is_locked_with_its_files():
+    """LOCK-5."""
+    base, *_ = tomllib.loads(render_lock(lock(recipe())))["input"]
+    assert list(base) == ["name", "kind", "from", "licence", "tree", "files", "bytes", "file"]
+    assert [list(file) for file in base["file"]] == [["path", "bytes", "b3", "sha256"]]
+
+
+def test_an_input_of_many_files_is_locked_by_its_tree():
+    """LOCK-5."""
+    made = lock(recipe())
+    many = replace(made.inputs[0], file_count=10_000, files=())
+    folder = replace(made, inputs=(many, *made.inputs[1:]))
+    assert parse_lock(render_lock(folder)) == folder
+
+
+def test_code_and_every_distribution_are_pinned():
+    """LOCK-6."""
+    table = tomllib.loads(render_lock(lock(recipe())))
+    assert {one["step"] for one in table["code"]} == set(step_names(recipe(), STEPS))
+    assert set(table["environment"]) == {"python", "interpreter"}
+    assert [one["name"] for one in table["distribution"]] == ["blake3", "torch"]
+    assert all(one["tree"].startswith("b3:") for one in table["distribution"])

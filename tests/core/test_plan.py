@@ -21,7 +21,7 @@ def node(name, *needs, outputs=("out",), expect=None, code="code"):
         params=(("node", name),),
         inputs=(
             ("script", ContentInput(content=digest("script"))),
-            *((f"z{index}", need) for index, need in enumerate(needs)),
+            *((f"z{index:02}", need) for index, need in enumerate(needs)),
         ),
         outputs=tuple((output, expect) for output in sorted(outputs)),
         numerics=Numerics(cls="exact-1"),

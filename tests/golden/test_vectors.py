@@ -47,7 +47,7 @@ def records():
 
 
 def test_the_vector_files_are_what_the_code_makes():
-    """DIGEST-9."""
+    """DIGEST-8."""
     tool = [sys.executable, str(ROOT / "tools" / "make_vectors.py"), "--check"]
     result = subprocess.run(tool, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
