@@ -23,7 +23,13 @@ from kolm_build.core.plain_blake3 import blake3
 from kolm_build.core.sbom import PATH as SBOM
 from kolm_build.core.sbom import render_sbom
 from kolm_build.core.split import MODULUS, is_holdout
-from kolm_build.core.story import DERIVATIONS, Story, needed_derivations, parse_story
+from kolm_build.core.story import (
+    DERIVATIONS,
+    Story,
+    locked_contents,
+    needed_derivations,
+    parse_story,
+)
 from kolm_build.errors import EvidenceError, InvalidRecordError
 
 T = TypeVar("T")
@@ -34,6 +40,7 @@ BASE_RESULTS, BASE_SUMMARY = "eval/base-results.jsonl", "eval/base-summary.json"
 KSCORE, GATE = "eval/kscore.json", "eval/gate.json"
 EVALUATION_FORMAT = "evaluation/1"
 DERIVATION_CONTEXT = "kolm_build 2026 derivation v1"
+ENVIRONMENT_CONTEXT = "kolm_build 2026 environment v1"
 _COUNTS = ("correct", "label_correct", "verified", "prompt_tokens", "output_tokens")
 
 _BUDGETS = (
@@ -44,6 +51,7 @@ EVIDENCED = (
     "container and manifest: every byte of the file is accounted for",
     "members: size and SHA-256",
     "derivations: each named by its digest, none missing that another one needs",
+    "lock: it names the code, environment and contents of every derivation",
     "results: one a held-out row, each judged again by its output; totals",
     "K-score: from the totals and the budgets of the derivation",
     "gate: from the K-score and the thresholds of the derivation",
@@ -256,6 +264,7 @@ def check_evidence(files: Mapping[str, bytes], manifest: Manifest) -> Claims:
         told = _below(files, BUILD)
         story = parse_story(told)
         _check_derivations(told, story)
+        _check_lock(story)
     with about("manifest.json"):
         same("numerics", manifest.numerics, story.numerics)
         same("licence", manifest.licence, story.licence)
@@ -303,13 +312,27 @@ def _check_derivations(files: Mapping[str, bytes], story: Story) -> None:
                 raise InvalidRecordError("a derivation is missing", where=raw.hex())
 
 
+def _check_lock(story: Story) -> None:
+    """The lock names the code, the environment and the contents of every derivation."""
+    code, trees, environment = story.locked
+    for record in story.derivations:
+        step = str(record["step"])
+        same(f"code of {step}", record.get("code"), code.get(step))
+        if record.get("environment") is not None:
+            digest = blake3(environment, context=ENVIRONMENT_CONTEXT)
+            same(f"environment of {step}", record["environment"], digest)
+        for raw in locked_contents(record):
+            if raw not in trees:
+                raise InvalidRecordError("a content that is not locked", where=raw.hex())
+
+
 def _check_split(rows: Iterable[Row], story: Story) -> bool:
     """Whether the split could be recomputed; every row is then on the held-out side."""
-    params = story.params("dataset")
-    if params is None:
-        return False
-    seed, modulus = str(params.get("split_seed", "")), params.get("modulus", MODULUS)
     with about(HOLDOUT):
+        params = story.params("dataset")
+        if params is None:
+            return False
+        seed, modulus = str(params.get("split_seed", "")), params.get("modulus", MODULUS)
         if type(modulus) is not int:
             raise InvalidRecordError("not a modulus", actual=repr(modulus)[:80])
         for row in rows:

@@ -21,6 +21,7 @@ DERIVATIONS = "derivations/"
 
 _EXACT = "exact-1"
 _FILE = re.compile(DERIVATIONS + r"[0-9a-f]{64}\.cbor")
+_DIGEST = re.compile("b3:[0-9a-f]{64}")
 
 Table = Mapping[str, object]
 
@@ -80,6 +81,27 @@ class Story:
         return _tables(self.lock, "input")
 
     @property
+    def locked(self) -> tuple[Mapping[str, bytes], frozenset[bytes], bytes]:
+        """What the lock pins: code by step, the trees of all inputs, the environment's record."""
+        environment = self.lock.get("environment")
+        installed = [
+            {
+                "name": _text(entry, "name"),
+                "version": _text(entry, "version"),
+                "content": _digest(entry, "tree"),
+            }
+            for entry in self.distributions
+        ]
+        record = {
+            "v": 1,
+            "python": _text(environment, "python"),
+            "interpreter": _digest(environment, "interpreter"),
+            "distributions": installed,
+        }
+        code = {_text(each, "step"): _digest(each, "tree") for each in _tables(self.lock, "code")}
+        return code, frozenset(_digest(each, "tree") for each in self.inputs), cbor.encode(record)
+
+    @property
     def distributions(self) -> tuple[Table, ...]:
         """The lock's ``[[distribution]]`` tables."""
         return _tables(self.lock, "distribution")
@@ -87,9 +109,18 @@ class Story:
 
 def needed_derivations(record: Table) -> Iterator[bytes]:
     """The raw digests of the derivations whose outputs are inputs of `record`."""
-    inputs = record.get("inputs")
-    for value in inputs.values() if isinstance(inputs, dict) else ():
-        raw = value.get("derivation") if isinstance(value, dict) else None
+    return _raw(record.get("inputs"), "derivation")
+
+
+def locked_contents(record: Table) -> Iterator[bytes]:
+    """The raw tree digests that `record` takes from the lock: inputs, and outputs it expects."""
+    yield from _raw(record.get("inputs"), "content")
+    yield from _raw(record.get("outputs"), "expect")
+
+
+def _raw(table: object, name: str) -> Iterator[bytes]:
+    for value in table.values() if isinstance(table, dict) else ():
+        raw = value.get(name) if isinstance(value, dict) else None
         if isinstance(raw, bytes):
             yield raw
 
@@ -148,3 +179,10 @@ def _text(table: object, name: str) -> str:
     if type(value) is not str:
         raise InvalidRecordError("not text", where=name, actual=repr(value)[:80])
     return value
+
+
+def _digest(table: object, name: str) -> bytes:
+    text = _text(table, name)
+    if not _DIGEST.fullmatch(text):
+        raise InvalidRecordError("not a digest", where=f"{LOCK}: {name}", actual=ascii(text)[:90])
+    return bytes.fromhex(text[3:])

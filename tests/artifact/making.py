@@ -154,6 +154,13 @@ DATASET: dict[str, str | int] = {"group": "", "modulus": 5, "split_seed": SEED}
 PLATFORM = Platform(isa="x86_64-v3", vendor="GenuineIntel")
 
 
+ENVIRONMENT = Environment.of(
+    python="3.11.7",
+    interpreter=digest("python"),
+    distributions=[Distribution(name="torch", version="2.13.0+cpu", content=digest("torch"))],
+)
+
+
 def node(name: str, step: str, params: Mapping[str, str | int], **inputs: object) -> Derivation:
     """A derivation of `step`; `inputs` are derivations or digests by role."""
     inherits = step in ("sft", "merge", "evaluate")
@@ -168,7 +175,7 @@ def node(name: str, step: str, params: Mapping[str, str | int], **inputs: object
         name=name,
         step=step,
         code=digest(f"code {step}"),
-        environment=None,
+        environment=ENVIRONMENT.digest if inherits else None,
         params=tuple(sorted(params.items())),
         inputs=tuple(sorted(found.items())),
         outputs=tuple((output, None) for output in outputs),
@@ -205,13 +212,7 @@ def lock() -> str:
             name=NAME,
             sections={"base": digest("section")},
             numerics=Numerics(cls="native-1"),
-            environment=Environment.of(
-                python="3.11.7",
-                interpreter=digest("python"),
-                distributions=[
-                    Distribution(name="torch", version="2.13.0+cpu", content=digest("torch"))
-                ],
-            ),
+            environment=ENVIRONMENT,
             inputs=(
                 _locked("base", "weights", "Apache-2.0"),
                 _locked("data", "data", "CC0-1.0"),
