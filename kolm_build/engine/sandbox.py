@@ -75,7 +75,8 @@ class Mounts:
     Attributes:
         room: The step's own folders.
         interpreter: The base interpreter.
-        environment: Parts of ``/kolm/site-packages``; none where the step has the standard library alone.
+        environment: Parts of ``/kolm/site-packages``; none where the step has the standard library
+            alone.
         network: What a step with the network sees more; None for no network.
     """
 
