@@ -292,6 +292,18 @@ def make(folder: Path, change: Callable[[dict[str, Files]], None] = lambda _: No
     return folder / "package" / f"{NAME}.kolm"
 
 
+def package_again(folder: Path, out: Path) -> None:
+    """Run the package step once more on what `make` left in `folder`, into `out`."""
+    out.mkdir()
+    (folder / "package").rename(folder / "before")
+    try:
+        roles = ("model", "evaluation", "base", "score", "gate", "holdout", "story")
+        _run(package.run, folder, "package", {"name": NAME}, roles)
+    finally:
+        for file in (folder / "package").iterdir():
+            file.rename(out / file.name)
+
+
 def write_tree(folder: Path, files: Files) -> None:
     """Write `files` below `folder`."""
     for name, data in files.items():
