@@ -23,18 +23,11 @@ from kolm_build.core.derivation import (
     Param,
 )
 from kolm_build.core.digest import Digest
+from kolm_build.core.generic_step import LocalPath, NodeOutput, Reference, Step, parse_reference
 from kolm_build.core.lock import Lock
 from kolm_build.core.numerics import Numerics, Platform
-from kolm_build.core.recipe import (
-    LocalPath,
-    NodeOutput,
-    Origin,
-    Pipeline,
-    Recipe,
-    Reference,
-    Step,
-    parse_reference,
-)
+from kolm_build.core.recipe import Recipe
+from kolm_build.core.sections import Origin, Pipeline
 from kolm_build.core.source import is_local
 from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
 

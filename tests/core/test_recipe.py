@@ -4,7 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from kolm_build.core.recipe import DISTRIBUTIONS, LocalPath, NodeOutput, parse_recipe
+from kolm_build.core.generic_step import LocalPath, NodeOutput
+from kolm_build.core.recipe import DISTRIBUTIONS, parse_recipe
 from kolm_build.core.training import sft_params
 from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
 from kolm_build.surfaces.starter import recipe_text

@@ -1,0 +1,235 @@
+"""Reading the sections of a recipe's pipeline: names, bounds, defaults (spec/recipe.md)."""
+
+from __future__ import annotations
+
+import re
+
+from kolm_build.core import strict_json
+from kolm_build.core.bounded import choice, integer, params, texts
+from kolm_build.core.decimals import render_decimal
+from kolm_build.core.fields import Fields
+from kolm_build.core.kscore import Thresholds
+from kolm_build.core.sections import (
+    Base,
+    Data,
+    Device,
+    Evaluate,
+    Gate,
+    Origin,
+    Pipeline,
+    Score,
+    Split,
+    Train,
+)
+from kolm_build.core.source import PATH, parse_path, parse_source
+from kolm_build.core.strict_json import MAX_INTEGER
+from kolm_build.core.training import ALGORITHMS, sft_params
+from kolm_build.errors import InvalidRecordError
+
+DTYPES = ("bf16", "fp16", "fp32")
+SECTIONS = ("base", "data", "split", "train", "evaluate", "score", "gate")
+
+
+def read_pipeline(fields: Fields) -> Pipeline | None:
+    """The pipeline's sections, all or none of them.
+
+    Raises:
+        InvalidRecordError: A section is missing beside others, or is not as the spec says.
+    """
+    given = [name for name in SECTIONS if fields.has(name)]
+    if not given:
+        for name in SECTIONS:
+            fields.table(name)  # asked for, so that a misspelt section gets a suggestion
+        return None
+    for name in ("base", "data", "evaluate", "score"):
+        if not fields.has(name):
+            raise InvalidRecordError(
+                "missing section", where=name, expected=f"[{name}], since there is [{given[0]}]"
+            )
+    return Pipeline(
+        base=fields.record("base", _base),
+        data=fields.record("data", _data),
+        split=fields.record("split", _split),
+        train=fields.records("train", _train),
+        evaluate=fields.record("evaluate", _evaluate),
+        score=fields.record("score", _score),
+        gate=fields.record("gate", _gate),
+    )
+
+
+def _origin(fields: Fields) -> Origin:
+    source = fields.parsed("from", parse_source) if fields.has("from") else None
+    script = fields.parsed("script", _script) if fields.has("script") else None
+    if source is None and script is None:
+        raise InvalidRecordError(
+            "no source", where="from", expected="from = …, or script = … that makes it"
+        )
+    if script is None and fields.has("args"):
+        raise InvalidRecordError("parameters without a script", where="args")
+    return Origin(
+        source=source,
+        files=texts(fields, "files", _glob),
+        script=script,
+        args=params(fields, "args"),
+        licence=fields.text("licence", default=""),
+    )
+
+
+def _script(text: str) -> str:
+    text = text.removeprefix(PATH)
+    if not text.endswith(".py"):
+        raise InvalidRecordError("not a Python file", expected="such as rows.py", actual=text[:80])
+    return parse_path(text)
+
+
+def _glob(text: str) -> str:
+    if not text or any(sign.isspace() for sign in text):
+        raise InvalidRecordError("not a file pattern", expected="such as *.safetensors")
+    return text
+
+
+def _base(value: object) -> Base:
+    fields = Fields(value)
+    origin = _origin(fields)
+    if origin.source is not None and origin.script is not None:
+        raise InvalidRecordError(
+            "both from and script", where="script", expected="one of them: a model has one origin"
+        )
+    form = choice(fields, "format", ("gguf", "safetensors"))
+    made = Base(
+        origin=origin,
+        format=form,
+        dtype=_dtype(fields, form),
+    )
+    fields.done()
+    return made
+
+
+def _dtype(fields: Fields, form: str) -> str | None:
+    if form == "safetensors" and not fields.has("dtype"):
+        return None
+    return choice(fields, "dtype", DTYPES, default="bf16")
+
+
+def _data(value: object) -> Data:
+    fields = Fields(value)
+    made = Data(
+        origin=_origin(fields),
+        format=choice(fields, "format", ("jsonl", "csv", "parquet"), default="jsonl"),
+        system=fields.text("system", default=""),
+        prompt=fields.parsed("prompt", _template),
+        answer=fields.parsed("answer", _template),
+        group=fields.text("group", default=""),
+    )
+    fields.done()
+    return made
+
+
+def _template(text: str) -> str:
+    if not re.search(r"\{[^{}]+\}", text):
+        raise InvalidRecordError(
+            "a template without a column", expected="a column in braces", actual=repr(text)[:80]
+        )
+    return text
+
+
+def _split(value: object) -> Split:
+    fields = Fields(value)
+    made = Split(
+        seed=fields.text("seed", default="0"),
+        modulus=integer(fields, "modulus", least=2, most=1000, default=5),
+        leakage=choice(fields, "leakage", ("refuse", "drop"), default="refuse"),
+    )
+    fields.done()
+    return made
+
+
+def _train(value: object) -> Train:
+    fields = Fields(value)
+    made = Train(algorithm=choice(fields, "algorithm", ALGORITHMS), params=sft_params(fields))
+    fields.done()
+    return made
+
+
+def _evaluate(value: object) -> Evaluate:
+    fields = Fields(value)
+    labels = texts(fields, "labels", _label)
+    if len(set(labels)) != len(labels):
+        raise InvalidRecordError("a label is there twice", where="labels")
+    made = Evaluate(
+        max_new_tokens=integer(fields, "max_new_tokens", least=1, default=64),
+        batch_size=integer(fields, "batch_size", least=1, default=8),
+        labels=labels,
+        verifier=_verifier(fields.text("verifier", default="labels" if labels else "none")),
+        metric=choice(fields, "metric", ("exact", "label"), default="exact"),
+    )
+    fields.done()
+    for key, needs_labels in (("verifier", made.verifier), ("metric", made.metric + "s")):
+        if needs_labels == "labels" and not labels:
+            raise InvalidRecordError("there are no labels", where=key, expected="labels = […]")
+    return made
+
+
+def _label(text: str) -> str:
+    if not text.strip() or text != text.strip() or "\n" in text:
+        raise InvalidRecordError("not a label", expected="one line of text", actual=repr(text)[:80])
+    return text
+
+
+def _verifier(text: str) -> str:
+    try:
+        if text in ("none", "labels"):
+            return text
+        if text.startswith("regex:"):
+            re.compile(text.removeprefix("regex:"))
+            return text
+        if text.startswith("json-schema:"):
+            Fields(strict_json.loads(text.removeprefix("json-schema:").encode()))
+            return text
+    except (re.error, InvalidRecordError) as error:
+        raise InvalidRecordError("a broken verifier", where="verifier", actual=str(error)) from None
+    raise InvalidRecordError(
+        "unknown verifier",
+        where="verifier",
+        expected="none, labels, regex:… or json-schema:…",
+        actual=repr(text)[:80],
+    )
+
+
+def _score(value: object) -> Score:
+    fields = Fields(value)
+    made = Score(
+        size_budget_bytes=integer(fields, "size_budget_bytes", least=1, most=MAX_INTEGER),
+        latency_budget_us=integer(fields, "latency_budget_us", least=1, most=MAX_INTEGER),
+        cost_budget_microusd=integer(fields, "cost_budget_microusd", least=1, most=MAX_INTEGER),
+        device=fields.record("device", _device),
+    )
+    fields.done()
+    return made
+
+
+def _device(value: object) -> Device:
+    fields = Fields(value)
+    made = Device(
+        name=fields.text("name"),
+        flops_per_s=integer(fields, "flops_per_s", least=1, most=MAX_INTEGER),
+        bytes_per_s=integer(fields, "bytes_per_s", least=1, most=MAX_INTEGER),
+        microusd_per_hour=integer(fields, "microusd_per_hour", least=0, most=MAX_INTEGER),
+    )
+    fields.done()
+    return made
+
+
+def _gate(value: object) -> Gate:
+    fields = Fields(value)
+    thresholds = Thresholds.parse(
+        k=fields.text("k_min", default="0.85"),
+        accuracy=fields.text("accuracy_min", default="0"),
+        coverage=fields.text("coverage_min", default="0"),
+    )
+    fields.done()
+    return Gate(
+        k_min=render_decimal(thresholds.k),
+        accuracy_min=render_decimal(thresholds.accuracy),
+        coverage_min=render_decimal(thresholds.coverage),
+    )
