@@ -1,0 +1,108 @@
+"""Running a step in a fresh process, as an engine would, and small inputs for steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kolm_build.core import strict_json
+from kolm_build.core.numerics import Numerics
+from kolm_build.core.request import EXIT_OK, EXIT_REFUSED, StepRequest
+from kolm_build.steps.table import INHERIT, STEPS
+from tests.support.models import ROOT
+
+LABELS = ("bone", "lung", "mind", "skin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a step did: its status, its events, its output folders."""
+
+    status: int
+    events: list[dict]
+    outputs: dict[str, Path]
+    scratch: Path
+
+    def folder(self, name: str = "out") -> Path:
+        assert self.status == EXIT_OK, self.events
+        return self.outputs[name]
+
+    def refusal(self) -> dict:
+        assert self.status == EXIT_REFUSED, self.events
+        return self.events[-1]
+
+    def logged(self) -> list[str]:
+        return [event["text"] for event in self.events if event["event"] == "log"]
+
+
+def run_step(step, root, *, inputs, params=None, env=None, seed=0) -> Ran:
+    """Run `step` in a process of its own, in an empty environment but for `env`."""
+    spec = STEPS[step]
+    place = root / f"{step}-{len(list(root.glob('*')))}"
+    outputs = {name: place / "outputs" / name for name in spec.outputs}
+    for folder in (*outputs.values(), place / "scratch"):
+        folder.mkdir(parents=True)
+    numerics = "native-1" if spec.numerics == INHERIT else "exact-1"
+    fd = os.open(place / "events", os.O_CREAT | os.O_WRONLY)
+    request = StepRequest(
+        step=step,
+        params=params or {},
+        inputs={role: str(path) for role, path in inputs.items()},
+        outputs={name: str(path) for name, path in outputs.items()},
+        scratch=str(place / "scratch"),
+        numerics=Numerics(cls=numerics, seed=seed, threads=1),
+        events_fd=fd,
+    )
+    (place / "request").write_bytes(request.encode())
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        f"from kolm_build.steps.{spec.module} import main; sys.exit(main(sys.argv))"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-s", "-P", "-B", "-c", code, str(place / "request")],
+            pass_fds=[fd],
+            cwd=place / "scratch",
+            env={"HOME": str(place / "scratch"), "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(fd)
+    events = [json.loads(line) for line in (place / "events").read_text().splitlines()]
+    assert done.returncode in (EXIT_OK, EXIT_REFUSED), done.stderr[-3000:]
+    return Ran(status=done.returncode, events=events, outputs=outputs, scratch=place / "scratch")
+
+
+def row(number: int, prompt: str, answer: str) -> bytes:
+    """A dataset's line."""
+    return strict_json.dumps(
+        {
+            "answer": answer,
+            "group": "",
+            "id": f"sha256:{number:064x}",
+            "messages": [{"content": prompt, "role": "user"}],
+        }
+    )
+
+
+def write_rows(folder: Path, name: str, rows) -> Path:
+    """`folder`, made, with the file `name` of (prompt, answer) pairs."""
+    folder.mkdir(parents=True)
+    lines = [row(number, *pair) + b"\n" for number, pair in enumerate(rows, 1)]
+    (folder / name).write_bytes(b"".join(lines))
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, by its relative path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
