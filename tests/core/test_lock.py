@@ -103,7 +103,7 @@ def test_an_input_whose_bytes_changed_is_named():
 @pytest.mark.parametrize(
     ("before", "after", "where"),
     [
-        ('kind = "weights"', 'kind = "wights"', "input[0].kind"),
+        ('kind = "weights"', 'kind = "weihgts"', "input[0].kind"),
         ('kind = "weights"', 'sort = "weights"', "input[0].kind"),
         ("files = 1", "files = 2", "input[0].file"),
         ("files = 1", "files = -1", "input[0].files"),

@@ -202,7 +202,7 @@ def test_an_output_is_found_by_its_name():
     digests = instance.digests
     assert instance.find("merge-1") == OutputInput(derivation=digests["merge-1"], output="out")
     assert instance.find("dataset.train").output == "train"
-    for wrong in ("merge", "dataset", "dataset.trian", "path:./x", "No"):
+    for wrong in ("merge", "dataset", "dataset.trainn", "path:./x", "No"):
         with pytest.raises(UsageError):
             instance.find(wrong)
     with pytest.raises(UsageError) as caught:

@@ -244,7 +244,7 @@ def test_an_empty_recipe_is_refused():
 @pytest.mark.parametrize(
     ("before", "after", "reason", "where"),
     [
-        ('left = "first"', 'left = "frist"', "unknown node", "step[0].inputs.left"),
+        ('left = "first"', 'left = "firsst"', "unknown node", "step[0].inputs.left"),
         ('name = "first"', 'name = "second"', "two nodes of one name", "step[2].name"),
         ('name = "first"', 'name = "first.x"', "a name without dots is needed", "step[1].name"),
         ('left = "first"', 'left = "First"', "not a reference", "step[0].inputs.left"),
@@ -263,7 +263,7 @@ def test_a_bad_step_is_refused_at_its_path(before, after, reason, where):
 
 
 def test_a_misspelt_node_gets_a_suggestion():
-    error = refused(changed('left = "first"', 'left = "frist"', STEPS_ONLY))
+    error = refused(changed('left = "first"', 'left = "firsst"', STEPS_ONLY))
     assert error.advice == "Did you mean 'first'?"
 
 
