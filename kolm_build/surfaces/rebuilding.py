@@ -60,21 +60,28 @@ class Found:
     Attributes:
         node: The node, or what made it as far as is known.
         output: The output; None where it is a member of an artifact.
-        change: The first path that differs.
+        before: What it was.
+        after: What it is now.
+        change: The first path that differs, where both can be read.
     """
 
     node: str
     output: str | None
-    change: PathChange | None
+    before: str
+    after: str
+    change: PathChange | None = None
 
-    def error(self, *, expected: str, actual: str) -> NotReproducibleError:
+    def error(self) -> NotReproducibleError:
         """The error that says so."""
         where = self.node if self.output is None else f"{self.node}.{self.output}"
         place = "" if self.change is None else f", first in {self.change.path}"
         if self.change is not None and self.change.tensors:
             place += f", tensor {self.change.tensors[0]}"
         return NotReproducibleError(
-            f"rebuilt, it is not the same{place}", where=where, expected=expected, actual=actual
+            f"rebuilt, it is not the same{place}",
+            where=where,
+            expected=self.before,
+            actual=self.after,
         )
 
 
@@ -150,10 +157,7 @@ def compare_artifact(
             if again.manifest_bytes == container.manifest_bytes:
                 return str(Blob.of(container.manifest_bytes).sha256)
             found = _first_node(prepared, realised, stores) or _first_member(container, again)
-            raise found.error(
-                expected=str(Blob.of(container.manifest_bytes).sha256),
-                actual=str(Blob.of(again.manifest_bytes).sha256),
-            )
+            raise found.error()
 
 
 def compare_project(
@@ -173,6 +177,9 @@ def compare_project(
         expected = known.find(entry.target, entry.output, entry.platform, entry.derivation)
         first: tuple[Digest, ...] = () if expected is None else (expected,)
         first = first or _claimed(realised, entry.derivation, entry.output, stores.old)
+        found = None if entry.tree in first else _first_node(prepared, realised, stores)
+        if found is not None:
+            raise found.error()
         if not first:
             raise UsageError(
                 "it was rebuilt, and there is nothing to compare it with",
@@ -181,9 +188,12 @@ def compare_project(
                 advice="`kolm build --record` notes results in kolm.outputs.",
             )
         if entry.tree not in first:
-            node = Found(node=entry.target, output=entry.output, change=None)
-            found = _first_node(prepared, realised, stores) or node
-            raise found.error(expected=str(first[0]), actual=str(entry.tree))
+            raise Found(
+                node=entry.target,
+                output=entry.output,
+                before=str(first[0]),
+                after=str(entry.tree),
+            ).error()
         results[f"{entry.target}.{entry.output}"] = entry.tree
     return results
 
@@ -238,7 +248,13 @@ def _first_node(prepared: Prepared, realised: Realised, stores: Stores) -> Found
             first = _claimed(realised, digest, output, stores.old)
             if now is not None and first and now not in first:
                 change = _first_change(first[0], now, stores)
-                return Found(node=name, output=output, change=change)
+                return Found(
+                    node=name,
+                    output=output,
+                    before=str(first[0]),
+                    after=str(now),
+                    change=change,
+                )
     return None
 
 
@@ -262,9 +278,14 @@ def _first_member(container: Container, again: Container) -> Found:
     """The first member, in the order in which a build makes them, that differs."""
     found = list(changes_between(side_of_artifact(container), side_of_artifact(again)))
     found.sort(key=lambda change: _rank(change.path))
-    if not found:
-        return Found(node=PACKAGE, output=None, change=None)
-    return Found(node=_maker(found[0].path), output=None, change=found[0])
+    first = found[0] if found else None
+    return Found(
+        node=_maker(first.path) if first else PACKAGE,
+        output=None,
+        before=str(Blob.of(container.manifest_bytes).sha256),
+        after=str(Blob.of(again.manifest_bytes).sha256),
+        change=first,
+    )
 
 
 def _rank(path: str) -> int:

@@ -199,10 +199,13 @@ def _tell_artifact(written: Written, args: Namespace, terminal: Terminal) -> Non
         terminal.give(written.to_value())
         return
     terminal.say(f"{_shown(str(written.path))}  {written.artifact_id}")
-    figures = "  ".join(f"{name} {value}" for name, value in written.kscore.items())
-    terminal.tell(figures)
+    terms = [name for name in _TERMS if name in written.kscore]
+    terminal.tell("  ".join(f"{name} {written.kscore[name]}" for name in terms))
     terminal.tell(
         f"signed by {written.signed_by}"
         if written.signed_by
         else "unsigned: `kolm key new` makes a key, and the next build signs"
     )
+
+
+_TERMS = ("k", "accuracy", "size", "latency", "cost", "coverage")

@@ -1,0 +1,80 @@
+import json
+
+
+def test_what_the_last_build_needs_is_kept_and_the_rest_goes(project):
+    project.ok("lock")
+    project.ok("build")
+    project.replace("count.py", '"words")', '"words of text")')
+    project.write("text.txt", "another text\n")
+    project.ok("lock")
+    project.ok("build")
+    plan = json.loads(project.ok("store", "gc", "--dry-run", "--json").out)
+    assert plan["dead"] > 0
+    done = json.loads(project.ok("store", "gc", "--json").out)
+    assert (done["dead"], done["freed_bytes"]) == (plan["dead"], plan["freed_bytes"])
+    assert project.ok("build").built() == []
+    assert project.ok("store", "fsck").out.endswith("clean\n")
+
+
+def test_without_its_lock_a_project_keeps_nothing(project):
+    project.ok("lock")
+    project.ok("build")
+    (root,) = [line.split()[0] for line in project.ok("store", "roots").out.splitlines()]
+    assert root.startswith("words-")
+    (project.root / "kolm.lock").unlink()
+    project.ok("store", "gc")
+    assert json.loads(project.ok("store", "du", "--json").out)["objects"] == 0
+    project.ok("lock")
+    assert sorted(project.ok("build").built()) == ["count", "length", "top"]
+
+
+def test_a_root_can_be_removed_by_name(project):
+    project.ok("lock")
+    project.ok("build")
+    name = json.loads(project.ok("store", "roots", "--json").out)["name"]
+    assert project.ok("store", "roots", "--remove", name).out == ""
+    answer = project.kolm("store", "roots", "--remove", name)
+    assert (answer.status, answer.err) == (2, f"error: {name}: there is no such root\n")
+
+
+def test_logs_and_derivations_are_never_dropped(project):
+    project.ok("lock")
+    project.ok("build")
+    project.ok(
+        "store", "roots", "--remove", json.loads(project.ok("store", "roots", "--json").out)["name"]
+    )
+    project.ok("store", "gc")
+    assert project.ok("log", "count").out == "counted 3 words\n"
+
+
+def test_du_shows_roots_and_the_whole(project):
+    project.ok("lock")
+    project.ok("build")
+    lines = project.ok("store", "du").out.splitlines()
+    assert lines[0].split() == ["files", "on", "disk", "alone", "root"]
+    assert lines[-1].endswith("objects")
+
+
+def test_show_tells_of_nodes_trees_and_derivations(project):
+    project.ok("lock")
+    project.ok("build")
+    node = json.loads(project.ok("show", "count", "--json").out)
+    assert node["step"] == "script"
+    assert node["params"] == {"entry": "count.py"}
+    derivation = json.loads(project.ok("show", node["derivation"], "--json").out)
+    assert derivation["derivation"] == node["derivation"]
+    tree = project.ok("show", node["outputs"]["out"][0]["content"]).out
+    assert "counts.json: " in tree
+    missing = project.kolm("show", "b3:" + "0" * 64)
+    assert missing.status == 4
+
+
+def test_diff_names_paths_and_exits_16(project):
+    project.ok("lock")
+    project.ok("build")
+    same = project.ok("diff", "count", "count")
+    assert same.out == "identical\n"
+    answer = project.kolm("diff", "count", "top")
+    assert answer.status == 16
+    assert answer.out.splitlines()[0].startswith("counts.json: b3:")
+    assert answer.out.splitlines()[0].endswith(" -> absent")
