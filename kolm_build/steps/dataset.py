@@ -151,15 +151,14 @@ class _Side:
     """One side of the split: its lines, and what the report says of it."""
 
     lines: Sequence[bytes]
-    ids: Sequence[bytes]
     answers: Mapping[str, int]
     groups: int
 
     def to_value(self) -> dict[str, object]:
         classes = len(self.answers) <= MAX_COUNTED_ANSWERS
         return {
-            "rows": len(self.ids),
-            "root": f"sha256:{merkle.root(self.ids).hex()}",
+            "rows": len(self.lines),
+            "root": f"sha256:{merkle.root(line[:-1] for line in self.lines).hex()}",
             "groups": self.groups,
             "distinct_answers": len(self.answers),
             "answers": dict(self.answers) if classes else None,
@@ -167,17 +166,16 @@ class _Side:
 
 
 def _side(examples: Sequence[Example], params: DatasetParams) -> _Side:
-    lines, ids = [], []
-    for example in examples:
-        value = row_value(example, params.system)
-        ids.append(hashlib.sha256(cbor.encode(value)).digest())
-        lines.append(strict_json.dumps({**value, "id": f"sha256:{ids[-1].hex()}"}) + b"\n")
     return _Side(
-        lines=lines,
-        ids=ids,
+        lines=[_line(row_value(example, params.system)) for example in examples],
         answers=Counter(example.answer for example in examples),
         groups=len({example.group for example in examples}) if params.group else 0,
     )
+
+
+def _line(value: dict[str, object]) -> bytes:
+    digest = hashlib.sha256(cbor.encode(value)).hexdigest()
+    return strict_json.dumps(value | {"id": f"sha256:{digest}"}) + b"\n"
 
 
 def _examples(file: Path, params: DatasetParams) -> list[Example]:
