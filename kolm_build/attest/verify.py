@@ -28,8 +28,7 @@ from kolm_build.errors import EvidenceError
 MAX_EVIDENCE_BYTES = 1 << 28
 
 _HEAD_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES
-_EVIDENCE = ("build/", "eval/", "sbom/")
-_SOURCES = "build/sources/"
+_EVIDENCE = ("build/derivations/", "build/kolm.", "eval/", "sbom/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +115,8 @@ def verify_container(container: Container, *, trust: TrustPolicy | None) -> Repo
 
 
 def _is_evidence(path: str) -> bool:
-    """Whether the whole member is read; the recipe's sources are hashed like weights."""
-    return path.startswith(_EVIDENCE) and not path.startswith(_SOURCES)
+    """Whether the whole member is read; sources and code are hashed like weights."""
+    return path.startswith(_EVIDENCE)
 
 
 def _kept(path: str) -> int:

@@ -1,12 +1,14 @@
 """BLAKE3 in plain Python, for records of some kilobytes (spec/digest.md).
 
 The verifier runs without the `blake3` distribution and still checks the digests of a manifest and
-of derivations. A megabyte takes seconds: everything large is hashed with the real one.
+of derivations. Python's integers are as wide as one likes: the same 32-bit word of every chunk
+lies in one of them, a lane of 64 bits each, so that one addition serves all chunks.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Sequence
 
 _IV = (
     *(0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A),
@@ -20,67 +22,99 @@ _CHUNK, _BLOCK, _MASK = 1024, 64, 0xFFFFFFFF
 _CHUNK_START, _CHUNK_END, _PARENT, _ROOT, _CONTEXT, _MATERIAL = 1, 2, 4, 8, 32, 64
 
 _Words = tuple[int, ...]
-_Node = tuple[_Words, _Words, int, int, int]
-"""A compression that is still to do: chaining value, block, counter, length, flags."""
 
 
 def blake3(data: bytes, *, context: str | None = None) -> bytes:
     """The BLAKE3-256 of `data`, in key-derivation mode where a `context` is given."""
     if context is None:
         return _digest(data, _IV, 0)
-    key = _words(_digest(context.encode(), _IV, _CONTEXT))
-    return _digest(data, key, _MATERIAL)
+    return _digest(data, _words(_digest(context.encode(), _IV, _CONTEXT)), _MATERIAL)
 
 
 def _digest(data: bytes, key: _Words, flags: int) -> bytes:
-    chaining, block, _, length, own = _node(data, 0, key, flags)
-    return struct.pack("<8I", *_compress(chaining, block, 0, length, own | _ROOT))
+    full = max(len(data) - 1, 0) // _CHUNK
+    nodes = _full_chunks(data[: full * _CHUNK], key, flags) if full else []
+    last = data[full * _CHUNK :]
+    nodes.append(_last_chunk(last, full, key, flags, root=0 if full else _ROOT))
+    while len(nodes) > 1:
+        root = _ROOT if len(nodes) == 2 else 0
+        above = _parents(nodes, key, flags | _PARENT | root)
+        nodes = above + nodes[2 * len(above) :]  # a node without a sibling rises as it is
+    return struct.pack("<8I", *nodes[0])
 
 
-def _node(data: bytes, counter: int, key: _Words, flags: int) -> _Node:
-    """The top node over `data`, whose first chunk is number `counter`."""
-    if len(data) <= _CHUNK:
-        return _chunk(data, counter, key, flags)
-    left = 1 << ((len(data) - 1) // _CHUNK).bit_length() - 1
-    halves = (
-        _compress(*_node(data[: left * _CHUNK], counter, key, flags)),
-        _compress(*_node(data[left * _CHUNK :], counter + left, key, flags)),
-    )
-    return key, halves[0] + halves[1], 0, _BLOCK, flags | _PARENT
+def _full_chunks(data: bytes, key: _Words, flags: int) -> list[_Words]:
+    """The chaining values of the whole chunks that `data` is made of, all at once."""
+    count, words = len(data) // _CHUNK, _words(data)
+    unit, counters = _lanes([1] * count), _lanes(range(count))
+    chaining = tuple(word * unit for word in key)
+    for first in range(0, _CHUNK // 4, _BLOCK // 4):
+        block = [_lanes(words[first + at :: _CHUNK // 4]) for at in range(16)]
+        edge = _CHUNK_START if first == 0 else _CHUNK_END if first == 240 else 0
+        chaining = _compress(chaining, block, counters, _BLOCK, flags | edge, unit)
+    return _each(chaining, count)
 
 
-def _chunk(data: bytes, counter: int, key: _Words, flags: int) -> _Node:
-    chaining, start = key, _CHUNK_START
+def _last_chunk(data: bytes, counter: int, key: _Words, flags: int, *, root: int) -> _Words:
+    chaining, edge = key, _CHUNK_START
     blocks = [data[at : at + _BLOCK] for at in range(0, len(data), _BLOCK)] or [b""]
     for block in blocks[:-1]:
-        chaining = _compress(chaining, _words(block), counter, _BLOCK, flags | start)
-        start = 0
+        chaining = _compress(chaining, _words(block), counter, _BLOCK, flags | edge, 1)
+        edge = 0
     last = blocks[-1]
+    edge |= _CHUNK_END | root
     padded = _words(last.ljust(_BLOCK, b"\0"))
-    return chaining, padded, counter, len(last), flags | start | _CHUNK_END
+    return _compress(chaining, padded, counter, len(last), flags | edge, 1)
+
+
+def _parents(nodes: Sequence[_Words], key: _Words, flags: int) -> list[_Words]:
+    """The nodes above each two of `nodes`, all at once."""
+    pairs = [left + right for left, right in zip(nodes[::2], nodes[1::2], strict=False)]
+    unit = _lanes([1] * len(pairs))
+    block = [_lanes(column) for column in zip(*pairs, strict=True)]
+    chaining = tuple(word * unit for word in key)
+    return _each(_compress(chaining, block, 0, _BLOCK, flags, unit), len(pairs))
 
 
 def _words(data: bytes) -> _Words:
     return struct.unpack(f"<{len(data) // 4}I", data)
 
 
-def _compress(chaining: _Words, block: _Words, counter: int, length: int, flags: int) -> _Words:
-    state = [*chaining, *_IV[:4], counter & _MASK, counter >> 32, length, flags]
+def _lanes(values: Iterable[int]) -> int:
+    """One integer with each of `values` in a lane of its own."""
+    words = tuple(values)
+    return int.from_bytes(struct.pack(f"<{len(words)}Q", *words), "little")
+
+
+def _each(state: _Words, count: int) -> list[_Words]:
+    """The words of every lane of `state`."""
+    columns = (struct.unpack(f"<{count}Q", word.to_bytes(8 * count, "little")) for word in state)
+    return list(zip(*columns, strict=True))
+
+
+def _compress(  # noqa: PLR0917 - the six inputs of the specification
+    chaining: _Words, block: Sequence[int], counter: int, length: int, flags: int, unit: int
+) -> _Words:
+    """One compression in every lane; `unit` has a 1 in each."""
+    start = (word * unit for word in _IV[:4])
+    state, mask = [*chaining, *start, counter, 0, length * unit, flags * unit], _MASK * unit
     for _ in range(7):
         for index, places in _STEPS:
-            _mix(state, places, block[2 * index], block[2 * index + 1])
-        block = tuple(block[at] for at in _ORDER)
+            _mix(state, places, (block[2 * index], block[2 * index + 1]), mask)
+        block = [block[at] for at in _ORDER]
     return tuple(state[at] ^ state[at + 8] for at in range(8))
 
 
-def _mix(state: list[int], places: tuple[int, int, int, int], first: int, second: int) -> None:
+def _mix(
+    state: list[int], places: tuple[int, int, int, int], words: tuple[int, int], mask: int
+) -> None:
     a, b, c, d = places
     va, vb, vc, vd = state[a], state[b], state[c], state[d]
-    for word, turn, twist in ((first, 16, 12), (second, 8, 7)):
-        va = (va + vb + word) & _MASK
+    for word, turn, twist in ((words[0], 16, 12), (words[1], 8, 7)):
+        va = (va + vb + word) & mask
         vd ^= va
-        vd = (vd >> turn | vd << 32 - turn) & _MASK
-        vc = (vc + vd) & _MASK
+        vd = (vd >> turn | vd << 32 - turn) & mask
+        vc = (vc + vd) & mask
         vb ^= vc
-        vb = (vb >> twist | vb << 32 - twist) & _MASK
+        vb = (vb >> twist | vb << 32 - twist) & mask
     state[a], state[b], state[c], state[d] = va, vb, vc, vd

@@ -248,8 +248,8 @@ def inputs() -> dict[str, Files]:
     return {
         "model": {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": model},
         "holdout": {"holdout.jsonl": lines(rows)},
-        "evaluation": _evaluation(right, len(model)),
-        "base": _evaluation(wrong, len(model)),
+        "evaluation": evaluation(right, len(model)),
+        "base": evaluation(wrong, len(model)),
         "story": {
             "kolm.toml": b'version = 1\nname = "tiny"\n',
             "kolm.lock": lock().encode(),
@@ -271,11 +271,17 @@ def smallest(made: dict[str, Files]) -> None:
     made["story"] |= derivation_files(few_derivations())
 
 
-def _evaluation(results: list[dict[str, object]], weight_bytes: int) -> Files:
+def evaluation(results: list[dict[str, object]], weight_bytes: int) -> Files:
+    """The files of an evaluation."""
     return {
         "results.jsonl": lines(results),
         "summary.json": strict_json.dumps(summary(results, weight_bytes)),
     }
+
+
+def results_of(files: Files) -> list[dict[str, object]]:
+    """The results in an evaluation's files."""
+    return [json.loads(line) for line in files["results.jsonl"].splitlines()]
 
 
 def make(folder: Path, change: Callable[[dict[str, Files]], None] = lambda _: None) -> Path:
