@@ -9,43 +9,29 @@ for them. A lost or unreadable note costs time and nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from blake3 import blake3
 
 from kolm_build.core import cbor
-from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.errors import KolmError
+
+if TYPE_CHECKING:
+    from kolm_build.store.glance import Glance
+    from kolm_build.store.local import LocalStore
 
 VERSION = 1
 
 RACY_NS = 2_000_000_000
 """A source changed less than this ago may change again without its time showing it."""
 
-
-class NotedStore(Protocol):
-    """The part of a store that a no-op build uses."""
-
-    def memo_get(self, key: Digest) -> bytes | None:
-        """What was noted under `key`."""
-
-    def memo_put(self, key: Digest, value: bytes) -> None:
-        """Note `value` under `key`."""
-
-    def has_trees(self, digests: Iterable[Digest]) -> AbstractSet[Digest]:
-        """Which trees are there."""
-
-    def contents_of(
-        self, keys: Sequence[tuple[Digest, str]]
-    ) -> Mapping[tuple[Digest, str], tuple[Digest, ...]]:
-        """The distinct contents claimed for each key."""
+_CONTEXT = "kolm_build 2026 memo v1"
+"""`RecordKind.MEMO`; dataclasses alone would cost a third of the time of a no-op."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noted:
-    """One wanted output.
+class Noted(NamedTuple):
+    """One wanted output, by raw digests.
 
     Attributes:
         name: What it was asked for as, such as ``package.out``.
@@ -55,15 +41,20 @@ class Noted:
     """
 
     name: str
-    key: Digest
+    key: bytes
     output: str
-    content: Digest
+    content: bytes
+
+
+def memo_key(*parts: object) -> bytes:
+    """The raw digest under which a memo about `parts` is kept."""
+    return blake3(cbor.encode(list(parts)), derive_key_context=_CONTEXT).digest()
 
 
 def noop_key(
-    *, recipe: bytes, lock: bytes, version: str, platform: str, wanted: Sequence[str]
-) -> Digest:
-    """The key of a build's note.
+    *, recipe: bytes, lock: bytes, version: str, platform: str, wanted: Sequence[str | bytes]
+) -> bytes:
+    """The key of a build's note, a raw digest.
 
     Args:
         recipe: The recipe's bytes.
@@ -72,16 +63,15 @@ def noop_key(
         platform: The machine's kind.
         wanted: What was asked for, in order.
     """
-    value = ["noop", VERSION, recipe, lock, version, platform, list(wanted)]
-    return Digest.of_record(cbor.encode(value), RecordKind.MEMO)
+    return memo_key("noop", VERSION, recipe, lock, version, platform, list(wanted))
 
 
 def remember(
-    store: NotedStore,
-    key: Digest,
+    store: LocalStore,
+    key: bytes,
     results: Sequence[Noted],
     *,
-    sources: Sequence[Path],
+    sources: Sequence[str],
     now_ns: int,
 ) -> bool:
     """Note the results of a build that ended well.
@@ -96,18 +86,20 @@ def remember(
     Returns:
         False where a source is too fresh to tell a later change by its time; nothing is noted.
     """
+    from kolm_build.core.digest import Digest
+
     stamps = list(_stamps(sources))
     if any(time > now_ns - RACY_NS for _, _, *times, _ in stamps for time in times):
         return False
     value = {
-        "results": [[one.name, one.key.raw, one.output, one.content.raw] for one in results],
+        "results": [list(one) for one in results],
         "sources": [list(stamp) for stamp in stamps],
     }
-    store.memo_put(key, cbor.encode(value))
+    store.memo_put(Digest(key), cbor.encode(value))
     return True
 
 
-def recall(store: NotedStore, key: Digest, *, sources: Sequence[Path]) -> tuple[Noted, ...] | None:
+def recall(store: Glance, key: bytes, *, sources: Sequence[str]) -> tuple[Noted, ...] | None:
     """The noted results, if they still hold.
 
     Args:
@@ -118,19 +110,15 @@ def recall(store: NotedStore, key: Digest, *, sources: Sequence[Path]) -> tuple[
     Returns:
         None where the build must be worked out.
     """
-    data = store.memo_get(key)
+    data = store.memo(key)
     if data is None:
         return None
     note = _decode(data)
     if note is None or note[1] != [list(stamp) for stamp in _stamps(sources)]:
         return None
     results, _ = note
-    contents = {one.content for one in results}
-    if store.has_trees(contents) != contents:
-        return None
-    claims = store.contents_of([(one.key, one.output) for one in results])
-    holds = all(claims.get((one.key, one.output)) == (one.content,) for one in results)
-    return results if holds else None
+    holds = all(store.contents(one.key, one.output) == {one.content} for one in results)
+    return results if holds and store.has_trees(one.content for one in results) else None
 
 
 def _decode(data: bytes) -> tuple[tuple[Noted, ...], object] | None:
@@ -148,26 +136,27 @@ def _decode(data: bytes) -> tuple[tuple[Noted, ...], object] | None:
 def _noted(row: object) -> Noted:
     match row:
         case [str(name), bytes(key), str(output), bytes(content)]:
-            return Noted(name=name, key=Digest(key), output=output, content=Digest(content))
+            return Noted(name=name, key=key, output=output, content=content)
         case _:
             raise ValueError("not a result")
 
 
-_Stamp = tuple[str, int, int, int, int]
+_Stamp = tuple[bytes, int, int, int, int]
 
 
-def _stamps(sources: Iterable[Path]) -> Iterator[_Stamp]:
+def _stamps(sources: Iterable[str]) -> Iterator[_Stamp]:
     """Path, size, modification and change time, inode of each source and all below it."""
     for source in sources:
-        yield _stamp(str(source))
+        yield _stamp(source)
         for folder, below, names in os.walk(source):
             below.sort()
             yield from (_stamp(f"{folder}/{name}") for name in (*below, *sorted(names)))
 
 
 def _stamp(path: str) -> _Stamp:
+    name = os.fsencode(path)  # a path need not be text that a record may hold
     try:
         facts = os.stat(path)  # noqa: PTH116  # thousands of them: a Path method is slower
     except OSError:
-        return (path, -1, 0, 0, 0)
-    return (path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+        return (name, -1, 0, 0, 0)
+    return (name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)

@@ -1,7 +1,6 @@
 """What the machine is and what its user set: looked at here, turned into values at once.
 
-One of the two places that may read the environment (the other is the command line). Every command
-asks for the platform, so what the rest needs is imported where it is needed.
+One of the two places that may read the environment (the other is the command line).
 """
 
 from __future__ import annotations
@@ -13,19 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kolm_build.core.numerics import Platform
-
-_V2 = {"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"}
-_V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
-_V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-
-# Extensions beyond the level for which maths libraries have kernels that round differently.
-_BIT_RELEVANT = {
-    "x86_64": ("amx_bf16", "amx_fp16", "amx_int8", "avx512_bf16", "avx512_fp16", "avx512_vnni",
-               "avx_vnni"),
-    "aarch64": ("bf16", "fphp", "i8mm", "sme", "sve", "sve2"),
-}  # fmt: skip
-
-_VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel", "HygonGenuine": "hygon"}
+from kolm_build.engine.cpu import cpu_facts, cpu_kind, read_cpuinfo
 
 _NETWORK_NAMES = {
     "ALL_PROXY", "CURL_CA_BUNDLE", "HF_ENDPOINT", "HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY",
@@ -48,34 +35,8 @@ def probe_platform(cpuinfo: str | None = None, arch: str | None = None) -> Platf
         cpuinfo: The text of ``/proc/cpuinfo``; read where None.
         arch: The machine's architecture; asked where None.
     """
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if cpuinfo is None else cpuinfo
-    arch = arch or os.uname().machine
-    facts = _cpu_facts(text)
-    flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    extensions = [name for name in _BIT_RELEVANT.get(arch, ()) if name in flags]
-    vendor = facts.get("vendor_id") or facts.get("CPU implementer") or "unknown"
-    return Platform(
-        isa="+".join([_level(arch, flags), *extensions]), vendor=_VENDORS.get(vendor, vendor)
-    )
-
-
-def _cpu_facts(cpuinfo: str) -> dict[str, str]:
-    """The first processor's facts."""
-    first = cpuinfo.split("\n\n", 1)[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _level(arch: str, flags: set[str]) -> str:
-    if arch != "x86_64":
-        return arch
-    level = "x86_64"
-    needed: set[str] = set()
-    for name, more in (("x86_64-v2", _V2), ("x86_64-v3", _V3), ("x86_64-v4", _V4)):
-        needed |= more
-        if needed <= flags:
-            level = name
-    return level
+    isa, vendor = cpu_kind(cpuinfo, arch)
+    return Platform(isa=isa, vendor=vendor)
 
 
 def probe_machine() -> dict[str, object]:
@@ -85,7 +46,7 @@ def probe_machine() -> dict[str, object]:
     """
     from platform import libc_ver
 
-    facts = _cpu_facts(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    facts = cpu_facts(read_cpuinfo())
     return {
         "cpu": facts.get("model name") or facts.get("CPU part") or "unknown",
         "cpus": len(os.sched_getaffinity(0)),

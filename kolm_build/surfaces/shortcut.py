@@ -6,31 +6,32 @@ ours: which sources those are, which files the build wrote, and what was told of
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import time_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kolm_build import __version__
 from kolm_build.core import cbor
-from kolm_build.core.digest import Digest, RecordKind
-from kolm_build.core.fields import Fields
-from kolm_build.engine.noop import Noted, noop_key, recall, remember
-from kolm_build.engine.probe import probe_platform
+from kolm_build.engine.cpu import cpu_kind
+from kolm_build.engine.noop import Noted, memo_key, noop_key, recall, remember
 from kolm_build.errors import InvalidRecordError, KolmError
-from kolm_build.store.local import LocalStore
+from kolm_build.store.glance import Glance
 from kolm_build.surfaces.places import LOCK, OUTPUTS, RECIPE, default_key, find_root, store_root
 
 if TYPE_CHECKING:
     from kolm_build.surfaces.results import Finished, Written
 
+VERSION = 2
+
 Stamp = list[object]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Told(NamedTuple):
     """A build that had nothing to do.
 
     Attributes:
@@ -51,27 +52,31 @@ def nothing_to_do(args: Namespace) -> Told | None:
         return None
     try:
         root = find_root(args.project)
-        with LocalStore.open(store_root(args.store, root), read_only=True) as store:
+        store = Glance(str(store_root(args.store, root)))
+        try:
             return _recalled(_key(args, root), store)
-    except (KolmError, OSError):
+        finally:
+            store.close()
+    except (KolmError, OSError, sqlite3.Error):
         return None
 
 
 def note(finished: Finished, written: Written | None, args: Namespace) -> None:
     """Note a build that went well, for `nothing_to_do`."""
+    from kolm_build.core.digest import Digest
     from kolm_build.surfaces.sources import local_path
     from kolm_build.surfaces.story import local_inputs
 
     root, store, realised = finished.prepared.project.root, finished.store, finished.realised
     key = _key(args, root)
     locked = local_inputs(finished.prepared.lock)
-    sources = sorted({local_path(root, one.source) for one in locked})
+    sources = sorted({str(local_path(root, one.source)) for one in locked})
     results = [
         Noted(
             name=name,
-            key=realised.keys[output.derivation],
+            key=realised.keys[output.derivation].raw,
             output=output.output,
-            content=realised.contents[output],
+            content=realised.contents[output].raw,
         )
         for name, output in finished.wanted.items()
         if output.derivation in realised.keys
@@ -83,53 +88,45 @@ def note(finished: Finished, written: Written | None, args: Namespace) -> None:
     files = [*([written.path] if written else []), *_watched(args, root)]
     value = {
         "artifact": written.to_value() if written else {},
-        "files": [[str(path), _stamp(path)] for path in files],
-        "sources": [[str(source), []] for source in sources],
+        "files": [_stamp(os.fsencode(path)) for path in files],
+        "sources": [os.fsencode(source) for source in sources],
     }
-    store.memo_put(_own_key(key), cbor.encode(value))
+    with suppress(InvalidRecordError):  # a path that is no text: the next build looks again
+        store.memo_put(Digest(_own_key(key)), cbor.encode(value))
 
 
-def _recalled(key: Digest, store: LocalStore) -> Told | None:
-    data = store.memo_get(_own_key(key))
+def _recalled(key: bytes, store: Glance) -> Told | None:
+    data = store.memo(_own_key(key))
     if data is None:
         return None
-    fields = Fields(cbor.decode(data))
-    files = fields.records("files", _stamped)
-    if not all(_stamp(path) == stamp for path, stamp in files):
+    noted: Any = cbor.decode(data)  # the version of its form is in its key
+    if [_stamp(path) for path, *_ in noted["files"]] != noted["files"]:
         return None
-    sources = [path for path, _ in fields.records("sources", _stamped)]
-    results = recall(store, key, sources=sources)
-    return None if results is None else _told(results, fields.table("artifact"))
+    results = recall(store, key, sources=[os.fsdecode(source) for source in noted["sources"]])
+    if results is None:
+        return None
+    targets = {one.name: f"b3:{one.content.hex()}" for one in results}
+    return Told(targets=targets, artifact=noted["artifact"] or None)
 
 
-def _stamped(value: object) -> tuple[Path, Stamp]:
-    match value:
-        case [str(path), list(stamp)]:
-            return Path(path), stamp
-        case _:
-            raise InvalidRecordError("not a path and its stamp")
-
-
-def _told(results: Iterable[Noted], artifact: Mapping[str, object]) -> Told:
-    targets = {one.name: str(one.content) for one in results}
-    return Told(targets=targets, artifact=artifact or None)
-
-
-def _key(args: Namespace, root: Path) -> Digest:
+def _key(args: Namespace, root: Path) -> bytes:
     return noop_key(
         recipe=(root / RECIPE).read_bytes(),
         lock=(root / LOCK).read_bytes(),
         version=__version__,
-        platform=str(probe_platform()),
+        platform="/".join(cpu_kind()),
         wanted=_wanted(args, root),
     )
 
 
-def _wanted(args: Namespace, root: Path) -> Sequence[str]:
+def _wanted(args: Namespace, root: Path) -> Sequence[str | bytes]:
     """What was asked for: where things go and who signs are part of it."""
     output = "" if args.output is None else args.output.absolute()
     key = "" if args.no_sign else _key_file(args)
-    return [str(root), *args.targets, "into", str(output), "signed by", str(key)]
+    return [
+        *(os.fsencode(root), *args.targets),
+        *("into", os.fsencode(output), "signed by", os.fsencode(key)),
+    ]
 
 
 def _watched(args: Namespace, root: Path) -> Sequence[Path]:
@@ -142,13 +139,13 @@ def _key_file(args: Namespace) -> Path:
     return given.absolute()
 
 
-def _own_key(key: Digest) -> Digest:
-    return Digest.of_record(cbor.encode(["nothing to do", key.raw]), RecordKind.MEMO)
+def _own_key(key: bytes) -> bytes:
+    return memo_key("nothing to do", VERSION, key)
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: bytes) -> Stamp:
     try:
-        facts = path.stat()
+        facts = os.stat(path)  # noqa: PTH116  # of paths that were noted as bytes
     except OSError:
-        return [-1]
-    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+        return [path, -1]
+    return [path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
