@@ -315,11 +315,11 @@ def _check_derivations(files: Mapping[str, bytes], story: Story) -> None:
 def _check_lock(story: Story) -> None:
     """The lock names the code, the environment and the contents of every derivation."""
     code, trees, environment = story.locked
+    digest = blake3(environment, context=ENVIRONMENT_CONTEXT)
     for record in story.derivations:
         step = str(record["step"])
         same(f"code of {step}", record.get("code"), code.get(step))
         if record.get("environment") is not None:
-            digest = blake3(environment, context=ENVIRONMENT_CONTEXT)
             same(f"environment of {step}", record["environment"], digest)
         for raw in locked_contents(record):
             if raw not in trees:

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kolm_build.attest.attestation import Digests, Signed, check_attestations, check_thresholds
 from kolm_build.attest.container import Container, Hashing
-from kolm_build.attest.evidence import check_evidence
-from kolm_build.attest.model import (
-    CONFIG,
-    COUNTED,
-    TOKENIZER_CONFIG,
-    WEIGHTS_SUFFIX,
-    check_model,
-)
-from kolm_build.attest.trust import TrustPolicy
 from kolm_build.core.manifest import Manifest
 from kolm_build.core.safetensors import MAX_HEADER_BYTES, PREFIX_BYTES
 from kolm_build.errors import EvidenceError
 
+if TYPE_CHECKING:
+    from kolm_build.attest.attestation import Signed
+    from kolm_build.attest.trust import TrustPolicy
+
+CONFIGS = frozenset({"model/config.json", "model/tokenizer_config.json"})
+WEIGHTS_SUFFIX = ".safetensors"
 MAX_EVIDENCE_BYTES = 1 << 28
 
 _HEAD_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES
@@ -93,15 +90,20 @@ def verify_container(container: Container, *, trust: TrustPolicy | None) -> Repo
     """`verify_artifact` on an open artifact."""
     small = {path for path in container.entries if _is_evidence(path)}
     with Hashing(container, container.entries.keys() - small, keep=_kept) as hashing:
+        # Imported while the threads hash: a tenth of a second that costs nothing.
+        from kolm_build.attest import attestation, evidence, model
+
         files = {path: _small(container, path) for path in sorted(small)}
         attestations = {path: container.attestation(path) for path in container.attestations}
         hashing.raise_found()
-        digests = Digests.of(container.manifest_bytes)
-        signatures = check_attestations(attestations, container.manifest, digests, trust)
-        claims = check_evidence(files, container.manifest)
-        counted = check_model(hashing.result(), container.manifest, claims)
+        digests = attestation.Digests.of(container.manifest_bytes)
+        signatures = attestation.check_attestations(
+            attestations, container.manifest, digests, trust
+        )
+        claims = evidence.check_evidence(files, container.manifest)
+        counted = model.check_model(hashing.result(), container.manifest, claims)
     if trust is not None:
-        check_thresholds(signatures, trust)
+        attestation.check_thresholds(signatures, trust)
     return Report(
         artifact_id=f"sha256:{digests.sha256}",
         manifest_b3=f"b3:{digests.b3}",
@@ -109,8 +111,8 @@ def verify_container(container: Container, *, trust: TrustPolicy | None) -> Repo
         size_bytes=container.size,
         signatures=signatures,
         trusted=trust is not None,
-        evidenced=(*claims.evidenced, *([COUNTED] if counted else [])),
-        not_evidenced=(*claims.not_evidenced, *([] if counted else [COUNTED])),
+        evidenced=(*claims.evidenced, *([model.COUNTED] if counted else [])),
+        not_evidenced=(*claims.not_evidenced, *([] if counted else [model.COUNTED])),
     )
 
 
@@ -123,7 +125,7 @@ def _kept(path: str) -> int:
     """How many of a member's first bytes are looked at, beyond its digest."""
     if path.endswith(WEIGHTS_SUFFIX):
         return _HEAD_BYTES
-    return MAX_EVIDENCE_BYTES if path in {CONFIG, TOKENIZER_CONFIG} else 0
+    return MAX_EVIDENCE_BYTES if path in CONFIGS else 0
 
 
 def _small(container: Container, path: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,3 +226,55 @@ def test_the_weights_record_does_not_depend_on_order_or_files():
     assert record != safetensors.weights_record([rows[0], ("a", "I8", (1, 3), b"y" * 32)])
     with pytest.raises(InvalidRecordError, match="twice"):
         safetensors.weights_record([rows[0], rows[0]])
+
+
+VECTORS = json.loads((Path(__file__).parents[2] / "spec/vectors/safetensors.json").read_text())
+WIDTHS = {"F32": 4, "BF16": 2, "I64": 8, "F16": 2}
+
+
+def second_writer(tensors: list[Any], metadata: dict[str, str]) -> bytes:
+    """The canonical start of a file, written as spec/safetensors.md says it."""
+    fields, at = [], 0
+    if metadata:
+        inside = ",".join(f"{quoted(key)}:{quoted(metadata[key])}" for key in sorted(metadata))
+        fields.append('"__metadata__":{%s}' % inside)
+    for name, dtype, shape in sorted(tensors, key=lambda each: (-WIDTHS[each[1]], each[0])):
+        end = at + WIDTHS[dtype] * math.prod(shape)
+        sizes = ",".join(map(str, shape))
+        text = f'"dtype":"{dtype}","shape":[{sizes}],"data_offsets":[{at},{end}]'
+        fields.append(f'"{name}":{{{text}}}')
+        at = end
+    header = ("{" + ",".join(fields) + "}").encode()
+    header += b" " * (-(len(header) + 8) % 64)
+    return struct.pack("<Q", len(header)) + header
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def test_the_vectors_are_what_the_second_writer_writes():
+    """SAFE-12, SAFE-13, SAFE-14."""
+    for vector in VECTORS["headers"]:
+        written = second_writer(vector["tensors"], vector["metadata"])
+        assert written.hex() == vector["start"]
+
+
+def test_the_headers_in_the_vectors_that_are_refused_are_refused():
+    """SAFE-2 to SAFE-10."""
+    for text in VECTORS["refused_before_8_bytes"]:
+        with pytest.raises(InvalidRecordError):
+            parse(None, 8, raw=text.encode())
+
+
+def test_the_weights_id_in_the_vectors_is_that_of_a_second_implementation():
+    """SAFE-15."""
+    import cbor2
+    from blake3 import blake3
+
+    vector = VECTORS["weights"]
+    rows = [[name, kind, shape, bytes.fromhex(b3)] for name, kind, shape, b3 in vector["tensors"]]
+    record = cbor2.dumps({"v": 1, "tensors": sorted(rows)}, canonical=True)
+    assert record.hex() == vector["record"]
+    digest = blake3(record, derive_key_context="kolm_build 2026 weights v1").hexdigest()
+    assert vector["id"] == f"b3:{digest}"
