@@ -111,7 +111,7 @@ class Tokenizer:
         return cls(
             tokens=tokens,
             kinds=_kinds(values, len(tokens)),
-            merges=[_merge(text) for text in _texts(values, "tokenizer.ggml.merges")],
+            merges=_merges(values, frozenset(tokens)),
             specials=_specials(values, len(tokens)),
             adds_bos=adds_bos is True,
             chat_template=template if isinstance(template, str) else "",
@@ -217,13 +217,18 @@ def _kinds(values: Mapping[str, Value], count: int) -> Sequence[int]:
     return kinds
 
 
-def _merge(text: str) -> tuple[str, str]:
-    left, space, right = text.partition(" ")
-    if not (left and space and right):
-        raise InvalidRecordError(
-            "not a merge", where="tokenizer.ggml.merges", expected="two tokens", actual=repr(text)
-        )
-    return left, right
+def _merges(values: Mapping[str, Value], tokens: frozenset[str]) -> list[tuple[str, str]]:
+    merges: list[tuple[str, str]] = []
+    for text in _texts(values, "tokenizer.ggml.merges"):
+        left, _, right = text.partition(" ")
+        if not {left, right, left + right} <= tokens:
+            raise InvalidRecordError(
+                "not a merge of two tokens to a third",
+                where="tokenizer.ggml.merges",
+                actual=repr(text)[:80],
+            )
+        merges.append((left, right))
+    return merges
 
 
 def _specials(values: Mapping[str, Value], count: int) -> Mapping[str, int]:

@@ -69,6 +69,7 @@ def tiny_gguf(path: Path, *, architecture: str = "llama", kind: str = "F32", **c
 
 def _gguf_shapes(model: ModuleType, architecture: str) -> dict:
     table = dict(model.shapes())
+    table["model.embed_tokens.weight"] = (model.VOCABULARY + 1, model.HIDDEN)  # one merged token
     if architecture == "qwen2":
         for layer in range(model.LAYERS):
             for letter in "qkv":
@@ -78,7 +79,7 @@ def _gguf_shapes(model: ModuleType, architecture: str) -> dict:
 
 
 def _gguf_values(model: ModuleType, architecture: str, changes: dict) -> dict:
-    base, tokens = architecture, [*model.SPECIALS, *model.byte_symbols()]
+    base, tokens = architecture, [*model.SPECIALS, *model.byte_symbols(), "ab"]
     values = {
         f"{base}.block_count": ("add_uint32", model.LAYERS),
         f"{base}.context_length": ("add_uint32", 512),
