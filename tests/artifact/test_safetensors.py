@@ -237,7 +237,7 @@ def second_writer(tensors: list[Any], metadata: dict[str, str]) -> bytes:
     fields, at = [], 0
     if metadata:
         inside = ",".join(f"{quoted(key)}:{quoted(metadata[key])}" for key in sorted(metadata))
-        fields.append('"__metadata__":{%s}' % inside)
+        fields.append(f'"__metadata__":{{{inside}}}')
     for name, dtype, shape in sorted(tensors, key=lambda each: (-WIDTHS[each[1]], each[0])):
         end = at + WIDTHS[dtype] * math.prod(shape)
         sizes = ",".join(map(str, shape))
