@@ -1,7 +1,8 @@
-"""Running a step in a fresh process, as an engine would, and small inputs for steps."""
+"""Running a step as an engine would, and small inputs for steps."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -40,7 +41,7 @@ class Ran:
 
 
 def run_step(step, root, *, inputs, params=None, env=None, seed=0) -> Ran:
-    """Run `step` in a process of its own, in an empty environment but for `env`."""
+    """Run `step` in this process; or with `env` in one of its own, in no other environment."""
     spec = STEPS[step]
     place = root / f"{step}-{len(list(root.glob('*')))}"
     outputs = {name: place / "outputs" / name for name in spec.outputs}
@@ -58,25 +59,35 @@ def run_step(step, root, *, inputs, params=None, env=None, seed=0) -> Ran:
         events_fd=fd,
     )
     (place / "request").write_bytes(request.encode())
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-        f"from kolm_build.steps.{spec.module} import main; sys.exit(main(sys.argv))"
-    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-s", "-P", "-B", "-c", code, str(place / "request")],
-            pass_fds=[fd],
-            cwd=place / "scratch",
-            env={"HOME": str(place / "scratch"), "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        status = _here(spec.module, place) if env is None else _fresh(spec.module, place, fd, env)
     finally:
         os.close(fd)
     events = [json.loads(line) for line in (place / "events").read_text().splitlines()]
+    return Ran(status=status, events=events, outputs=outputs, scratch=place / "scratch")
+
+
+def _here(module: str, place: Path) -> int:
+    main = importlib.import_module(f"kolm_build.steps.{module}").main
+    return main(["step.py", str(place / "request")])
+
+
+def _fresh(module: str, place: Path, fd: int, env: dict[str, str]) -> int:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        f"from kolm_build.steps.{module} import main; sys.exit(main(sys.argv))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-s", "-P", "-B", "-c", code, str(place / "request")],
+        pass_fds=[fd],
+        cwd=place / "scratch",
+        env={"HOME": str(place / "scratch"), "OMP_WAIT_POLICY": "PASSIVE", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode in (EXIT_OK, EXIT_REFUSED), done.stderr[-3000:]
-    return Ran(status=done.returncode, events=events, outputs=outputs, scratch=place / "scratch")
+    return done.returncode
 
 
 def row(number: int, prompt: str, answer: str) -> bytes:
