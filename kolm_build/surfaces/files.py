@@ -10,7 +10,11 @@ from kolm_build.errors import UsageError
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` under `path`, durably; a reader sees the old file or the new one."""
+    """Put `data` under `path`, durably; a reader sees the old file or the new one.
+
+    A link stays a link: what it points to is replaced.
+    """
+    path = path.resolve() if path.is_symlink() else path
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:

@@ -81,7 +81,10 @@ def _of_file(path: Path) -> Revision:
 
 
 def _git_file(revision: str, name: str, root: Path) -> bytes:
-    command = ["git", "-C", str(root), "show", "--end-of-options", f"{revision}:./{name}"]
+    # A lock may be a link to a folder of locks: git would show the link and not the lock.
+    place = (root / name).resolve() if (root / name).is_symlink() else root / name
+    at = f"{revision}:./{place.name}"
+    command = ["git", "-C", str(place.parent), "show", "--end-of-options", at]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
