@@ -86,9 +86,10 @@ def test_a_line_is_canonical_json_with_the_digest_of_its_row(tmp_path):
 
 
 def test_the_report_counts_the_rows_and_names_them_by_one_root(tmp_path):
-    """DATA-15."""
+    """DATA-14, DATA-15."""
     done = ran(tmp_path, distinct(40))
     told, rows = report(done), lines(done, "holdout")
+    assert set(told) == {"format", "source", "split", "dropped", "train", "holdout"}
     answers = [row["answer"] for row in rows]
     assert told["source"] == {"file": "rows.jsonl", "rows": 40}
     assert told["holdout"]["rows"] == len(rows)
@@ -266,6 +267,7 @@ def test_an_empty_file_is_refused(tmp_path):
     ],
 )
 def test_a_wrong_parameter_is_named(tmp_path, changes, where):
+    """STEP-6."""
     refusal = ran(tmp_path, distinct(20), **changes).refusal
     assert (refusal["code"], refusal["where"]) == ("input.invalid", where)
 

@@ -17,7 +17,7 @@ def ran(tmp_path, text, *, inputs=None, **params):
 
 
 def test_the_script_gets_the_other_inputs_the_folder_and_the_other_params(tmp_path):
-    """STEP-8."""
+    """STEP-7, STEP-8."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("seen")
     text = (
@@ -83,6 +83,7 @@ def test_a_run_with_other_arguments_is_refused_with_the_right_ones(tmp_path):
 
 
 def test_a_script_that_writes_nothing_is_refused(tmp_path):
+    """STEP-10."""
     refusal = ran(tmp_path, "def run(inputs, out, params): ...\n").refusal
     assert refusal["reason"] == "the script wrote nothing"
 
