@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.runtime.chat import Chat, messages_of
@@ -106,6 +106,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Model:
 
 def _network(files: ModelFiles, dtype: torch.dtype | None) -> Any:
     disable_progress_bar()
+    set_verbosity_error()  # what is wrong is raised below
     config = _config(files, files.table("config.json"))
     tensors = files.weights().tensors
     network, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
@@ -114,6 +115,7 @@ def _network(files: ModelFiles, dtype: torch.dtype | None) -> Any:
         state_dict=dict(tensors),
         dtype=dtype or _stored_dtype(tensors),
         attn_implementation="sdpa",
+        ignore_mismatched_sizes=True,  # they are in the report, and refused
         output_loading_info=True,
     )
     _check_report(files, report)
