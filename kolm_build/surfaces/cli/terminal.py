@@ -7,7 +7,6 @@ terminal would obey; they are shown as escapes there, and are left alone off a t
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import sys
@@ -69,6 +68,8 @@ class Terminal(NamedTuple):
 
     def give(self, value: object) -> None:
         """Print `value` as one line of JSON on stdout."""
+        import json
+
         text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         print(text, file=self.out, flush=True)
 
