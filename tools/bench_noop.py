@@ -158,7 +158,7 @@ def fill(place: Path) -> int:
     (place / "result").mkdir()
     (place / "result" / "text").write_text("result")
     with LocalStore.open(place / "store") as store:
-        nodes = prepare(open_project(place), store).instance.derivations
+        nodes = prepare(open_project(place, lock=None), store).instance.derivations
         content = store.ingest(place / "result")
         store.add_root("bench", trees=[content])
         known, rows = {}, []
