@@ -94,7 +94,7 @@ class Account:
 
 def account_of(look: Look, store: LocalStore, *, node: str | None) -> Account:
     """What there is to tell of the project `look` looks at."""
-    known = recall(look.project.root, store)
+    known = recall(look.project.lock_file, store)
     about, before, after = _states(look, known, store)
     builds = {
         action.name: action.reason

@@ -5,6 +5,7 @@ Memos may be lost, and nothing but explanations is lost with them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,9 +66,9 @@ class Builds:
     before: Remembered = field(default_factory=Remembered)
 
 
-def recall(root: Path, store: LocalStore) -> Builds:
-    """The builds that `store` remembers of the project in `root`."""
-    data = store.memo_get(_key(root))
+def recall(lock: Path, store: LocalStore) -> Builds:
+    """The builds that `store` remembers of the project whose lock is `lock`."""
+    data = store.memo_get(_key(lock))
     if data is None:
         return Builds()
     try:
@@ -89,26 +90,26 @@ def remember(prepared: Prepared, actions: Mapping[Digest, str], store: LocalStor
         nodes=instance.digests,
         actions={names[digest]: action for digest, action in actions.items()},
     )
-    known = recall(prepared.project.root, store)
+    known = recall(prepared.project.lock_file, store)
     if known.last.nodes == now.nodes:
         return
     value = {"v": VERSION, "last": now.to_value(), "before": known.last.to_value()}
-    store.memo_put(_key(prepared.project.root), cbor.encode(value))
+    store.memo_put(_key(prepared.project.lock_file), cbor.encode(value))
 
 
 def add_root(prepared: Prepared, store: LocalStore) -> None:
     """Keep from the collector what the project's lock describes, as long as the lock is there."""
     project = prepared.project
     store.add_root(
-        f"{project.recipe.name[:48]}-{_key(project.root).hex[:8]}",
+        f"{project.recipe.name[:48]}-{_key(project.lock_file).hex[:8]}",
         trees=[*prepared.instance.contents, *prepared.lock.code.values()],
         derivations=prepared.instance.digests.values(),
         path=project.lock_file,
     )
 
 
-def _key(root: Path) -> Digest:
-    return Digest.of_record(cbor.encode(["builds", str(root)]), RecordKind.MEMO)
+def _key(lock: Path) -> Digest:
+    return Digest.of_record(cbor.encode(["builds", os.fsencode(lock)]), RecordKind.MEMO)
 
 
 def _node(value: object) -> tuple[str, Digest]:

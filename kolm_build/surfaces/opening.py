@@ -10,7 +10,7 @@ from kolm_build.surfaces.places import find_root, store_root
 
 
 def open_store(args: Namespace, *, read_only: bool = False) -> LocalStore:
-    """The store of `args`: see spec/cli.md, CLI-10."""
+    """The store of `args`: see spec/cli.md, CLI-11."""
     project = getattr(args, "project", None)
     start = find_root(project) if project is not None else Path.cwd()
     return LocalStore.open(store_root(args.store, start), read_only=read_only)

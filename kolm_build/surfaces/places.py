@@ -1,4 +1,4 @@
-"""Where a user's own files are: keys, trust, stores (spec/cli.md, CLI-9 to CLI-12).
+"""Where a user's own files are: keys, trust, stores (spec/cli.md, CLI-9 to CLI-13).
 
 One of the two places that read the environment, and it turns it into paths at once.
 """
@@ -12,7 +12,8 @@ from kolm_build.errors import UsageError
 
 RECIPE = "kolm.toml"
 LOCK = "kolm.lock"
-OUTPUTS = "kolm.outputs"
+OUTPUTS_SUFFIX = ".outputs"
+"""`kolm.lock` has its expected outputs in `kolm.outputs`, and any other lock likewise."""
 
 STORE_TITLE = "# The store"
 """How the README of a checkout's own store folder begins."""
@@ -49,6 +50,16 @@ def find_root(given: Path | None) -> Path:
         file=str(start),
         advice="`kolm init` writes one; -C DIR names another folder.",
     )
+
+
+def lock_file(given: Path | None, root: Path) -> Path:
+    """The lock: `given`, else `kolm.lock` in the project's folder `root`."""
+    return given.absolute() if given else root / LOCK
+
+
+def outputs_file(lock: Path) -> Path:
+    """The expected outputs of the lock in `lock`."""
+    return lock.with_suffix(OUTPUTS_SUFFIX)
 
 
 def store_root(given: Path | None, start: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from kolm_build.core.lock import Lock, parse_lock
 from kolm_build.core.recipe import Recipe, parse_recipe
 from kolm_build.errors import InvalidRecordError, StaleLockError
-from kolm_build.surfaces.places import LOCK, OUTPUTS, RECIPE, find_root
+from kolm_build.surfaces.places import RECIPE, find_root, lock_file, outputs_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,34 +19,37 @@ class Project:
         root: The folder, absolute.
         recipe: The recipe.
         recipe_text: The bytes it was read from.
+        lock_file: Where its lock is, or will be.
     """
 
     root: Path
     recipe: Recipe
     recipe_text: bytes
-
-    @property
-    def lock_file(self) -> Path:
-        """Where the lock is."""
-        return self.root / LOCK
+    lock_file: Path
 
     @property
     def outputs_file(self) -> Path:
         """Where the expected outputs are."""
-        return self.root / OUTPUTS
+        return outputs_file(self.lock_file)
 
     def artifact_file(self, given: Path | None) -> Path:
         """Where the artifact goes: `given`, else beside the recipe."""
         return given or self.root / f"{self.recipe.name}.kolm"
 
 
-def open_project(given: Path | None) -> Project:
-    """The project that `given`, or the working folder, is in."""
+def open_project(given: Path | None, *, lock: Path | None) -> Project:
+    """The project that `given`, or the working folder, is in.
+
+    Args:
+        given: Its folder; None to look upwards.
+        lock: Its lock; None for `kolm.lock` in the folder.
+    """
     root = find_root(given)
     data = (root / RECIPE).read_bytes()
     file = shown_path(root / RECIPE)
     recipe = parse_recipe(_text(data, file), file=file)
-    return Project(root=root, recipe=recipe, recipe_text=data)
+    place = lock_file(lock, root)
+    return Project(root=root, recipe=recipe, recipe_text=data, lock_file=place)
 
 
 def read_lock(path: Path) -> Lock:

@@ -123,7 +123,10 @@ def prepare_artifact(container: Container, store: LocalStore) -> Prepared:
         _keep_named(files, f"{SOURCES}/{one.name}/", one.tree, store)
     for step, tree in lock.code.items():
         _keep_named(files, f"{CODE}/{step}/", tree, store)
-    project = Project(root=Path("/nowhere"), recipe=recipe, recipe_text=recipe_text)
+    nowhere = Path("/nowhere")  # what it tells is in the store; no path of it is ever opened
+    project = Project(
+        root=nowhere, recipe=recipe, recipe_text=recipe_text, lock_file=nowhere / story.LOCK
+    )
     teller = Storyteller(recipe_text=recipe_text, lock=lock, store=store)
     platform = _platform(files) or probe_platform()
     instance = instantiate(recipe, lock, steps=STEPS, platform=platform, story=teller)

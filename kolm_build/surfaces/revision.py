@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,18 +39,24 @@ class Revision:
         try:
             recipe = parse_recipe(self.recipe_text.decode())
             check(recipe, self.lock)
-            project = Project(root=self.root, recipe=recipe, recipe_text=self.recipe_text)
+            project = Project(
+                root=self.root,
+                recipe=recipe,
+                recipe_text=self.recipe_text,
+                lock_file=self.root / LOCK,
+            )
             return instance_of(project, self.lock)
         except (KolmError, UnicodeDecodeError):
             return None
 
 
-def read_revision(text: str | None, root: Path, *, default: str | None) -> Revision:
+def read_revision(text: str | None, root: Path, *, lock: Path, default: str | None) -> Revision:
     """The revision that `text` names: a lock file, else a git revision.
 
     Args:
         text: What the user says.
         root: The project's folder.
+        lock: The project's lock.
         default: The git revision that nothing stands for; None for the files that are here.
 
     Raises:
@@ -57,21 +64,23 @@ def read_revision(text: str | None, root: Path, *, default: str | None) -> Revis
     """
     name = text or default
     if name is None:
-        return _of_file(root / LOCK)
+        return _of_file(lock, root)
     if text is not None and Path(text).exists():
         path = Path(text)
-        return _of_file(path / LOCK if path.is_dir() else path)
-    lock = _git_file(name, LOCK, root)
+        return _of_file(path / LOCK if path.is_dir() else path, root)
+    file = os.path.relpath(lock, root)
+    data = _git_file(name, file, root)
     return Revision(
         title=name,
         root=root,
-        lock=parse_lock(_decoded(lock, f"{name}:{LOCK}"), file=f"{name}:{LOCK}"),
+        lock=parse_lock(_decoded(data, f"{name}:{file}"), file=f"{name}:{file}"),
         recipe_text=_git_file(name, RECIPE, root),
     )
 
 
-def _of_file(path: Path) -> Revision:
-    recipe = path.parent / RECIPE
+def _of_file(path: Path, root: Path) -> Revision:
+    beside = path.parent / RECIPE
+    recipe = beside if beside.is_file() else root / RECIPE
     return Revision(
         title=shown_path(path),
         root=path.parent,

@@ -21,7 +21,14 @@ from kolm_build.engine.cpu import cpu_kind
 from kolm_build.engine.noop import Noted, memo_key, noop_key, recall, remember
 from kolm_build.errors import InvalidRecordError, KolmError
 from kolm_build.store.glance import Glance
-from kolm_build.surfaces.places import LOCK, OUTPUTS, RECIPE, default_key, find_root, store_root
+from kolm_build.surfaces.places import (
+    RECIPE,
+    default_key,
+    find_root,
+    lock_file,
+    outputs_file,
+    store_root,
+)
 
 if TYPE_CHECKING:
     from kolm_build.surfaces.results import Finished, Written
@@ -112,7 +119,7 @@ def _recalled(key: bytes, store: Glance) -> Told | None:
 def _key(args: Namespace, root: Path) -> bytes:
     return noop_key(
         recipe=(root / RECIPE).read_bytes(),
-        lock=(root / LOCK).read_bytes(),
+        lock=lock_file(args.lock, root).read_bytes(),
         version=__version__,
         platform="/".join(cpu_kind()),
         wanted=_wanted(args, root),
@@ -124,14 +131,14 @@ def _wanted(args: Namespace, root: Path) -> Sequence[str | bytes]:
     output = "" if args.output is None else args.output.absolute()
     key = "" if args.no_sign else _key_file(args)
     return [
-        *(os.fsencode(root), *args.targets),
+        *(os.fsencode(root), os.fsencode(lock_file(args.lock, root)), *args.targets),
         *("into", os.fsencode(output), "signed by", os.fsencode(key)),
     ]
 
 
 def _watched(args: Namespace, root: Path) -> Sequence[Path]:
     """Files that are no input of any step, and whose change a build must notice."""
-    return (root / OUTPUTS, _key_file(args))
+    return (outputs_file(lock_file(args.lock, root)), _key_file(args))
 
 
 def _key_file(args: Namespace) -> Path:

@@ -1,4 +1,4 @@
-"""Which key signs, and what opens it (spec/cli.md, CLI-11)."""
+"""Which key signs, and what opens it (spec/cli.md, CLI-12)."""
 
 from __future__ import annotations
 

@@ -74,3 +74,43 @@ def test_a_name_cannot_smuggle_in_another_principal(home, tmp_path):
     name = 'x"\nroles=["builder"]\n#'
     assert kolm("key", "trust", str(tmp_path / "k.pub"), "--name", name).status == 66
     assert not (home / ".config/kolm/trust.toml").exists()
+
+
+def test_the_key_is_the_option_then_the_variable_then_the_users_own(home, tmp_path, monkeypatch):
+    """CLI-12."""
+    from kolm_build.surfaces.signing import find_key
+
+    assert find_key(None, None) is None
+    made = {}
+    for name in ("own", "variable", "option"):
+        path = tmp_path / name if name != "own" else home / ".config/kolm/key.pem"
+        argv = [] if name == "own" else [str(path)]
+        made[name] = kolm("key", "new", "--unencrypted", *argv).out.strip()
+    assert str(find_key(None, None).public) == made["own"]
+    monkeypatch.setenv("KOLM_KEY", str(tmp_path / "variable"))
+    assert str(find_key(None, None).public) == made["variable"]
+    assert str(find_key(tmp_path / "option", None).public) == made["option"]
+
+
+def test_the_trust_file_is_the_option_then_the_variable_then_the_users_own(
+    home, tmp_path, monkeypatch
+):
+    """CLI-13."""
+    key = kolm("key", "new", "--unencrypted", str(tmp_path / "k")).out.strip()
+    kolm("key", "trust", key, "--name", "own")
+    monkeypatch.setenv("KOLM_TRUST", str(tmp_path / "variable.toml"))
+    kolm("key", "trust", key, "--name", "variable")
+    kolm("key", "trust", key, "--name", "option", "--trust", str(tmp_path / "option.toml"))
+    for name, path in {
+        "own": home / ".config/kolm/trust.toml",
+        "variable": tmp_path / "variable.toml",
+        "option": tmp_path / "option.toml",
+    }.items():
+        assert f'name = "{name}"' in path.read_text()
+
+
+def test_without_a_trust_file_nothing_is_trusted(tmp_path):
+    (tmp_path / "x.kolm").write_bytes(b"")
+    answer = kolm("verify", str(tmp_path / "x.kolm"))
+    assert answer.status == 66
+    assert "there is no trust file, so nobody is trusted" in answer.err

@@ -11,7 +11,7 @@ def test_a_second_build_runs_no_step(project):
 
 
 def test_the_store_can_be_named_in_three_ways(project, tmp_path, monkeypatch):
-    """CLI-10."""
+    """CLI-11."""
     monkeypatch.setenv("KOLM_STORE", str(tmp_path / "by-variable"))
     project.ok("lock", "--store", str(tmp_path / "by-option"))
     project.ok("lock")

@@ -91,4 +91,24 @@ def test_two_lock_files_can_be_compared(project, tmp_path):
     relock(project, "text.txt", "a b a", "a b z a")
     answer = project.ok("lock", "diff", str(tmp_path / "old.lock"), "kolm.lock")
     assert "data count.text: path:./text.txt b3:" in answer.out
+    assert "may change: count, top, length\n" in answer.out
+
+
+def test_a_lock_of_another_recipe_is_compared_as_far_as_it_goes(project, tmp_path):
+    project.ok("lock")
+    (tmp_path / "old.lock").write_bytes((project.root / "kolm.lock").read_bytes())
+    relock(project, "kolm.toml", "limit = 2", "limit = 3")
+    answer = project.ok("lock", "diff", str(tmp_path / "old.lock"), "kolm.lock")
+    assert "recipe [step]: b3:" in answer.out
     assert "the recipe of one side is not here" in answer.err
+
+
+def test_a_lock_may_lie_elsewhere_and_has_its_outputs_beside_it(project, tmp_path):
+    """CLI-10."""
+    lock = tmp_path / "locks" / "words.lock"
+    lock.parent.mkdir()
+    project.ok("lock", "--lock", str(lock))
+    project.ok("build", "--lock", str(lock), "--record")
+    assert sorted(path.name for path in lock.parent.iterdir()) == ["words.lock", "words.outputs"]
+    assert not (project.root / "kolm.lock").exists()
+    assert project.ok("rebuild", "--lock", str(lock)).out.count("identical: ") == 2

@@ -85,7 +85,7 @@ def _look(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.project import open_project
     from kolm_build.surfaces.signing import find_key
 
-    project = open_project(args.project)
+    project = open_project(args.project, lock=args.lock)
     with open_store(args) as store:
         if args.dry_run:
             return _plan(prepare(project, store), args, store, terminal)

@@ -113,7 +113,8 @@ class _Finder:
         from kolm_build.surfaces.lookup import Look
         from kolm_build.surfaces.project import open_project
 
-        return Look.at(open_project(self._args.project)).content(text, store)
+        project = open_project(self._args.project, lock=self._args.lock)
+        return Look.at(project).content(text, store)
 
     def _opened(self) -> LocalStore:
         from kolm_build.surfaces.opening import open_store

@@ -30,7 +30,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project
 
-    look = Look.at(open_project(args.project))
+    look = Look.at(open_project(args.project, lock=args.lock))
     node = None if args.node is None else look.node(args.node).name
     with open_store(args) as store:
         account = account_of(look, store, node=node)

@@ -92,7 +92,7 @@ def _lock(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.progress import shown_events
     from kolm_build.surfaces.project import open_project
 
-    project = open_project(args.project)
+    project = open_project(args.project, lock=args.lock)
     before = _before(project)
     with open_store(args) as store, shown_events(terminal, json=args.json) as on_event:
         lock = Locking(
@@ -163,12 +163,13 @@ def _tell(
 def _diff(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.core.explain import explain
     from kolm_build.core.lock_diff import effects, lock_changes
-    from kolm_build.surfaces.places import find_root
+    from kolm_build.surfaces.places import find_root, lock_file
     from kolm_build.surfaces.revision import read_revision
 
     root = find_root(args.project)
-    before = read_revision(args.before, root, default="HEAD")
-    after = read_revision(args.after, root, default=None)
+    lock = lock_file(args.lock, root)
+    before = read_revision(args.before, root, lock=lock, default="HEAD")
+    after = read_revision(args.after, root, lock=lock, default=None)
     found = lock_changes(before.lock, after.lock)
     old, new = before.instance(), after.instance()
     known = old is not None and new is not None

@@ -29,7 +29,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project
 
-    look = Look.at(open_project(args.project))
+    look = Look.at(open_project(args.project, lock=args.lock))
     with open_store(args) as store:
         log = look.log(args.node, store)
     if log is None:

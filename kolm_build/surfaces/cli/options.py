@@ -17,6 +17,14 @@ def add_project(parser: Parser) -> None:
         type=Path,
         help="folder of kolm.toml (default: the nearest one upwards)",
     )
+    add_lock(parser)
+
+
+def add_lock(parser: Parser) -> None:
+    """``--lock FILE``."""
+    parser.add_argument(
+        "--lock", metavar="FILE", type=Path, help="the lock (default: kolm.lock in that folder)"
+    )
 
 
 def add_store(parser: Parser) -> None:

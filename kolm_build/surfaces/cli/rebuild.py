@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kolm_build.surfaces.cli.options import add_building, add_json
+from kolm_build.surfaces.cli.options import add_building, add_json, add_lock
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
@@ -41,6 +41,7 @@ def describe(parser: Parser) -> None:
         type=Path,
         help="the store with the first build, to name what differs (default: your store)",
     )
+    add_lock(parser)
     add_building(parser)
     add_json(parser, "events, one JSON object a line")
 
@@ -85,7 +86,7 @@ def _project(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.project import open_project
     from kolm_build.surfaces.rebuilding import Stores, bring_fetched, compare_project, fresh_store
 
-    project = open_project(args.what)
+    project = open_project(args.what, lock=args.lock)
     with ExitStack() as stack:
         old = stack.enter_context(_old_store(args, project.root))
         new = stack.enter_context(fresh_store(args.store))

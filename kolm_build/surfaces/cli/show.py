@@ -100,7 +100,7 @@ def _node(args: Namespace) -> dict[str, object]:
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project
 
-    look = Look.at(open_project(args.project))
+    look = Look.at(open_project(args.project, lock=args.lock))
     derivation = look.node(args.what)
     with open_store(args) as store:
         plan = look.plan(store)

@@ -27,7 +27,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.lookup import Look
     from kolm_build.surfaces.project import open_project
 
-    look = Look.at(open_project(args.project))
+    look = Look.at(open_project(args.project, lock=args.lock))
     path = look.path(args.a, args.b)
     if args.json:
         steps = [{"node": node, "role": role} for node, role in path]
