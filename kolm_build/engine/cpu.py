@@ -15,7 +15,7 @@ _V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _BIT_RELEVANT = {
     "x86_64": ("amx_bf16", "amx_fp16", "amx_int8", "avx512_bf16", "avx512_fp16", "avx512_vnni",
                "avx_vnni"),
-    "aarch64": ("bf16", "fphp", "i8mm", "sme", "sve", "sve2"),
+    "aarch64": ("bf16", "fphp", "i8mm", "sme", "sve", "sve2"),  # codespell:ignore sme
 }  # fmt: skip
 
 _VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel", "HygonGenuine": "hygon"}

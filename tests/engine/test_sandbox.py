@@ -43,7 +43,7 @@ def test_a_step_sees_its_closure_and_nothing_else(store, builder, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("secret")
     body = (
-        f"found = [os.path.exists(p) for p in ({str(secret)!r}, '/home', '/root', '/var', '/work')]"
+        f"found = [os.path.exists(p) for p in ({str(secret)!r}, '/home', '/root', '/var', '/srv')]"
     )
     assert result(store, builder, tmp_path, body) == [False] * 5
     assert result(store, builder, tmp_path, "found = sorted(os.listdir('/'))") == sorted(
