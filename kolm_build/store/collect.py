@@ -9,7 +9,6 @@ and logs are never dropped: they are small, and they are the memory of the proje
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import date
@@ -17,12 +16,12 @@ from datetime import date
 from kolm_build.core.closure import closure
 from kolm_build.core.digest import Digest
 from kolm_build.core.gc import GcPlan, plan_gc
-from kolm_build.store import lockfile, roots
+from kolm_build.store import lockfile, repack, roots
 from kolm_build.store.index import Index, Row
-from kolm_build.store.layout import Kind, Layout
+from kolm_build.store.layout import Form, Kind, Layout
 from kolm_build.store.references import references
 from kolm_build.store.restore import Reader
-from kolm_build.store.session import remove_tree, sweep
+from kolm_build.store.session import Session, remove_tree, sweep
 from kolm_build.store.survey import Found, survey
 
 _BATCH = 1000
@@ -49,14 +48,19 @@ class Collector:
         """What would go now."""
         return plan_gc(self._roots(), references=self._references, sizes=self._sizes())
 
-    def carry_out(self) -> GcPlan:
-        """Delete what no root or session reaches; what was deleted."""
+    def carry_out(self, session: Session) -> GcPlan:
+        """Delete what no root or session reaches; what was deleted.
+
+        Args:
+            session: This process's own, to write aside what is packed anew.
+        """
         with self._index.transaction():
             sweep(self._layout, self._index)
             every = roots.listed(self._index)
             over = [root.name for root in every if not root.holds(self._today)]
             roots.remove(self._layout, self._index, over)
         plan = self._without_late(self.plan())
+        repack.repack(self._layout, self._index, self._reader, session)
         self._empty()
         return plan
 
@@ -70,6 +74,7 @@ class Collector:
             plan = _less(plan, late, self._sizes())
             for kind in _COLLECTED:
                 self._index.remove(kind, plan.dead)
+            repack.remove_empty(self._index)
         return plan
 
     def _unless(self, live: Set[Digest]) -> Callable[[Digest], Iterable[Digest]]:
@@ -92,36 +97,45 @@ class Collector:
 
     def _disk_bytes(self, row: Row) -> int:
         """A joined blob's own file is only its record; its parts are objects too."""
-        if not row.joined:
+        if row.form is not Form.JOINED:
             return row.size_bytes
-        return os.stat(self._layout.path(row.kind, row.digest, joined=True)).st_size
+        return os.stat(row.path(self._layout)).st_size
 
     def _empty(self) -> None:
         """Throw away every file without a row, and what builders left behind."""
+        forms = {row.digest: row.form for row in self._index.rows(Kind.BLOB)}
         for kind in _COLLECTED:
             files = [found for found in survey(self._layout, kind) if isinstance(found, Found)]
-            forms = Counter(found.digest for found in files)
             for start in range(0, len(files), _BATCH):
-                self._throw_away(kind, files[start : start + _BATCH], forms)
+                self._throw_away(files[start : start + _BATCH], forms)
         empty_trash(self._layout)
         for name in os.listdir(self._layout.folder("locks")):
             with suppress(FileNotFoundError):
                 lockfile.remove_free(f"{self._layout.folder('locks')}/{name}")
 
-    def _throw_away(self, kind: Kind, files: Sequence[Found], forms: Counter[Digest]) -> None:
-        """Move what has no row to the trash; inside a transaction, since publishing is too."""
+    def _throw_away(self, files: Sequence[Found], forms: Mapping[Digest, Form]) -> None:
+        """Move what has no row to the trash; inside a transaction, since publishing is too.
+
+        Args:
+            files: What lies there.
+            forms: How blobs lie in the store, as of a moment ago: says which to look at closely.
+        """
         with self._index.transaction():
-            present = self._index.present(kind, (found.digest for found in files))
+            valid = {
+                kind: self._index.present(kind, [one.digest for one in files if one.kind is kind])
+                for kind in {found.kind for found in files}
+            }
             for found in files:
-                if found.digest not in present or (
-                    forms[found.digest] > 1 and self._is_old_form(found)
+                doubtful = forms.get(found.digest, found.form) is not found.form
+                if found.digest not in valid[found.kind] or (
+                    doubtful and found.kind is Kind.BLOB and self._is_old_form(found)
                 ):
                     to_trash(self._layout, found.path)
 
     def _is_old_form(self, found: Found) -> bool:
-        """Whether a blob that was kept in parts is whole now, or the reverse."""
+        """Whether a blob lies in the store in another form than this file."""
         row = self._index.row(found.kind, found.digest)
-        return row is not None and row.joined != found.joined
+        return row is not None and row.form is not found.form
 
 
 def _less(plan: GcPlan, late: Collection[Digest], sizes: Mapping[Digest, int]) -> GcPlan:

@@ -12,19 +12,19 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from threading import RLock
+from typing import NamedTuple
 
 from kolm_build.core.digest import Digest
-from kolm_build.store.layout import Kind
+from kolm_build.store.layout import Form, Kind, Layout
 
 WAIT_S = 600.0
 """How long a writer waits for another; a transaction is as long as one flush of the disk."""
 
 _SCHEMA = """
 create table if not exists object (
-  kind integer not null, digest blob not null, size integer not null, joined integer not null,
-  primary key (kind, digest)) without rowid;
+  kind integer not null, digest blob not null, size integer not null, form integer not null,
+  pack blob, offset integer not null, primary key (kind, digest)) without rowid;
 create table if not exists claim (
   resolved blob not null, output text not null, digest blob not null,
   content blob not null, derivation blob not null,
@@ -41,24 +41,36 @@ create table if not exists stat (
   mtime_ns integer not null, ctime_ns integer not null, b3 blob not null, sha256 blob not null,
   primary key (dev, ino)) without rowid;
 """
+_SELECT_ROWS = "select kind, digest, size, form, pack, offset from object"
 _MAX_VARIABLES = 10_000
+VERSION = 2
+"""Of the tables. An index of another version is made again from the files."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One object in the index.
+class Row(NamedTuple):
+    """One object in the index. A named tuple: ten thousand are made for one large tree.
 
     Attributes:
         kind: What it is.
         digest: Its name.
         size_bytes: The size of its bytes, those of its parts together for a joined blob.
-        joined: Whether it is a blob that is stored in parts.
+        form: How a blob lies in the store.
+        pack: The pack that a packed blob is in.
+        offset: Where it begins there.
     """
 
     kind: Kind
     digest: Digest
     size_bytes: int
-    joined: bool = False
+    form: Form = Form.WHOLE
+    pack: Digest | None = None
+    offset: int = 0
+
+    def path(self, layout: Layout) -> str:
+        """The file that holds its bytes, or the record of its parts."""
+        if self.pack is not None:
+            return layout.path(Kind.PACK, self.pack)
+        return layout.path(self.kind, self.digest, self.form)
 
 
 class Index:
@@ -76,7 +88,13 @@ class Index:
     def make(self) -> None:
         """Make the tables that are not there yet."""
         if self._db.execute("select count(*) from sqlite_master").fetchone()[0] == 0:
-            self._db.executescript(f"begin immediate; {_SCHEMA} commit;")
+            self._db.executescript(
+                f"begin immediate; {_SCHEMA} pragma user_version = {VERSION}; commit;"
+            )
+
+    def is_current(self) -> bool:
+        """Whether the tables are of this program's version."""
+        return self.select("pragma user_version") == [(VERSION,)]
 
     def close(self) -> None:
         """Close the connection."""
@@ -112,9 +130,9 @@ class Index:
 
     def row(self, kind: Kind, digest: Digest) -> Row | None:
         """The object's row, or None."""
-        query = "select size, joined from object where kind = ? and digest = ?"
-        for size, joined in self.select(query, (int(kind), digest.raw)):
-            return Row(kind, digest, size, bool(joined))  # type: ignore[arg-type]  # see schema
+        query = f"{_SELECT_ROWS} where kind = ? and digest = ?"
+        for values in self.select(query, (int(kind), digest.raw)):
+            return _row(values)
         return None
 
     def present(self, kind: Kind, digests: Iterable[Digest]) -> set[Digest]:
@@ -131,18 +149,16 @@ class Index:
     def rows(self, kind: Kind | None = None) -> list[Row]:
         """Every object, or every one of `kind`, sorted."""
         where = "" if kind is None else f" where kind = {int(kind)}"
-        query = f"select kind, digest, size, joined from object{where} order by kind, digest"
-        return [
-            Row(Kind(kind), Digest(raw), size, bool(joined))  # type: ignore[arg-type]  # see schema
-            for kind, raw, size, joined in self.select(query)
-        ]
+        return [_row(values) for values in self.select(f"{_SELECT_ROWS}{where} order by 1, 2")]
+
+    def packed_in(self, pack: Digest) -> list[Row]:
+        """The blobs in a pack, in its order."""
+        query = f"{_SELECT_ROWS} where pack = ? order by offset, digest"
+        return [_row(values) for values in self.select(query, (pack.raw,))]
 
     def add(self, rows: Iterable[Row]) -> None:
         """Make objects valid; inside `transaction`, after their bytes are durable."""
-        self.execute(
-            "insert or ignore into object values (?, ?, ?, ?)",
-            ((int(row.kind), row.digest.raw, row.size_bytes, row.joined) for row in rows),
-        )
+        self.execute("insert or ignore into object values (?, ?, ?, ?, ?, ?)", map(_values, rows))
 
     def remove(self, kind: Kind, digests: Iterable[Digest]) -> None:
         """Make objects invalid; inside `transaction`, before their bytes go."""
@@ -163,6 +179,23 @@ class Index:
         """Everything that a session pins."""
         rows = self.select("select distinct digest from pin")
         return {Digest(raw) for (raw,) in rows}  # type: ignore[arg-type]  # see schema
+
+
+def _row(values: tuple[object, ...]) -> Row:
+    kind, raw, size, form, pack, offset = values
+    return Row(
+        Kind(kind),  # type: ignore[arg-type]  # the schema's types, here and below
+        Digest(raw),  # type: ignore[arg-type]
+        size,  # type: ignore[arg-type]
+        Form(form),  # type: ignore[arg-type]
+        None if pack is None else Digest(pack),  # type: ignore[arg-type]
+        offset,  # type: ignore[arg-type]
+    )
+
+
+def _values(row: Row) -> tuple[object, ...]:
+    pack = None if row.pack is None else row.pack.raw
+    return (int(row.kind), row.digest.raw, row.size_bytes, int(row.form), pack, row.offset)
 
 
 def _connected(path: str, *, read_only: bool) -> sqlite3.Connection:

@@ -21,7 +21,7 @@ from kolm_build.core.tree import File, Folder, Link, Node, Tree
 from kolm_build.errors import InvalidRecordError
 from kolm_build.store.index import Row
 from kolm_build.store.join import SUFFIX, Join, segments
-from kolm_build.store.layout import Kind
+from kolm_build.store.layout import Form, Kind
 from kolm_build.store.spool import spool
 from kolm_build.store.statcache import StatCache, key_of
 from kolm_build.store.write import Batch, write_file
@@ -82,7 +82,7 @@ class Keep:
             pairs = tuple((part.b3, part.size_bytes) for part in parts)
             temp = self._batch.temp()
             write_file(temp, Join(b3=blob.b3, parts=pairs).encode())
-            self._batch.adopt(Row(Kind.BLOB, blob.b3, blob.size_bytes, joined=True), temp)
+            self._batch.adopt(Row(Kind.BLOB, blob.b3, blob.size_bytes, Form.JOINED), temp)
         return blob
 
     def _adopt(self, b3: Digest, size: int, temp: str) -> None:

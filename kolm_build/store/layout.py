@@ -14,7 +14,6 @@ from kolm_build.core.digest import Digest
 from kolm_build.errors import StoreFormatError
 
 FORMAT = "kolm-store 1\n"
-JOIN = ".join"
 FOLDERS = ("cas", "tree", "drv", "real", "log", "roots", "tmp", "trash", "locks")
 OBJECT_MODE = 0o444
 EXECUTABLE_MODE = 0o555
@@ -29,6 +28,7 @@ class Kind(IntEnum):
     DERIVATION = 2
     LOG = 3
     CLAIM = 4
+    PACK = 5
 
     @property
     def folder(self) -> str:
@@ -38,12 +38,26 @@ class Kind(IntEnum):
 
 _FOLDER_OF = {
     Kind.BLOB: "cas",
+    Kind.PACK: "cas",
     Kind.TREE: "tree",
     Kind.DERIVATION: "drv",
     Kind.LOG: "log",
     Kind.CLAIM: "real",
 }
-_FANNED = frozenset({Kind.BLOB, Kind.TREE})
+_FANNED = frozenset({Kind.BLOB, Kind.PACK, Kind.TREE})
+
+
+class Form(IntEnum):
+    """How a blob's bytes lie in the store; the number stands in the index."""
+
+    WHOLE = 0
+    JOINED = 1
+    PACKED = 2
+
+
+def suffix(kind: Kind, form: Form) -> str:
+    """What the name of a file in `cas/` ends with."""
+    return ".pack" if kind is Kind.PACK else ".join" if form is Form.JOINED else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +72,11 @@ class Layout:
 
     root: str
 
-    def path(self, kind: Kind, digest: Digest, *, joined: bool = False) -> str:
-        """Where an object lies; `joined` for a blob that is stored in parts."""
+    def path(self, kind: Kind, digest: Digest, form: Form = Form.WHOLE) -> str:
+        """Where an object lies; of a packed blob, where it would lie if it were not."""
         name = digest.hex
         fan = f"{name[:2]}/" if kind in _FANNED else ""
-        return f"{self.root}/{kind.folder}/{fan}{name}{JOIN if joined else ''}"
+        return f"{self.root}/{kind.folder}/{fan}{name}{suffix(kind, form)}"
 
     @staticmethod
     def is_fanned(kind: Kind) -> bool:
@@ -110,9 +124,9 @@ class Layout:
         """Make an empty store; doing it twice, or two at once, does no harm."""
         for name in FOLDERS:
             Path(self.root, name).mkdir(parents=True, exist_ok=True)
-        for kind in _FANNED:
+        for name in sorted({kind.folder for kind in _FANNED}):
             for number in range(256):
-                Path(self.root, kind.folder, f"{number:02x}").mkdir(exist_ok=True)
+                Path(self.root, name, f"{number:02x}").mkdir(exist_ok=True)
 
     def _check_free(self) -> None:
         try:

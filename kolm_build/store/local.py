@@ -19,7 +19,7 @@ from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Blob, Digest, RecordKind
 from kolm_build.core.realisation import Realisation
 from kolm_build.core.tree import Tree
-from kolm_build.errors import MissingObjectError, ReadOnlyStoreError
+from kolm_build.errors import MissingObjectError, ReadOnlyStoreError, StoreFormatError
 from kolm_build.store import claims, roots
 from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.door import door
@@ -75,11 +75,8 @@ class LocalStore:
                 if read_only:
                     raise ReadOnlyStoreError("there is no store here", file=layout.root)
                 _make(layout)
-            elif not os.path.exists(layout.database) and not read_only:
-                from kolm_build.store.rebuild import rebuild_index
-
-                rebuild_index(layout)
-            return cls(layout, Index(layout.database, read_only=read_only), read_only=read_only)
+            index = _index(layout, read_only=read_only)
+            return cls(layout, index, read_only=read_only)
 
     @property
     def root(self) -> Path:
@@ -380,7 +377,7 @@ class LocalStore:
             self._check_writable()
         with self._lock, door(self._layout.root):
             collector = Collector(self._layout, self._index, self._reader, today=today)
-            return collector.plan() if dry_run else collector.carry_out()
+            return collector.plan() if dry_run else collector.carry_out(self._writer())
 
     def fsck(
         self,
@@ -476,6 +473,25 @@ class LocalStore:
 
 def _absent(digest: Digest) -> MissingObjectError:
     return MissingObjectError("not in the store", expected=str(digest))
+
+
+def _index(layout: Layout, *, read_only: bool) -> Index:
+    """The index of a store; made again where there is none, or one of another version."""
+    if os.path.exists(layout.database) or read_only:
+        index = Index(layout.database, read_only=read_only)
+        if index.is_current():
+            return index
+        index.close()
+        if read_only:
+            raise StoreFormatError(
+                "the index is of another version",
+                file=layout.database,
+                advice="Open the store for writing once: the index is then made again.",
+            )
+    from kolm_build.store.rebuild import rebuild_index
+
+    rebuild_index(layout)
+    return Index(layout.database, read_only=False)
 
 
 def _make(layout: Layout) -> None:

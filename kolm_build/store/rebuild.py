@@ -16,11 +16,11 @@ from kolm_build.core.closure import closure
 from kolm_build.core.digest import Digest
 from kolm_build.core.tree import Tree
 from kolm_build.errors import CorruptObjectError, InvalidRecordError
-from kolm_build.store import claims
+from kolm_build.store import claims, pack, repack
 from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.index import Index, Row
 from kolm_build.store.join import Join
-from kolm_build.store.layout import OBJECT_MODE, Kind, Layout
+from kolm_build.store.layout import OBJECT_MODE, Form, Kind, Layout
 from kolm_build.store.references import children
 from kolm_build.store.restore import read_join, record_digest
 from kolm_build.store.roots import Root
@@ -59,6 +59,7 @@ def _unlink(path: str) -> None:
 
 def _fill(layout: Layout, index: Index) -> int:
     index.add(_whole(layout, Kind.BLOB))
+    _add_packs(layout, index)
     _add_joined(layout, index)
     _add_trees(layout, index)
     for kind in (Kind.DERIVATION, Kind.LOG, Kind.CLAIM):
@@ -70,29 +71,38 @@ def _fill(layout: Layout, index: Index) -> int:
     return len(index.rows())
 
 
-def _found(layout: Layout, kind: Kind, *, joined: bool) -> Iterator[Found]:
-    for found in survey(layout, kind):
-        if isinstance(found, Found) and found.joined == joined:
+def _found(layout: Layout, kind: Kind, form: Form = Form.WHOLE) -> Iterator[Found]:
+    for found in survey(layout, Kind.BLOB if kind is Kind.PACK else kind):
+        if isinstance(found, Found) and found.kind is kind and found.form is form:
             yield found
 
 
 def _whole(layout: Layout, kind: Kind) -> Iterator[Row]:
     """The objects of one kind whose bytes have the digest that their name says."""
-    for found in _found(layout, kind, joined=False):
+    for found in _found(layout, kind):
         if _digest(found) == found.digest:
             os.chmod(found.path, OBJECT_MODE)
             yield Row(kind, found.digest, os.stat(found.path).st_size)
 
 
 def _digest(found: Found) -> Digest:
-    if found.kind is Kind.BLOB:
+    if found.kind in {Kind.BLOB, Kind.PACK}:
         return Digest(blake3(max_threads=blake3.AUTO).update_mmap(found.path).digest())
     return record_digest(_read(found.path), CONTEXT[found.kind])
 
 
+def _add_packs(layout: Layout, index: Index) -> None:
+    for row in _whole(layout, Kind.PACK):
+        index.add([row])
+        for one in pack.decode(_read(row.path(layout))):
+            place = (Form.PACKED, row.digest, one.offset)
+            index.add([Row(Kind.BLOB, one.b3, one.size_bytes, *place)])
+    repack.remove_empty(index)
+
+
 def _add_joined(layout: Layout, index: Index) -> None:
     """Joined blobs whose parts are all there; a part may be a joined blob itself."""
-    joins = {found.digest: found for found in _found(layout, Kind.BLOB, joined=True)}
+    joins = {found.digest: found for found in _found(layout, Kind.BLOB, Form.JOINED)}
     records: dict[Digest, Join] = {}
     for digest, found in joins.items():
         with suppress(CorruptObjectError):
@@ -100,7 +110,7 @@ def _add_joined(layout: Layout, index: Index) -> None:
     for digest in closure(sorted(records), lambda one: _parts(records, one)):
         join = records.get(digest)
         if join and all(index.has(Kind.BLOB, part) for part, _ in join.parts):
-            index.add([Row(Kind.BLOB, digest, join.size_bytes, joined=True)])
+            index.add([Row(Kind.BLOB, digest, join.size_bytes, Form.JOINED)])
 
 
 def _parts(records: dict[Digest, Join], digest: Digest) -> list[Digest]:

@@ -9,7 +9,7 @@ from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.tree import File, Folder, Tree
 from kolm_build.store import claims
 from kolm_build.store.index import Index
-from kolm_build.store.layout import Kind
+from kolm_build.store.layout import Form, Kind
 from kolm_build.store.restore import Reader
 
 
@@ -32,7 +32,7 @@ def references(index: Index, reader: Reader, digest: Digest) -> list[Digest]:
         return [child for _, child in children(reader.tree(digest))]
     row = index.row(Kind.BLOB, digest)
     if row is not None:
-        return [part for part, _ in reader.parts(digest).parts] if row.joined else []
+        return [part for part, _ in reader.parts(digest).parts] if row.form is Form.JOINED else []
     if index.has(Kind.DERIVATION, digest):
         data = reader.record(Kind.DERIVATION, digest, context=RecordKind.DERIVATION)
         return [*claims.of_derivation(index, digest), *_needs(Derivation.decode(data))]

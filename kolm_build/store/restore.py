@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ from kolm_build.errors import (
     StoreError,
 )
 from kolm_build.store.index import Index
-from kolm_build.store.layout import EXECUTABLE_MODE, Kind, Layout
+from kolm_build.store.layout import EXECUTABLE_MODE, Form, Kind, Layout
 from kolm_build.store.session import remove_tree
 from kolm_build.store.write import create, write_all
 
@@ -31,6 +33,22 @@ if TYPE_CHECKING:
 
 _ADVICE = "`kolm store fsck --repair` finds what is damaged; the next build makes it again."
 _PIECE_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A run of a blob's bytes in one file."""
+
+    b3: Digest
+    path: str
+    offset: int
+    size_bytes: int
+    form: Form
+
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether the file holds nothing else."""
+        return self.form is Form.WHOLE
 
 
 class Reader:
@@ -70,27 +88,24 @@ class Reader:
 
     def blob(self, b3: Digest) -> bytes:
         """All bytes of a blob."""
-        data = b"".join(_read(path, part) for part, path in self._pieces(b3))
+        data = b"".join(map(self._bytes, self._pieces(b3)))
         self._check_blob(b3, Digest.of_blob(data))
         return data
 
     def hashed(self, b3: Digest) -> Blob:
         """Both digests of the bytes that a blob really has, nothing taken on trust."""
         first, second, size = blake3(), sha256(), 0
-        for part, path in self._pieces(b3):
-            source = _open(path, part)
-            try:
-                for piece in _read_pieces(source):
-                    first.update(piece)
-                    second.update(piece)
-                    size += len(piece)
-            finally:
-                os.close(source)
+        for piece in self._pieces(b3):
+            with self._opened(piece) as source:
+                for data in _read_range(source, piece):
+                    first.update(data)
+                    second.update(data)
+                    size += len(data)
         return Blob(b3=Digest(first.digest()), sha256=Sha256(second.digest()), size_bytes=size)
 
     def parts(self, b3: Digest) -> Join:
         """The record of a blob that is stored in parts."""
-        path = self._layout.path(Kind.BLOB, b3, joined=True)
+        path = self._layout.path(Kind.BLOB, b3, Form.JOINED)
         return read_join(_read(path, b3), b3, path)
 
     def materialise(self, digest: Digest, dest: str) -> None:
@@ -136,36 +151,57 @@ class Reader:
 
         hasher = blake3()
         pieces = list(self._pieces(b3))
-        for part, path in pieces:
-            source = _open(path, part)
-            try:
-                cloned = len(pieces) == 1 and is_cloned(source, target)
-                for piece in _read_pieces(target if cloned else source):
-                    hasher.update(piece)
+        for piece in pieces:
+            with self._opened(piece) as source:
+                whole = len(pieces) == 1 and piece.is_whole_file
+                cloned = whole and is_cloned(source, target)
+                for data in _read_range(target if cloned else source, piece):
+                    hasher.update(data)
                     if not cloned:
-                        write_all(target, piece)
-            finally:
-                os.close(source)
+                        write_all(target, data)
         return Digest(hasher.digest())
 
-    def _pieces(self, b3: Digest) -> Iterator[tuple[Digest, str]]:
-        """The files that hold a blob's bytes, in order, each with its name."""
+    def _pieces(self, b3: Digest) -> Iterator[_Piece]:
+        """Where a blob's bytes lie, in order."""
         row = self._index.row(Kind.BLOB, b3)
         if row is None:
             raise _missing(b3)
-        if not row.joined:
-            yield b3, self._layout.path(Kind.BLOB, b3)
-            return
-        for part, _ in self.parts(b3).parts:
-            yield from self._pieces(part)
+        if row.form is Form.JOINED:
+            for part, _ in self.parts(b3).parts:
+                yield from self._pieces(part)
+        else:
+            yield _Piece(b3, row.path(self._layout), row.offset, row.size_bytes, row.form)
+
+    @contextmanager
+    def _opened(self, piece: _Piece) -> Iterator[int]:
+        source = self._open_piece(piece)
+        try:
+            yield source
+        finally:
+            os.close(source)
+
+    def _open_piece(self, piece: _Piece) -> int:
+        """Open a piece's file, wherever the collector has moved it since."""
+        try:
+            return _open(piece.path, piece.b3)
+        except MissingObjectError:
+            (now,) = self._pieces(piece.b3)
+            if now.path == piece.path:
+                raise
+            piece.path, piece.offset = now.path, now.offset
+            return _open(now.path, now.b3)
+
+    def _bytes(self, piece: _Piece) -> bytes:
+        with self._opened(piece) as source:
+            return b"".join(bytes(data) for data in _read_range(source, piece))
 
     def _check_blob(self, b3: Digest, actual: Digest) -> None:
         """Refuse a blob's bytes if they are others; name the part where it has parts."""
         if actual == b3:
             return
         path = self._layout.path(Kind.BLOB, b3)
-        for part, path in self._pieces(b3):
-            check(part, Digest.of_blob(_read(path, part)), path)
+        for piece in self._pieces(b3):
+            check(piece.b3, Digest.of_blob(self._bytes(piece)), piece.path)
         check(b3, actual, path)
 
 
@@ -225,12 +261,20 @@ def _read(path: str, digest: Digest) -> bytes:
         return file.readall()
 
 
-def _read_pieces(source: int) -> Iterator[memoryview]:
-    """The bytes of an open file, piece by piece, in one buffer."""
-    size = os.fstat(source).st_size
-    buffer = memoryview(bytearray(min(max(size, 1), _PIECE_BYTES)))
-    while count := os.readv(source, [buffer]):
+def _read_range(source: int, piece: _Piece) -> Iterator[memoryview]:
+    """The bytes of a piece, in one buffer that is used again.
+
+    A file of its own is read to its end, so that bytes too many are not overlooked.
+    """
+    buffer = memoryview(bytearray(min(piece.size_bytes + 1, _PIECE_BYTES)))
+    if piece.is_whole_file:
+        while count := os.readv(source, [buffer]):
+            yield buffer[:count]
+        return
+    at, end = piece.offset, piece.offset + piece.size_bytes
+    while at < end and (count := os.preadv(source, [buffer[: end - at]], at)):
         yield buffer[:count]
+        at += count
 
 
 def _restore_link(node: Link, path: str, depth: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kolm_build.core.digest import Digest
-from kolm_build.store.layout import BESIDE, JOIN, Kind, Layout
+from kolm_build.store.layout import BESIDE, Form, Kind, Layout
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _FAN = re.compile(r"[0-9a-f]{2}")
@@ -21,18 +21,18 @@ class Found:
     Attributes:
         kind: What it would be.
         digest: What its name says.
-        joined: Whether it is the record of a joined blob.
+        form: How a blob would lie there.
         path: Where it lies.
     """
 
     kind: Kind
     digest: Digest
-    joined: bool
+    form: Form
     path: str
 
 
 def survey(layout: Layout, kind: Kind) -> Iterator[Found | str]:
-    """Every file in the folder of one kind; a foreign one as its path."""
+    """Every file in the folder of one kind; a foreign one as its path. Packs lie among blobs."""
     folder = layout.folder(kind.folder)
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -52,14 +52,15 @@ def _fan(layout: Layout, kind: Kind, fan: os.DirEntry[str]) -> Iterator[Found | 
 
 
 def _found(layout: Layout, kind: Kind, entry: os.DirEntry[str]) -> Found | str:
-    joined = kind is Kind.BLOB and entry.name.endswith(JOIN)
-    name = entry.name.removesuffix(JOIN) if joined else entry.name
+    name, dot, ending = entry.name.partition(".")
     if not _NAME.fullmatch(name) or not entry.is_file(follow_symlinks=False):
         return entry.path
+    kind = Kind.PACK if kind is Kind.BLOB and ending == "pack" else kind
+    form = Form.JOINED if kind is Kind.BLOB and dot else Form.WHOLE
     digest = Digest(bytes.fromhex(name))
-    if layout.path(kind, digest, joined=joined) != entry.path:
+    if layout.path(kind, digest, form) != entry.path:
         return entry.path
-    return Found(kind, digest, joined, entry.path)
+    return Found(kind, digest, form, entry.path)
 
 
 def strangers(layout: Layout) -> Iterator[str]:

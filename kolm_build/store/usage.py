@@ -11,7 +11,7 @@ from kolm_build.core.digest import Digest
 from kolm_build.core.tree import File
 from kolm_build.store import roots
 from kolm_build.store.index import Index
-from kolm_build.store.layout import Kind, Layout
+from kolm_build.store.layout import Form, Kind, Layout
 from kolm_build.store.references import references
 from kolm_build.store.restore import Reader
 
@@ -83,8 +83,8 @@ def _others(live: dict[str, frozenset[Digest]], name: str) -> frozenset[Digest]:
 def _disk_sizes(layout: Layout, index: Index) -> dict[Digest, int]:
     sizes = {row.digest: row.size_bytes for row in index.rows(Kind.TREE)}
     for row in index.rows(Kind.BLOB):
-        path = layout.path(row.kind, row.digest, joined=True)
-        sizes[row.digest] = os.stat(path).st_size if row.joined else row.size_bytes
+        joined = row.form is Form.JOINED
+        sizes[row.digest] = os.stat(row.path(layout)).st_size if joined else row.size_bytes
     return sizes
 
 

@@ -19,7 +19,7 @@ from kolm_build.core.tree import File, Tree
 from kolm_build.errors import CorruptObjectError, MissingObjectError
 from kolm_build.store.collect import to_trash
 from kolm_build.store.index import Index, Row
-from kolm_build.store.layout import OBJECT_MODE, Kind, Layout
+from kolm_build.store.layout import OBJECT_MODE, Form, Kind, Layout
 from kolm_build.store.references import children
 from kolm_build.store.restore import Reader, read_join, record_digest
 from kolm_build.store.session import Session
@@ -32,6 +32,7 @@ Substitute = Callable[[Digest], bytes | None]
 THREADS = 2
 _BATCH = 200
 _SMALL_BYTES = 1 << 20
+_FOLDERS = tuple(kind for kind in Kind if kind is not Kind.PACK)
 
 CONTEXT = {
     Kind.TREE: RecordKind.TREE,
@@ -39,6 +40,7 @@ CONTEXT = {
     Kind.BLOB: None,
     Kind.LOG: None,
     Kind.CLAIM: None,
+    Kind.PACK: None,
 }
 """How the name of an object of each kind is made; None is a plain BLAKE3."""
 
@@ -123,10 +125,10 @@ class Verifier:
             findings = [finding for found in pool.map(self._check_rows, some) for finding in found]
         if self._deep:
             findings.extend(self._check_deep())
-        litter, foreign = self._look_around({(row.kind, row.digest, row.joined) for row in rows})
+        litter, foreign = self._look_around({(row.kind, row.digest, row.form) for row in rows})
         return Report(
             objects=len(rows),
-            bytes_hashed=sum(row.size_bytes for row in rows if not row.joined),
+            bytes_hashed=sum(row.size_bytes for row in rows if row.form is Form.WHOLE),
             litter=litter,
             findings=tuple(sorted([*filter(self._still, findings), *foreign], key=_place)),
         )
@@ -141,13 +143,15 @@ class Verifier:
         return [finding for row in rows for finding in self._check_row(row)]
 
     def _check_row(self, row: Row) -> list[Finding]:
-        path = self._layout.path(row.kind, row.digest, joined=row.joined)
+        path = row.path(self._layout)
 
         def finding(trouble: Trouble, actual: str | None = None) -> Finding:
             return Finding(
                 path=path, trouble=trouble, kind=row.kind, digest=row.digest, actual=actual
             )
 
+        if row.pack is not None:
+            return [] if self._index.has(Kind.PACK, row.pack) else [finding(Trouble.MISSING)]
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
@@ -161,10 +165,11 @@ class Verifier:
         stat = os.fstat(file)
         if stat.st_mode & 0o7777 != OBJECT_MODE:
             yield Trouble.MODE, oct(stat.st_mode & 0o7777)
-        if not row.joined and stat.st_size != row.size_bytes:
+        joined = row.form is Form.JOINED
+        if not joined and stat.st_size != row.size_bytes:
             yield Trouble.SIZE, f"{stat.st_size} bytes, not {row.size_bytes}"
             return
-        if row.joined:
+        if joined:
             yield from self._check_join(row, path, file)
         else:
             yield from self._check_bytes(row, path, file, stat.st_size)
@@ -172,7 +177,7 @@ class Verifier:
     def _check_bytes(
         self, row: Row, path: str, file: int, size: int
     ) -> Iterator[tuple[Trouble, str | None]]:
-        if row.kind is Kind.BLOB and size > _SMALL_BYTES:
+        if row.kind in {Kind.BLOB, Kind.PACK} and size > _SMALL_BYTES:
             actual = Digest(blake3(max_threads=blake3.AUTO).update_mmap(path).digest())
             data = b""
         else:
@@ -209,9 +214,8 @@ class Verifier:
                 continue  # the pass over the rows told that already
             if (blob.b3, blob.sha256) != (node.b3, node.sha256):
                 row = self._index.row(Kind.BLOB, b3)
-                joined = row is not None and row.joined
                 yield Finding(
-                    path=self._layout.path(Kind.BLOB, b3, joined=joined),
+                    path=row.path(self._layout) if row else self._layout.path(Kind.BLOB, b3),
                     trouble=Trouble.CORRUPT,
                     kind=Kind.BLOB,
                     digest=b3,
@@ -232,21 +236,21 @@ class Verifier:
                 trees[row.digest] = self._reader.tree(row.digest)
         return trees
 
-    def _look_around(self, known: Set[tuple[Kind, Digest, bool]]) -> tuple[int, list[Finding]]:
+    def _look_around(self, known: Set[tuple[Kind, Digest, Form]]) -> tuple[int, list[Finding]]:
         """How much litter there is, and the foreign files; `known` spares asking the index."""
         paths = list(strangers(self._layout))
         litter = 0
-        for kind in Kind:
+        for kind in _FOLDERS:
             for found in survey(self._layout, kind):
                 if not isinstance(found, Found):
                     paths.append(found)
-                elif (kind, found.digest, found.joined) not in known:
+                elif (found.kind, found.digest, found.form) not in known:
                     litter += not self._is_known(found)
         return litter, [Finding(path=path, trouble=Trouble.FOREIGN) for path in paths]
 
     def _is_known(self, found: Found) -> bool:
         row = self._index.row(found.kind, found.digest)
-        return row is not None and row.joined == found.joined
+        return row is not None and row.form is found.form
 
     def repair(self, report: Report, session: Session, substitute: Substitute) -> Report:
         """Put right what can be, make the rest invalid; the report with what was done."""
@@ -263,6 +267,8 @@ class Verifier:
         if finding.trouble is Trouble.MODE:
             os.chmod(finding.path, OBJECT_MODE)
             return replace(finding, repaired="mode set")
+        if finding.kind is Kind.PACK:
+            return self._unpack(finding, session, substitute)
         data = substitute(finding.digest)
         if data is not None and record_digest(data, CONTEXT[finding.kind]) == finding.digest:
             self._put_back(finding.kind, finding.digest, data, session)
@@ -273,6 +279,29 @@ class Verifier:
                 self._index.execute("delete from claim where digest = ?", [(finding.digest.raw,)])
         to_trash(self._layout, finding.path)
         return replace(finding, repaired="made invalid: the next build makes it again")
+
+    def _unpack(self, finding: Finding, session: Session, substitute: Substitute) -> Finding:
+        """Give up a damaged pack: each blob that is sound, or can be had, becomes a file."""
+        assert finding.digest is not None
+        kept = 0
+        for row in self._index.packed_in(finding.digest):
+            data = self._salvaged(row.digest) or substitute(row.digest)
+            if data is not None and Digest.of_blob(data) == row.digest:
+                self._put_back(Kind.BLOB, row.digest, data, session)
+                kept += 1
+            else:
+                with self._index.transaction():
+                    self._index.remove(Kind.BLOB, [row.digest])
+        with self._index.transaction():
+            self._index.remove(Kind.PACK, [finding.digest])
+        to_trash(self._layout, finding.path)
+        return replace(finding, repaired=f"{kept} of its blobs put back, the rest made invalid")
+
+    def _salvaged(self, b3: Digest) -> bytes | None:
+        try:
+            return self._reader.blob(b3)
+        except (CorruptObjectError, MissingObjectError):
+            return None
 
     def _put_back(self, kind: Kind, digest: Digest, data: bytes, session: Session) -> None:
         """Replace an object's file; a blob that was in parts is whole from now on."""
@@ -295,7 +324,7 @@ class Verifier:
         gone = [
             (Kind.BLOB, row.digest)
             for row in self._index.rows(Kind.BLOB)
-            if row.joined
+            if row.form is Form.JOINED
             and not {part for part, _ in self._reader.parts(row.digest).parts} <= blobs
         ]
         gone.extend(

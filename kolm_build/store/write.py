@@ -9,26 +9,27 @@ so a name without a row can only be litter, and is replaced.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from kolm_build.core.digest import Digest
 from kolm_build.errors import StoreError
+from kolm_build.store import pack
 from kolm_build.store.index import Index, Row
-from kolm_build.store.layout import OBJECT_MODE, Kind, Layout
+from kolm_build.store.layout import OBJECT_MODE, Form, Kind, Layout
 from kolm_build.store.session import Session
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
-
 FEW_FILES = 32
-"""Up to so many files are flushed one by one; more of them by one flush of the file system."""
+"""Up to so many files are flushed one by one; more of them by one flush of the file system.
+
+More small blobs than that become one file, a pack.
+"""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_MAX_WAITING = 512
-_MAX_WAITING_BYTES = 16 << 20
+_MAX_WAITING = 4096
+_MAX_WAITING_BYTES = 8 << 20
 
 
 class VanishedError(StoreError):
@@ -37,10 +38,9 @@ class VanishedError(StoreError):
 
 @dataclass(slots=True)
 class _Pending:
-    """A new object: its row, where it will lie, and where its bytes are until then."""
+    """A new object: its row, and where its bytes are until it is published."""
 
     row: Row
-    path: str
     temp: str
     data: bytes = b""
 
@@ -58,12 +58,10 @@ class Batch:
         self._layout = layout
         self._index = index
         self._session = session
-        self._new: dict[tuple[Kind, Digest], _Pending] = {}
+        self._new: dict[Kind, dict[bytes, _Pending]] = {kind: {} for kind in Kind}
         self._relied: dict[Kind, set[Digest]] = {kind: set() for kind in Kind}
         self._waiting: list[_Pending] = []
         self._waiting_bytes = 0
-        self._pool: ThreadPoolExecutor | None = None
-        self._writing: Future[None] | None = None
         self._temps: set[str] = set()
         self._then: list[Callable[[], None]] = []
 
@@ -76,8 +74,6 @@ class Batch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
         for temp in self._temps:
             with suppress(OSError):
                 os.unlink(temp)
@@ -90,9 +86,10 @@ class Batch:
     def present(self, kind: Kind, digests: Iterable[Digest]) -> set[Digest]:
         """Those of `digests` that are here or in the store; this batch relies on them."""
         wanted = set(digests)
-        here = {one for one in wanted if (kind, one) in self._new or one in self._relied[kind]}
+        new, relied = self._new[kind], self._relied[kind]
+        here = {one for one in wanted if one.raw in new or one in relied}
         stored = self._index.present(kind, wanted - here)
-        self._relied[kind] |= stored
+        relied |= stored
         return here | stored
 
     def temp(self) -> str:
@@ -108,49 +105,57 @@ class Batch:
 
     def adopt(self, row: Row, temp: str) -> None:
         """Take `temp`, whose bytes were hashed, as the object that `row` describes."""
-        path = self._layout.path(row.kind, row.digest, joined=row.joined)
-        self._new[row.kind, row.digest] = _Pending(row, path, temp)
+        self._new[row.kind][row.digest.raw] = _Pending(row, temp)
 
     def write(self, row: Row, data: bytes) -> None:
         """Write an object's bytes aside, unless it is here or in the store.
 
         They may wait in memory for others, since looking for many at once is cheaper.
         """
-        pending = _Pending(row, self._layout.path(row.kind, row.digest), "", data)
-        if self._new.setdefault((row.kind, row.digest), pending) is pending:
+        new = self._new[row.kind]
+        if row.digest.raw not in new:
+            new[row.digest.raw] = pending = _Pending(row, "", data)
             self._waiting.append(pending)
             self._waiting_bytes += len(data)
             if len(self._waiting) >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
-                self._hand_over()
+                self._write_waiting()
 
-    def _hand_over(self) -> None:
-        """Have another thread write what waits; most of that is the kernel's work."""
+    def _write_waiting(self) -> None:
+        """Write what waits: many small blobs as one pack, the others as files."""
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        self._settle()
-        if self._pool is None:
-            from concurrent.futures import ThreadPoolExecutor
+        fresh = self._not_stored(waiting)
+        small = [pending for pending in fresh if _is_small(pending.row)]
+        if len(small) > FEW_FILES:
+            self._write_pack(small)
+        for pending in fresh:
+            if pending.row.form is not Form.PACKED:
+                pending.temp = self.temp()
+                write_file(pending.temp, pending.data)
+            pending.data = b""
 
-            self._pool = ThreadPoolExecutor(1)
-        self._writing = self._pool.submit(self._write_waiting, waiting)
-
-    def _settle(self) -> None:
-        """Wait for the other thread, and raise what it raised."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
-
-    def _write_waiting(self, waiting: list[_Pending]) -> None:
+    def _not_stored(self, waiting: Sequence[_Pending]) -> list[_Pending]:
+        """Those of `waiting` that the store does not hold; the batch relies on the others."""
+        fresh: list[_Pending] = []
         for kind in {pending.row.kind for pending in waiting}:
             mine = [pending for pending in waiting if pending.row.kind is kind]
             stored = self._index.present(kind, [pending.row.digest for pending in mine])
             self._relied[kind] |= stored
-            for pending in mine:
-                if pending.row.digest in stored:
-                    del self._new[kind, pending.row.digest]
-                else:
-                    pending.temp = self.temp()
-                    write_file(pending.temp, pending.data)
-                    pending.data = b""
+            for digest in stored:
+                del self._new[kind][digest.raw]
+            fresh.extend(one for one in mine if not stored or one.row.digest not in stored)
+        return fresh
+
+    def _write_pack(self, small: Sequence[_Pending]) -> None:
+        data = pack.encode([(pending.row.digest, pending.data) for pending in small])
+        b3 = Digest.of_blob(data)
+        temp = self.temp()
+        write_file(temp, data)
+        self.adopt(Row(Kind.PACK, b3, len(data)), temp)
+        offset = 0
+        for pending in small:
+            digest, size = pending.row.digest, pending.row.size_bytes
+            pending.row = Row(Kind.BLOB, digest, size, Form.PACKED, b3, offset)
+            offset += size
 
     def also(self, write_rows: Callable[[], None]) -> None:
         """Write further rows in the transaction that publishes."""
@@ -165,20 +170,20 @@ class Batch:
         Raises:
             VanishedError: Something relied on was collected meanwhile; nothing was published.
         """
-        self._settle()
-        self._write_waiting(self._waiting)
+        self._write_waiting()
         self._flush_data()
         with self._index.transaction():
             self._check_relied()
             fresh = self._fresh()
-            for pending in fresh:
-                os.rename(pending.temp, pending.path)
-            self._flush_names(fresh)
+            files = {one.temp: one.row.path(self._layout) for one in fresh if one.temp}
+            for temp, path in files.items():
+                os.rename(temp, path)
+            self._flush_names(files.values())
             self._index.add(pending.row for pending in fresh)
             self._index.pin(self._session.name, pins)
             for write_rows in self._then:
                 write_rows()
-        self._temps.difference_update(pending.temp for pending in fresh)
+        self._temps.difference_update(files)
 
     def _check_relied(self) -> None:
         for kind, digests in self._relied.items():
@@ -188,26 +193,31 @@ class Batch:
 
     def _fresh(self) -> list[_Pending]:
         """What no other writer has published since it was written here."""
-        known: set[tuple[Kind, Digest]] = set()
-        for kind in Kind:
-            mine = [digest for of, digest in self._new if of is kind]
-            known.update((kind, digest) for digest in self._index.present(kind, mine))
-        return [pending for key, pending in self._new.items() if key not in known]
+        fresh: list[_Pending] = []
+        for kind, new in self._new.items():
+            known = self._index.present(kind, [pending.row.digest for pending in new.values()])
+            fresh.extend(one for one in new.values() if not known or one.row.digest not in known)
+        return fresh
 
     def _flush_data(self) -> None:
-        if len(self._new) > FEW_FILES:
+        temps = [one.temp for new in self._new.values() for one in new.values() if one.temp]
+        if len(temps) > FEW_FILES:
             flush_all(self._layout.root)
         else:
-            for pending in self._new.values():
-                flush(pending.temp)
+            for temp in temps:
+                flush(temp)
 
-    def _flush_names(self, fresh: list[_Pending]) -> None:
-        folders = {os.path.dirname(pending.path) for pending in fresh}
+    def _flush_names(self, paths: Iterable[str]) -> None:
+        folders = set(map(os.path.dirname, paths))
         if len(folders) > FEW_FILES:
             flush_all(self._layout.root)
         else:
             for folder in sorted(folders):
                 flush(folder)
+
+
+def _is_small(row: Row) -> bool:
+    return row.kind is Kind.BLOB and row.size_bytes <= pack.MAX_BLOB_BYTES
 
 
 def create(path: str) -> int:
