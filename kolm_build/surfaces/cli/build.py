@@ -161,7 +161,8 @@ def _finish(done: Finished, args: Namespace, key: SigningKey | None, terminal: T
             store=done.store,
         )
         _tell_artifact(written, args, terminal)
-    if not (args.check or args.record):
+    refused = key is not None and written is not None and written.signed_by is None
+    if not (args.check or args.record or refused):
         note(done, written, args)
     contents = {name: str(done.realised.contents[one]) for name, one in done.wanted.items()}
     if args.json:

@@ -1,0 +1,220 @@
+"""A real model, small: from recipe to signed file, verified, asked, rebuilt from nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NOBODY = 65534
+
+pytestmark = [pytest.mark.ml, pytest.mark.xdist_group("model")]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A user's home, a project in it, and a store."""
+
+    home: Path
+
+    @property
+    def project(self) -> Path:
+        return self.home / "tiny"
+
+    @property
+    def artifact(self) -> Path:
+        return self.project / "tiny.kolm"
+
+    def kolm(self, *argv: str, prefix=(), **options) -> subprocess.CompletedProcess[str]:
+        kept = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        environment = kept | {
+            "HOME": str(self.home),
+            "KOLM_STORE": str(self.home / "store"),
+            **options.pop("environment", {}),
+        }
+        return subprocess.run(
+            [*prefix, sys.executable, "-m", "kolm_build", *argv],
+            **({"cwd": self.project} | options),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def ok(self, *argv: str, **options) -> str:
+        done = self.kolm(*argv, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        path = self.project / name
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    def id(self) -> str:
+        return json.loads(self.ok("show", str(self.artifact), "--json"))["artifact"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Place:
+    """The tiny example, locked, built and signed."""
+    place = Place(tmp_path_factory.mktemp("home"))
+    shutil.copytree(ROOT / "examples" / "tiny", place.project, ignore=shutil.ignore_patterns("__*"))
+    place.ok("key", "new", "--unencrypted")
+    place.ok("key", "trust", str(place.home / ".config/kolm/key.pem.pub"), "--name", "me")
+    place.ok("lock")
+    place.ok("build", "--jobs", "2")
+    return place
+
+
+@pytest.fixture
+def copy(built, tmp_path) -> Place:
+    """The project of `built`, to be changed, with its store."""
+    place = Place(tmp_path / "copy")
+    shutil.copytree(built.home, place.home, symlinks=True)
+    return place
+
+
+def test_the_file_is_signed_and_holds(built):
+    report = json.loads(built.ok("verify", str(built.artifact), "--json"))
+    assert report["trusted"] is True
+    assert [signed["signer"] for signed in report["signatures"]] == ["me"]
+    assert report["kscore"]["accuracy"] > "0.5"
+
+
+def test_a_flipped_byte_is_refused(built, tmp_path):
+    data = bytearray(built.artifact.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "bad.kolm").write_bytes(data)
+    done = built.kolm("verify", str(tmp_path / "bad.kolm"))
+    assert done.returncode == 64
+    assert "Traceback" not in done.stderr
+
+
+def test_the_model_answers_from_its_file(built):
+    answer = json.loads(built.ok("run", "tiny.kolm", "Ada reports a dry cough", "--json"))
+    assert answer["text"] == "lung"
+
+
+def test_a_second_build_does_no_step_and_writes_the_same_file(built):
+    before = built.artifact.read_bytes()
+    done = built.kolm("build")
+    assert done.returncode == 0
+    assert " built in " not in done.stderr
+    assert built.artifact.read_bytes() == before
+
+
+def test_from_nothing_elsewhere_as_somebody_else_it_is_the_same(built, tmp_path):
+    stranger = Place(tmp_path / "far" / "away")
+    stranger.home.mkdir(parents=True)
+    shutil.copy(built.artifact, stranger.home / "x.kolm")
+    (stranger.home / "x.kolm").chmod(0o644)
+    user = _somebody_else(tmp_path, stranger.home)
+    done = stranger.kolm(
+        "rebuild",
+        "x.kolm",
+        cwd=stranger.home,
+        umask=0o027,
+        prefix=() if user else _elsewhere(),
+        environment={
+            "LANG": "tr_TR.UTF-8",
+            "LC_ALL": "C",
+            "PYTHONHASHSEED": "4711",
+            "TZ": "Pacific/Chatham",
+            "TMPDIR": str(stranger.home),
+        },
+        **user,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"identical: package  {built.id()}\n"
+
+
+def _elsewhere() -> list[str]:
+    """What gives the machine another name, where that is allowed."""
+    command = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+    if os.geteuid() or subprocess.run([*command, "true"], check=False).returncode:
+        return []
+    return command
+
+
+def _somebody_else(top: Path, home: Path) -> dict[str, object]:
+    """Another user, where that is allowed and may read this interpreter; without its own name."""
+    if os.geteuid():
+        return {}
+    for folder in (top, *top.parents, home.parent):
+        if str(folder).startswith("/tmp/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    for path in (home, *home.iterdir()):
+        os.chown(path, NOBODY, NOBODY)
+    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    try:
+        probe = [sys.executable, "-c", "import kolm_build"]
+        subprocess.run(probe, cwd=home, env={"PYTHONPATH": str(ROOT)}, check=True, **user)
+    except (OSError, subprocess.CalledProcessError):
+        os.chown(home, 0, 0)
+        return {}
+    return user
+
+
+def test_a_reformatted_script_retrains_nothing(copy):
+    copy.ok("build")  # here, so that there is a build to compare with
+    before = copy.id()
+    copy.replace("rows.py", "import json\n", "import json  # to write rows\n")
+    copy.ok("lock")
+    done = copy.kolm("build")
+    assert done.returncode == 0, done.stderr
+    ran = [line.split()[0] for line in done.stderr.splitlines() if " built in " in line]
+    assert ran == ["rows", "package"]
+    told = copy.ok("explain")
+    assert "rows: changed (built)" in told
+    assert "so these were not built again: dataset, base-evaluation, train-1" in told
+    assert copy.id() != before  # the file tells its story, and the script is part of it
+
+
+def test_another_row_is_another_model(copy):
+    before = json.loads(copy.ok("show", "tiny.kolm", "--json"))
+    copy.replace("rows.py", '"Hana")', '"Hanna")')
+    copy.replace("kolm.toml", "epochs = 6", "epochs = 6\nmax_steps = 2")
+    copy.replace("kolm.toml", 'k_min = "0.60"', 'k_min = "0"')
+    copy.replace("kolm.toml", 'accuracy_min = "0.50"', 'accuracy_min = "0"')
+    copy.ok("lock")
+    copy.ok("build")
+    after = json.loads(copy.ok("show", "tiny.kolm", "--json"))
+    assert after["artifact"] != before["artifact"]
+    assert after["weights"] != before["weights"]
+    done = copy.kolm("diff", "base", "merge-1")
+    assert done.returncode == 16
+    assert "q_proj.weight: values differ from element" in done.stdout
+
+
+def test_a_failed_gate_leaves_no_file_and_shows_the_term_and_the_worst_rows(copy):
+    copy.artifact.unlink()
+    copy.replace("kolm.toml", 'accuracy_min = "0.50"', 'accuracy_min = "0.9999"')
+    copy.ok("lock")
+    done = copy.kolm("build")
+    assert done.returncode == 32
+    assert not copy.artifact.exists()
+    assert "accuracy" in done.stderr
+    assert "said" in done.stderr
+    assert "expected: at least 0.9999" in done.stderr
+    assert sorted(path.name for path in copy.project.iterdir()) == [
+        "kolm.lock", "kolm.toml", "model.py", "rows.py",
+    ]  # fmt: skip
+
+
+def test_what_was_built_without_a_sandbox_is_not_signed(copy):
+    copy.replace("kolm.toml", 'k_min = "0.60"', 'k_min = "0.59"')
+    copy.ok("lock")
+    done = copy.kolm("build", "--sandbox", "none")
+    assert done.returncode == 0, done.stderr
+    assert "not signed: built without a sandbox: gate, package" in done.stderr
+    report = json.loads(copy.ok("verify", "tiny.kolm", "--no-trust", "--json"))
+    assert report["signatures"] == []
+    refused = copy.kolm("build", "--key", str(copy.home / ".config/kolm/key.pem"))
+    assert refused.returncode == 1
+    assert "what was built without a sandbox is not signed" in refused.stderr
