@@ -19,6 +19,7 @@ RECIPE = "kolm.toml"
 LOCK = "kolm.lock"
 DERIVATIONS = "derivations/"
 
+_BASE_SCRIPT = "base-script"
 _EXACT = "exact-1"
 _FILE = re.compile(DERIVATIONS + r"[0-9a-f]{64}\.cbor")
 _DIGEST = re.compile("b3:[0-9a-f]{64}")
@@ -71,8 +72,12 @@ class Story:
 
     @property
     def licence(self) -> str:
-        """The licences of the locked weights, sorted and joined."""
-        found = {_text(entry, "licence") for entry in self.inputs if entry.get("kind") == "weights"}
+        """The licences of the locked weights, and of a script that makes some, sorted and joined."""
+        found = {
+            _text(entry, "licence")
+            for entry in self.inputs
+            if entry.get("kind") == "weights" or entry.get("name") == _BASE_SCRIPT
+        }
         return " AND ".join(sorted(found - {""}))
 
     @property
