@@ -72,7 +72,7 @@ class Story:
 
     @property
     def licence(self) -> str:
-        """The licences of the locked weights, and of a script that makes some, sorted and joined."""
+        """The licences of the locked weights or of the script that makes them, sorted, joined."""
         found = {
             _text(entry, "licence")
             for entry in self.inputs
