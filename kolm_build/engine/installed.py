@@ -30,6 +30,12 @@ _NOTES = frozenset(
 )  # fmt: skip
 _CHUNK_BYTES = 1 << 20
 
+AUTHORITIES = ("certifi/cacert.pem", "pip/_vendor/certifi/cacert.pem")
+"""Whom TLS trusts is this machine's policy, and administrators add to it: no part of a content.
+
+Steps with the network see these files; from all others the sandbox hides them.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
@@ -74,7 +80,7 @@ class Installed:
         return {path: hashed for path, hashed, _ in rows if self._counts(path)}
 
     def _counts(self, path: str) -> bool:
-        if path.startswith(("..", "/")) or path.endswith(".pyc"):
+        if path.startswith(("..", "/")) or path.endswith(".pyc") or path in AUTHORITIES:
             return False
         folder, _, name = path.rpartition("/")
         return folder != self.info.name or name not in _NOTES

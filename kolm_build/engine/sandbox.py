@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
+from kolm_build.engine.installed import AUTHORITIES
 from kolm_build.engine.probe import Interpreter, NetworkAccess
 from kolm_build.engine.room import Room
 from kolm_build.errors import NoSandboxError
@@ -26,6 +27,8 @@ PYTHON = f"{KOLM}/python"
 ENVIRONMENT = f"{KOLM}/site-packages"
 INSIDE = Room(room=Path(KOLM), out=Path(f"{KOLM}/out"), build=Path("/build"))
 """Where a step in the sandbox finds its folders."""
+
+_NO_AUTHORITIES = "no-authorities"
 
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ADVICE = (
@@ -157,6 +160,7 @@ def prepare_room(room: Room) -> None:
         (room.room / name).mkdir()
     for name, text in _ETC.items():
         (room.room / "etc" / name).write_text(text, encoding="utf-8")
+    (room.room / "etc" / _NO_AUTHORITIES).touch()
 
 
 def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
@@ -177,7 +181,7 @@ def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
     arguments += _system_binds()
     arguments += ["--ro-bind", str(mounts.room.room), str(INSIDE.room)]
     arguments += _interpreter_binds(mounts.interpreter)
-    arguments += _environment_binds(mounts.environment)
+    arguments += _environment_binds(mounts)
     arguments += ["--bind", str(mounts.room.out), str(INSIDE.out)]
     arguments += ["--bind", str(mounts.room.build), str(INSIDE.build)]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # inside
@@ -215,11 +219,25 @@ def _interpreter_binds(interpreter: Interpreter) -> list[str]:
     return arguments
 
 
-def _environment_binds(binds: Sequence[Bind]) -> list[str]:
-    arguments = ["--tmpfs", ENVIRONMENT] if binds else []
-    for bind in binds:
+def _environment_binds(mounts: Mounts) -> list[str]:
+    if not mounts.environment:
+        return []
+    arguments = ["--tmpfs", ENVIRONMENT]
+    for bind in mounts.environment:
         arguments += ["--ro-bind", str(bind.outside), bind.inside]
-    return [*arguments, "--remount-ro", ENVIRONMENT] if binds else []
+    for path in () if mounts.network else _authorities(mounts.environment):
+        arguments += ["--ro-bind", str(mounts.room.room / "etc" / _NO_AUTHORITIES), path]
+    return [*arguments, "--remount-ro", ENVIRONMENT]
+
+
+def _authorities(binds: Sequence[Bind]) -> Iterator[str]:
+    """The files of TLS authorities inside, whose bytes no digest covers."""
+    for authorities in AUTHORITIES:
+        inside = f"{ENVIRONMENT}/{authorities}"
+        for bind in binds:
+            below = inside.removeprefix(bind.inside).lstrip("/")
+            if inside.startswith(bind.inside + "/") and (bind.outside / below).is_file():
+                yield inside
 
 
 def _etc_binds(mounts: Mounts) -> list[str]:

@@ -97,6 +97,26 @@ def test_an_edited_file_is_named(interpreter, site):
         found(locked.digest)
 
 
+def test_the_authorities_of_tls_are_policy_that_no_closed_step_sees(
+    store, interpreter, site, tmp_path
+):
+    """BOX-13."""
+    install(site, "certifi", "1.0", {"certifi/__init__.py": "", "certifi/cacert.pem": "a"})
+    locked = capture(["certifi"], memo=store, interpreter=interpreter)
+    (site / "certifi" / "cacert.pem").write_text("a, and the authority of this network")
+    assert capture(["certifi"], interpreter=interpreter) == locked
+    found = InstalledEnvironment([locked], memo=store, interpreter=interpreter)
+    builder = SandboxBuilder(store=store, steps=SHAPES, environments=found)
+    body = """
+    import certifi
+    put("text", open(certifi.__path__[0] + "/cacert.pem").read() + "nothing")
+    """
+    drv = replace(derivation(code(store, tmp_path, body)), environment=locked.digest)
+    made = builder.build(drv, drv, lambda _event: None)
+    node = dict(store.tree(made.contents["out"]).entries)["text"]
+    assert store.read_blob(node.b3) == b"nothing"
+
+
 def test_every_difference_is_listed(interpreter, site):
     locked = capture(["alpha[more]"], interpreter=interpreter)
     install(site, "beta", "1.5", {"shared/beta/__init__.py": "B = 3\n"})
