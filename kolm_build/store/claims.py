@@ -10,7 +10,7 @@ from kolm_build.core import cbor
 from kolm_build.core.digest import Digest
 from kolm_build.core.fields import Fields
 from kolm_build.core.realisation import Realisation
-from kolm_build.store.index import Index
+from kolm_build.store.index import Index, chunks, marks
 
 VERSION = 1
 Key = tuple[Digest, str]
@@ -84,19 +84,14 @@ def contents_of(index: Index, keys: Sequence[Key]) -> dict[Key, tuple[Digest, ..
     Two contents for one key are a contested output; choosing is not the store's to do.
     """
     wanted = {(resolved.raw, output): (resolved, output) for resolved, output in keys}
-    found: dict[Key, set[bytes]] = {}
-    for raw, output, content in _rows(index, sorted({raw for raw, _ in wanted})):
-        key = wanted.get((raw, output))
-        if key is not None:
-            found.setdefault(key, set()).add(content)
-    return {key: tuple(map(Digest, sorted(raws))) for key, raws in found.items()}
-
-
-def _rows(index: Index, resolved: Sequence[bytes]) -> list[tuple[bytes, str, bytes]]:
-    rows: list[tuple[bytes, str, bytes]] = []
-    for start in range(0, len(resolved), 10_000):
-        some = resolved[start : start + 10_000]
-        marks = ",".join("?" * len(some))
-        query = f"select resolved, output, content from claim where resolved in ({marks})"
-        rows.extend(index.select(query, some))  # type: ignore[arg-type]  # the schema's types
-    return rows
+    found: dict[Key, tuple[Digest, ...]] = {}
+    for some in chunks(sorted({raw for raw, _ in wanted})):
+        query = (
+            "select distinct resolved, output, content from claim "
+            f"where resolved in ({marks(some)}) order by content"
+        )
+        for raw, output, content in index.select(query, some):
+            key = wanted.get((raw, output))  # type: ignore[arg-type]  # the schema's types
+            if key is not None:
+                found[key] = (*found.get(key, ()), Digest(content))  # type: ignore[arg-type]  # the same
+    return found

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from threading import RLock
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kolm_build.core.digest import Digest
 from kolm_build.store.layout import Form, Kind, Layout
@@ -41,6 +41,8 @@ create table if not exists stat (
   mtime_ns integer not null, ctime_ns integer not null, b3 blob not null, sha256 blob not null,
   primary key (dev, ino)) without rowid;
 """
+T = TypeVar("T")
+
 _SELECT_ROWS = "select kind, digest, size, form, pack, offset from object"
 _MAX_VARIABLES = 10_000
 VERSION = 2
@@ -137,13 +139,13 @@ class Index:
 
     def present(self, kind: Kind, digests: Iterable[Digest]) -> set[Digest]:
         """Those of `digests` that are valid objects of `kind`."""
+        given = {one.raw: one for one in digests}
         found: set[Digest] = set()
-        for some in _chunks(list(digests)):
+        for some in chunks(list(given)):
             query = (
-                f"select digest from object where kind = {int(kind)} and digest in ({_marks(some)})"
+                f"select digest from object where kind = {int(kind)} and digest in ({marks(some)})"
             )
-            rows = self.select(query, [one.raw for one in some])
-            found.update(Digest(raw) for (raw,) in rows)  # type: ignore[arg-type]  # see schema
+            found.update(given[raw] for (raw,) in self.select(query, some))  # type: ignore[index]  # the schema's types
         return found
 
     def rows(self, kind: Kind | None = None) -> list[Row]:
@@ -241,10 +243,12 @@ def _snapshot(path: str) -> sqlite3.Connection:
     return memory
 
 
-def _chunks(items: Sequence[Digest]) -> Iterator[Sequence[Digest]]:
+def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`items` in runs that one query can name."""
     for start in range(0, len(items), _MAX_VARIABLES):
         yield items[start : start + _MAX_VARIABLES]
 
 
-def _marks(items: Sequence[object]) -> str:
+def marks(items: Sequence[object]) -> str:
+    """A question mark for each of `items`."""
     return ",".join("?" * len(items))

@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from kolm_build.core.digest import Blob, Digest, Sha256
 from kolm_build.errors import InvalidRecordError
-from kolm_build.store.write import create, write_all
+from kolm_build.store.write import create, start_flush, write_all
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -142,6 +142,7 @@ def _copy_segment(
             hashing.feed(hashers, buffer, count)
             if not cloned:
                 write_all(target, buffer[:count])
+                start_flush(target, size - left, count)
             left -= count
     finally:
         os.close(target)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kolm_build.core.digest import Blob, Digest, Sha256
-from kolm_build.store.index import Index
+from kolm_build.store.index import Index, chunks, marks
 
 AT_REST_NS = 2_000_000_000
 """Longer than the tick of any file system's clock; the coarsest in use counts two seconds."""
@@ -48,13 +48,9 @@ class StatCache:
         return found
 
     def _rows(self, dev: int, inodes: Sequence[int]) -> Iterable[tuple[object, ...]]:
-        for start in range(0, len(inodes), 10_000):
-            some = inodes[start : start + 10_000]
-            marks = ",".join("?" * len(some))
-            yield from self.index.select(
-                f"select * from stat where dev = ? and ino in ({marks})",
-                (dev, *some),
-            )
+        for some in chunks(inodes):
+            query = f"select * from stat where dev = ? and ino in ({marks(some)})"
+            yield from self.index.select(query, (dev, *some))
 
     def is_at_rest(self, stat: os.stat_result) -> bool:
         """Whether a later change of the file would show."""

@@ -114,12 +114,14 @@ class Verifier:
         self._index = index
         self._reader = reader
         self._deep = deep
+        self._packs: set[Digest] = set()
 
     def check(self) -> Report:
         """Look at everything and change nothing."""
         from concurrent.futures import ThreadPoolExecutor
 
         rows = self._index.rows()
+        self._packs = {row.digest for row in rows if row.kind is Kind.PACK}
         some = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
         with ThreadPoolExecutor(THREADS) as pool:
             findings = [finding for found in pool.map(self._check_rows, some) for finding in found]
@@ -151,7 +153,7 @@ class Verifier:
             )
 
         if row.pack is not None:
-            return [] if self._index.has(Kind.PACK, row.pack) else [finding(Trouble.MISSING)]
+            return [] if row.pack in self._packs else [finding(Trouble.MISSING)]
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:

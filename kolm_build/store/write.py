@@ -28,6 +28,7 @@ FEW_FILES = 32
 More small blobs than that become one file, a pack.
 """
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_SYNC_FILE_RANGE_WRITE = 2
 _MAX_WAITING = 4096
 _MAX_WAITING_BYTES = 8 << 20
 
@@ -263,6 +264,16 @@ def flush(path: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def start_flush(file: int, offset: int, count: int) -> None:
+    """Have the kernel begin to write a range to the disk, and do not wait.
+
+    Only a hint: the flush at the end waits for all of it, and reports what went wrong.
+    """
+    from ctypes import CDLL, c_int64
+
+    CDLL(None).sync_file_range(file, c_int64(offset), c_int64(count), _SYNC_FILE_RANGE_WRITE)
 
 
 def flush_all(root: str) -> None:
