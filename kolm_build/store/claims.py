@@ -84,14 +84,13 @@ def contents_of(index: Index, keys: Sequence[Key]) -> dict[Key, tuple[Digest, ..
     Two contents for one key are a contested output; choosing is not the store's to do.
     """
     wanted = {(resolved.raw, output): (resolved, output) for resolved, output in keys}
-    found: dict[Key, tuple[Digest, ...]] = {}
-    for some in chunks(sorted({raw for raw, _ in wanted})):
-        query = (
-            "select distinct resolved, output, content from claim "
-            f"where resolved in ({marks(some)}) order by content"
-        )
+    found: dict[tuple[object, object], list[bytes]] = {}
+    for some in chunks([raw for raw, _ in wanted]):
+        query = f"select resolved, output, content from claim where resolved in ({marks(some)})"
         for raw, output, content in index.select(query, some):
-            key = wanted.get((raw, output))  # type: ignore[arg-type]  # the schema's types
-            if key is not None:
-                found[key] = (*found.get(key, ()), Digest(content))  # type: ignore[arg-type]  # the same
-    return found
+            found.setdefault((raw, output), []).append(content)  # type: ignore[arg-type]  # see schema
+    return {key: _sorted(found[pair]) for pair, key in wanted.items() if pair in found}
+
+
+def _sorted(raws: list[bytes]) -> tuple[Digest, ...]:
+    return tuple(map(Digest, sorted(set(raws)) if len(raws) > 1 else raws))

@@ -4,6 +4,7 @@ import os
 import socket
 from pathlib import Path
 
+import cbor2
 import pytest
 from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
@@ -164,6 +165,17 @@ def test_equal_tensors_are_stored_once(store: LocalStore, place: Path) -> None:
     assert read_folder(place / "out") == read_folder(folder)
     assert store.fsck(deep=True).is_clean
     assert store.usage().disk_bytes < store.usage().logical_bytes
+
+
+def test_the_record_of_a_joined_blob_is_what_the_spec_says(store: LocalStore, place: Path) -> None:
+    """STORE-13, by another implementation."""
+    data = safetensors({"t": b"x" * 9000})
+    store.ingest(make_folder(place / "in", {"a.safetensors": data}))
+    header, tensor = data[:-9000], data[-9000:]
+    parts = [[blake3(part).digest(), len(part)] for part in (header, tensor)]
+    record = cbor2.dumps({"v": 1, "b3": blake3(data).digest(), "parts": parts}, canonical=True)
+    (path,) = (store.root / "cas").rglob("*.join")
+    assert path.read_bytes() == record + blake3(record).digest()
 
 
 def test_odd_safetensors_are_kept_whole(store: LocalStore, place: Path) -> None:
