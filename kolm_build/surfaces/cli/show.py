@@ -43,7 +43,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     if args.json:
         terminal.give(shown)
     else:
-        for line in _lines(shown, ""):
+        for line in _lines(_folded(shown), ""):
             terminal.say(line)
     return 0
 
@@ -146,6 +146,23 @@ def _derivation(derivation: Derivation, name_of: Callable[[Digest], str]) -> dic
             for output, expected in derivation.outputs
         },
     }
+
+
+def _folded(shown: Mapping[str, object]) -> Mapping[str, object]:
+    """An artifact with its deep folders told in one line each; `--json` has every member."""
+    members = shown.get("members")
+    if not isinstance(members, Mapping):
+        return shown
+    folded: dict[str, object] = {}
+    deep: dict[str, list[int]] = {}
+    for path, told in members.items():
+        parts = path.split("/")
+        if len(parts) <= 2:
+            folded[path] = told
+        else:
+            deep.setdefault("/".join(parts[:2]) + "/", []).append(int(told.split()[0]))
+    folded |= {path: f"{sum(sizes)} in {len(sizes)} files" for path, sizes in deep.items()}
+    return {**shown, "members": dict(sorted(folded.items()))}
 
 
 def _lines(value: Mapping[str, object], indent: str) -> Iterator[str]:
