@@ -1,5 +1,6 @@
 """A real model, small: from recipe to signed file, verified, asked, rebuilt from nothing."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from kolm_build.core.split import is_holdout
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
@@ -84,7 +87,7 @@ def test_the_file_is_signed_and_holds(built):
     report = json.loads(built.ok("verify", str(built.artifact), "--json"))
     assert report["trusted"] is True
     assert [signed["signer"] for signed in report["signatures"]] == ["me"]
-    assert report["kscore"]["accuracy"] > "0.5"
+    assert report["kscore"]["accuracy"] >= "0.75"
 
 
 def test_a_flipped_byte_is_refused(built, tmp_path):
@@ -176,12 +179,10 @@ def test_a_reformatted_script_retrains_nothing(copy):
     assert copy.id() != before  # the file tells its story, and the script is part of it
 
 
-def test_another_row_is_another_model(copy):
+def test_one_byte_of_one_training_row_makes_another_model(copy):
     before = json.loads(copy.ok("show", "tiny.kolm", "--json"))
-    copy.replace("rows.py", '"Hana")', '"Hanna")')
-    copy.replace("kolm.toml", "epochs = 6", "epochs = 6\nmax_steps = 2")
-    copy.replace("kolm.toml", 'k_min = "0.60"', 'k_min = "0"')
-    copy.replace("kolm.toml", 'accuracy_min = "0.50"', 'accuracy_min = "0"')
+    index = _training_row(copy)
+    copy.replace("rows.py", "    rows.sort(", f"    rows[{index}]['text'] += '.'\n    rows.sort(")
     copy.ok("lock")
     copy.ok("build")
     after = json.loads(copy.ok("show", "tiny.kolm", "--json"))
@@ -192,23 +193,38 @@ def test_another_row_is_another_model(copy):
     assert "q_proj.weight: values differ from element" in done.stdout
 
 
+def _training_row(place: Place) -> int:
+    """The index of a row that is trained on, as it is and with a full stop at its end."""
+    spec = importlib.util.spec_from_file_location("rows", place.project / "rows.py")
+    rows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rows)
+    texts = [
+        f"{person} reports {complaint}"
+        for complaints in rows.WARDS.values()
+        for complaint in complaints
+        for person in rows.PEOPLE
+    ]
+    sides = [[is_holdout(key, "tiny", 5) for key in (text, f"{text}.")] for text in texts]
+    return sides.index([False, False])
+
+
 def test_a_failed_gate_leaves_no_file_and_shows_the_term_and_the_worst_rows(copy):
     copy.artifact.unlink()
-    copy.replace("kolm.toml", 'accuracy_min = "0.50"', 'accuracy_min = "0.9999"')
+    copy.replace("kolm.toml", "epochs = 20", "epochs = 20\nmax_steps = 2")
     copy.ok("lock")
     done = copy.kolm("build")
     assert done.returncode == 32
     assert not copy.artifact.exists()
     assert "accuracy" in done.stderr
     assert "said" in done.stderr
-    assert "expected: at least 0.9999" in done.stderr
+    assert "expected: at least 0.75" in done.stderr
     assert sorted(path.name for path in copy.project.iterdir()) == [
         "kolm.lock", "kolm.toml", "model.py", "rows.py",
     ]  # fmt: skip
 
 
 def test_what_was_built_without_a_sandbox_is_not_signed(copy):
-    copy.replace("kolm.toml", 'k_min = "0.60"', 'k_min = "0.59"')
+    copy.replace("kolm.toml", 'k_min = "0.85"', 'k_min = "0.84"')
     copy.ok("lock")
     done = copy.kolm("build", "--sandbox", "none")
     assert done.returncode == 0, done.stderr

@@ -44,8 +44,11 @@ def run(args: Namespace, terminal: Terminal) -> int:
     # Read by the maths libraries when they are first loaded, which is below.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from kolm_build.core.numerics import Numerics
+    from kolm_build.numerics.native import apply
     from kolm_build.runtime.load import load
 
+    apply(Numerics(cls="native-1", threads=args.threads))
     model = load(args.file)
     answer = model.generate(prompt, system=args.system, max_new_tokens=args.max_new_tokens)
     if args.json:
