@@ -9,7 +9,7 @@ TESTS ?=
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test check lint types contracts vectors spec readme pytest quick storm bench dev format clean
+.PHONY: help demo test check lint types contracts vectors spec readme pytest quick storm bench lockfiles dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,11 @@ bench: $(VENV)/.dev ## ratios against nix and dvc (needs nix-bin); docs/performa
 	$(BIN)/python tools/bench_store.py
 	$(BIN)/python tools/bench_noop.py
 	$(BIN)/python tools/bench_verify.py
+
+lockfiles: $(VENV)/.demo ## lock the examples anew, after a change to a step or the environment
+	for name in icd-triage tiny; do \
+	  $(BIN)/kolm lock -C examples/$$name --lock lockfiles/$$name.lock --update environment --update code; \
+	done
 
 dev: $(VENV)/.dev ## .venv with everything a developer needs
 
