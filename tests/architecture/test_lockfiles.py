@@ -1,0 +1,39 @@
+"""The committed locks belong to the committed examples and steps."""
+
+from pathlib import Path
+
+import pytest
+
+from kolm_build.core.lock import check, parse_lock, render_lock
+from kolm_build.core.recipe import parse_recipe
+from kolm_build.surfaces.code import code_of
+from kolm_build.surfaces.trees import digest_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LOCKS = sorted((ROOT / "lockfiles").glob("*.lock"))
+
+
+def read(path: Path):
+    return parse_lock(path.read_text("utf-8"), file=path.name)
+
+
+def test_every_example_has_a_lock():
+    examples = {path.parent.name for path in (ROOT / "examples").glob("*/kolm.toml")}
+    assert {path.stem for path in LOCKS} == examples
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_is_as_kolm_writes_it(path):
+    assert render_lock(read(path)) == path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_matches_its_recipe(path):
+    recipe = ROOT / "examples" / path.stem / "kolm.toml"
+    check(parse_recipe(recipe.read_text("utf-8"), file="kolm.toml"), read(path), file=path.name)
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_names_the_code_of_the_steps_as_they_are(path):
+    """Where this fails, a step changed: `make lockfiles`."""
+    assert read(path).code == {step: digest_of(code_of(step)) for step in read(path).code}
