@@ -120,6 +120,13 @@ class Layout:
             )
         return True
 
+    def is_whole(self) -> bool:
+        """Whether no folder is missing: tools that copy a store may leave out empty ones."""
+        fanned = {kind.folder for kind in _FANNED}
+        return set(FOLDERS) <= set(os.listdir(self.root)) and all(
+            len(os.listdir(self.folder(name))) >= 256 for name in fanned
+        )
+
     def make(self) -> None:
         """Make an empty store; doing it twice, or two at once, does no harm."""
         for name in FOLDERS:

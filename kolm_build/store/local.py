@@ -75,6 +75,8 @@ class LocalStore:
                 if read_only:
                     raise ReadOnlyStoreError("there is no store here", file=layout.root)
                 _make(layout)
+            elif not read_only and not layout.is_whole():
+                layout.make()
             index = _index(layout, read_only=read_only)
             return cls(layout, index, read_only=read_only)
 
