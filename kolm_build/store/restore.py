@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kolm_build.store.join import Join
 
 _ADVICE = "`kolm store fsck --repair` finds what is damaged; the next build makes it again."
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 512 << 10
 
 
 @dataclass(slots=True)

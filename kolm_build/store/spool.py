@@ -26,8 +26,9 @@ from kolm_build.store.write import create, start_flush, write_all
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-PIECE_BYTES = 4 << 20
-_AHEAD = 3
+PIECE_BYTES = 512 << 10
+"""Small enough that a piece is still in the processor's cache when it is hashed and written."""
+_AHEAD = 16
 """How many pieces the copying thread may be ahead of the hashing one."""
 _FICLONE = 0x40049409
 _NO_CLONE = {
