@@ -78,3 +78,16 @@ def test_diff_names_paths_and_exits_16(project):
     assert answer.status == 16
     assert answer.out.splitlines()[0].startswith("counts.json: b3:")
     assert answer.out.splitlines()[0].endswith(" -> absent")
+
+
+def test_a_damaged_index_is_said_and_made_again_by_the_command_that_the_message_names(project):
+    project.ok("lock", "--store", str(project.store))
+    project.ok("build", "--store", str(project.store))
+    (project.store / "db.sqlite").write_bytes(b"no database" * 1000)
+    broken = project.kolm("store", "fsck", "--store", str(project.store))
+    assert broken.status == 4
+    assert "`kolm store fsck --rebuild-index`" in broken.err
+    mended = project.ok("store", "fsck", "--rebuild-index", "--deep", "--store", str(project.store))
+    assert mended.out.endswith(": clean\n")
+    again = project.ok("build", "--store", str(project.store))
+    assert again.built() == []

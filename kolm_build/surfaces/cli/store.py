@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kolm_build.surfaces.cli.options import add_json, add_store
@@ -34,6 +35,14 @@ def describe(parser: Parser) -> None:
         ("kolm store fsck --repair", "drop what is corrupt; the next build makes it anew"),
     )
     check.add_argument("--repair", action="store_true", help="put right what can be")
+    check.add_argument(
+        "--deep", action="store_true", help="check SHA-256 and files kept in parts, too"
+    )
+    check.add_argument(
+        "--rebuild-index",
+        action="store_true",
+        help="first make the index again from the objects; no other kolm may run",
+    )
     roots = below.add_parser("roots", help="list what is kept")
     roots.tell_of("List the roots, or remove one.", ("kolm store roots", ""))
     roots.add_argument("--remove", metavar="NAME", help="forget this root")
@@ -50,6 +59,8 @@ def run(args: Namespace, terminal: Terminal) -> int:
     """Do what `args.action` says."""
     from kolm_build.surfaces.opening import open_store
 
+    if getattr(args, "rebuild_index", False):
+        _rebuild_index(args, terminal)
     with open_store(args) as store:
         return {"gc": _gc, "fsck": _fsck, "roots": _roots, "du": _du}[args.action](
             args, terminal, store
@@ -75,10 +86,18 @@ def _gc(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
     return 0
 
 
+def _rebuild_index(args: Namespace, terminal: Terminal) -> None:
+    from kolm_build.store.local import LocalStore
+    from kolm_build.surfaces.places import store_root
+
+    held = LocalStore.rebuild_index(store_root(args.store, Path.cwd()))
+    terminal.tell(f"the index holds {held} objects again")
+
+
 def _fsck(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
     from kolm_build.errors import Exit
 
-    report = store.fsck(repair=args.repair)
+    report = store.fsck(repair=args.repair, deep=args.deep)
     if args.json:
         findings = [
             {
