@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -55,19 +56,35 @@ def make_key() -> None:
 
 
 def report() -> None:
-    """The figures, read from the artifact by nothing but the standard library."""
+    """The figures, counted from the artifact's rows by nothing but the standard library."""
     with zipfile.ZipFile(ROOT / ARTIFACT) as archive:
-        base = json.loads(archive.read("eval/base-summary.json"))
-        tuned = json.loads(archive.read("eval/summary.json"))
-    print(f"\nheld-out rows            {tuned['rows']}")
-    for name, key in (("one of the labels", "label_correct"), ("exact greedy answer", "correct")):
-        if tuned[key] is not None:
-            print(f"{name:24} {share(base, key)} before, {share(tuned, key)} after")
+        gate = json.loads(archive.read("eval/gate.json"))
+        before, after = (rows(archive, name) for name in ("base-results", "results"))
+    print(f"\non {len(after)} held-out rows     before  after")
+    print(f"most likely label     {share(before, is_label)}  {share(after, is_label)}")
+    print(f"free answer, exact    {share(before, is_exact)}  {share(after, is_exact)}")
+    needed = f"k at least {gate['k_min']}, accuracy at least {gate['accuracy_min']}"
+    print(f"gate                  {'passed' if gate['passed'] else 'failed'}: {needed}")
 
 
-def share(summary: dict[str, int], key: str) -> str:
-    """`key` of a summary as a percentage of its rows."""
-    return f"{Decimal(100 * summary[key]) / summary['rows']:.1f} %"
+def rows(archive: zipfile.ZipFile, name: str) -> list[dict[str, object]]:
+    """The results of one evaluation."""
+    return [json.loads(line) for line in archive.read(f"eval/{name}.jsonl").splitlines()]
+
+
+def is_label(row: dict[str, object]) -> bool:
+    """Whether the likeliest of the labels is the answer."""
+    return row["label_output"] == row["answer"]
+
+
+def is_exact(row: dict[str, object]) -> bool:
+    """Whether the model said the answer and nothing else."""
+    return str(row["output"]).strip() == row["answer"]
+
+
+def share(found: list[dict[str, object]], holds: Callable[[dict[str, object]], bool]) -> str:
+    """The percentage of rows for which `holds`."""
+    return f"{Decimal(100 * sum(map(holds, found))) / len(found):5.1f}%"
 
 
 def main() -> int:
