@@ -1,9 +1,10 @@
 """Large files: copied aside piece by piece, and hashed while they are copied.
 
 Each piece is read once into memory; the same bytes are hashed and written, so a file that
-changes meanwhile cannot give an object a wrong name. One thread copies and one hashes; both
-release the interpreter. (Copying inside the kernel was slower here: what it saves, the hashes pay
-again in page faults.) A file system that shares extents is asked for that first.
+changes meanwhile cannot give an object a wrong name. One thread copies and computes BLAKE3, one
+SHA-256, which takes about as long; both release the interpreter. (Copying inside the kernel was
+slower: what it saves, the hashes pay again in page faults.) A file system that shares extents is
+asked for that first.
 """
 
 from __future__ import annotations
@@ -77,18 +78,18 @@ def spool(
     from concurrent.futures import ThreadPoolExecutor
 
     whole, sha = blake3(), sha256()
-    made = []
+    is_single = len(segments) == 1
+    beside = (sha,) if is_single else (sha, whole)
+    parts = []
     with ThreadPoolExecutor(1) as pool:
-        hashing = _Hashing(pool, min(PIECE_BYTES, max(segments)))
+        hashing = _Hashing(pool, beside, min(PIECE_BYTES, max(segments)))
         for size in segments:
             path = temp()
-            part = whole if len(segments) == 1 else blake3()
-            hashers = (sha, whole) if part is whole else (sha, whole, part)
-            _copy_segment(source, size, path, hashing, hashers, clone=part is whole)
-            made.append((pool.submit(part.digest), size, path))
-        parts = tuple(Part(Digest(b3.result()), size, path) for b3, size, path in made)
+            part = whole if is_single else blake3()
+            _copy_segment(source, size, path, hashing, part, clone=is_single)
+            parts.append(Part(Digest(part.digest()), size, path))
     blob = Blob(b3=Digest(whole.digest()), sha256=Sha256(sha.digest()), size_bytes=sum(segments))
-    return blob, parts
+    return blob, tuple(parts)
 
 
 class _Hasher(Protocol):
@@ -98,8 +99,11 @@ class _Hasher(Protocol):
 class _Hashing:
     """Hashes pieces in order in a thread, and lends the buffers that they are read into."""
 
-    def __init__(self, pool: ThreadPoolExecutor, piece_bytes: int) -> None:
+    def __init__(
+        self, pool: ThreadPoolExecutor, hashers: Sequence[_Hasher], piece_bytes: int
+    ) -> None:
         self._pool = pool
+        self._hashers = hashers
         self._free = deque(memoryview(bytearray(piece_bytes)) for _ in range(_AHEAD))
         self._busy: deque[tuple[Future[None], memoryview]] = deque()
 
@@ -111,24 +115,17 @@ class _Hashing:
         hashed.result()
         return buffer
 
-    def feed(self, hashers: Sequence[_Hasher], buffer: memoryview, count: int) -> None:
+    def feed(self, buffer: memoryview, count: int) -> None:
         """Hash the first `count` bytes of a buffer, then have it back."""
-        self._busy.append((self._pool.submit(_update, hashers, buffer[:count]), buffer))
+        self._busy.append((self._pool.submit(self._update, buffer[:count]), buffer))
 
-
-def _update(hashers: Sequence[_Hasher], piece: memoryview) -> None:
-    for hasher in hashers:
-        hasher.update(piece)
+    def _update(self, piece: memoryview) -> None:
+        for hasher in self._hashers:
+            hasher.update(piece)
 
 
 def _copy_segment(
-    source: int,
-    size: int,
-    path: str,
-    hashing: _Hashing,
-    hashers: Sequence[_Hasher],
-    *,
-    clone: bool,
+    source: int, size: int, path: str, hashing: _Hashing, part: _Hasher, *, clone: bool
 ) -> None:
     """Copy the next `size` bytes of `source` to the new file `path`, hashing them."""
     target = create(path)
@@ -140,7 +137,8 @@ def _copy_segment(
             count = os.readv(target if cloned else source, [buffer[: min(left, len(buffer))]])
             if count == 0:
                 raise InvalidRecordError("the file became shorter while it was read")
-            hashing.feed(hashers, buffer, count)
+            hashing.feed(buffer, count)
+            part.update(buffer[:count])
             if not cloned:
                 write_all(target, buffer[:count])
                 start_flush(target, size - left, count)
