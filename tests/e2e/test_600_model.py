@@ -217,7 +217,7 @@ def test_a_failed_gate_leaves_no_file_and_shows_the_term_and_the_worst_rows(copy
     assert not copy.artifact.exists()
     assert "accuracy" in done.stderr
     assert "said" in done.stderr
-    assert "expected: at least 0.75" in done.stderr
+    assert "expected: at least 0.85" in done.stderr
     assert sorted(path.name for path in copy.project.iterdir()) == [
         "kolm.lock", "kolm.toml", "model.py", "rows.py",
     ]  # fmt: skip
