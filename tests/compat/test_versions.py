@@ -24,6 +24,9 @@ def fixture(request, tmp_path):
     """A copy of one version's fixtures: opening a store may write to it."""
     folder = tmp_path / "fixture"
     shutil.copytree(request.param, folder, symlinks=True)
+    for path in (folder / "objects").glob("*/**/*"):
+        if path.is_file():
+            path.chmod(0o444)  # git keeps no other modes than 0644 and 0755
     return folder
 
 
