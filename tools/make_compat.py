@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -86,10 +87,14 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("usage: make_compat.py VERSION", file=sys.stderr)
         return 2
-    folder = ROOT / "tests" / "compat" / sys.argv[1]
-    folder.mkdir()
-    make_project(folder)
-    make_artifact(folder)
+    target = ROOT / "tests" / "compat" / sys.argv[1]
+    target.mkdir()
+    # A store remembers where its locks are: not a path of the checkout.
+    with TemporaryDirectory(prefix="kolm-compat-") as name:
+        folder = Path(name)
+        make_project(folder)
+        make_artifact(folder)
+        shutil.copytree(folder, target, symlinks=True, dirs_exist_ok=True)
     return 0
 
 
