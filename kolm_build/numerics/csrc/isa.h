@@ -1,0 +1,20 @@
+// Which instruction set this translation unit is compiled for. Each kernel source is compiled once
+// for every instruction set, in a namespace of its own.
+#pragma once
+
+#if defined(KOLM_ISA_AVX512)
+#define KOLM_ISA avx512
+#elif defined(KOLM_ISA_AVX2)
+#define KOLM_ISA avx2
+#elif defined(KOLM_ISA_NEON)
+#define KOLM_ISA neon
+#else
+#define KOLM_ISA baseline
+#endif
+
+#define KOLM_TEXT_OF(x) #x
+#define KOLM_TEXT(x) KOLM_TEXT_OF(x)
+
+#if defined(__FAST_MATH__)
+#error "the portable kernels need IEEE arithmetic: -ffast-math is not allowed"
+#endif

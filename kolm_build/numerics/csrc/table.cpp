@@ -1,0 +1,18 @@
+// Assembles the table of one instruction set.
+#include "isa.h"
+#include "kernels.h"
+
+namespace kolm::KOLM_ISA {
+
+extern const GemmKernels gemm_kernels;
+extern const AttentionKernels attention_kernels;
+extern const MapKernels map_kernels;
+extern const RowKernels row_kernels;
+extern const RandomKernels random_kernels;
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    KOLM_TEXT(KOLM_ISA), gemm_kernels, attention_kernels, map_kernels, row_kernels, random_kernels,
+};
+
+}  // namespace kolm::KOLM_ISA
