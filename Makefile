@@ -1,5 +1,5 @@
 # One way to do each thing. `make demo` and `make test` need nothing but a Debian-like machine with
-# Python 3.11; both make .venv from constraints.txt first.
+# Python 3.11 and a C++ compiler; both make .venv from constraints.txt first.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +9,10 @@ TESTS ?=
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test check lint types contracts vectors spec readme pytest quick storm bench lockfiles dev format clean
+KERNELS := kolm_build/numerics/libkolm_portable.so
+KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
+
+.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench lockfiles dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +63,8 @@ lockfiles: $(VENV)/.demo ## lock the examples anew, after a change to a step or 
 	  $(BIN)/kolm lock -C examples/$$name --lock lockfiles/$$name.lock --update environment --update code; \
 	done
 
+kernels: $(KERNELS) ## compile the portable kernels, where a source changed
+
 dev: $(VENV)/.dev ## .venv with everything a developer needs
 
 format: $(VENV)/.dev ## ruff format, ruff --fix
@@ -67,7 +72,7 @@ format: $(VENV)/.dev ## ruff format, ruff --fix
 	$(BIN)/ruff check --fix .
 
 clean: ## build products; never store/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(KERNELS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -78,8 +83,21 @@ $(VENV)/.python:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[steps,sandbox]'
+$(VENV)/.compiler: $(VENV)/.python
+	@command -v c++ > /dev/null || { echo 'A C++ compiler is needed. Debian: apt install g++' >&2; exit 1; }
+	@touch $@
+
+# torch first and no isolated build, so that it is downloaded once.
+$(VENV)/.installed: $(VENV)/.compiler pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling cmake ninja torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[steps,sandbox]'
+	@touch $@
+
+$(KERNELS): $(VENV)/.installed $(KERNEL_SOURCES)
+	$(BIN)/python tools/build_kernels.py
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.installed $(KERNELS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

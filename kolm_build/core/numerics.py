@@ -13,7 +13,10 @@ from typing import Self
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
 
-CLASSES = ("exact-1", "native-1", "portable-1")
+EXACT = "exact-1"
+NATIVE = "native-1"
+PORTABLE = "portable-1"
+CLASSES = (EXACT, NATIVE, PORTABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,8 @@ class Numerics:
     Attributes:
         cls: ``exact-1`` (no floating point decides a byte), ``native-1`` or ``portable-1``.
         seed: Seed of every random choice.
-        threads: Compute threads; part of the result in `native-1`, 1 elsewhere.
+        threads: Compute threads, where they are part of the result: in `native-1`. In `portable-1`
+            it is 1, and how many there really are is circumstance.
     """
 
     cls: str
@@ -46,6 +50,13 @@ class Numerics:
                 where="threads",
                 expected="1 to 1024",
                 actual=str(self.threads),
+            )
+        if self.cls == PORTABLE and self.threads != 1:
+            raise InvalidRecordError(
+                "threads are no part of a result in portable-1",
+                where="threads",
+                actual=str(self.threads),
+                advice=f"Leave `threads` out; `class = '{NATIVE}'` is the class that has it.",
             )
 
     def to_value(self) -> dict[str, object]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
+from functools import partial
 from unicodedata import is_normalized
 
 from kolm_build.core import cbor
@@ -19,7 +20,7 @@ from kolm_build.core.environment import parse_distribution_name
 from kolm_build.core.fields import Fields
 from kolm_build.core.generic_step import LocalPath, Step, check_graph, read_step
 from kolm_build.core.name import parse_label
-from kolm_build.core.numerics import Numerics
+from kolm_build.core.numerics import PORTABLE, Numerics
 from kolm_build.core.section_reader import SECTIONS, read_pipeline
 from kolm_build.core.sections import Origin, Pipeline
 from kolm_build.core.source import PATH, Source
@@ -102,12 +103,13 @@ def _step_sources(step: Step) -> Iterator[Source]:
             yield Source(name=f"{step.name}.{role}", kind=kind, text=str(reference))
 
 
-def parse_recipe(text: str, *, file: str = FILE) -> Recipe:
+def parse_recipe(text: str, *, file: str = FILE, numerics_class: str = PORTABLE) -> Recipe:
     """The recipe that `text` holds.
 
     Args:
         text: The TOML text.
         file: Its name, for errors.
+        numerics_class: What a recipe that names no class means: that of its lock, if it has one.
 
     Raises:
         InvalidRecordError: Anything is not as spec/recipe.md says; the error names the file and
@@ -117,7 +119,7 @@ def parse_recipe(text: str, *, file: str = FILE) -> Recipe:
     try:
         raw = read_toml(text)
         _check_plain(raw, "")
-        return _recipe(raw)
+        return _recipe(raw, numerics_class)
     except KolmError as error:
         raise error.in_file(file) from None
 
@@ -148,12 +150,12 @@ def _check_plain(value: object, where: str) -> None:
         raise InvalidRecordError("dates and times have no use here", where=where)
 
 
-def _recipe(raw: dict[str, object]) -> Recipe:
+def _recipe(raw: dict[str, object], numerics_class: str) -> Recipe:
     fields = Fields(raw)
     fields.version(VERSION)
     name = fields.parsed("name", parse_label)
     environment = fields.record("environment", _distributions)
-    numerics = fields.record("numerics", _numerics)
+    numerics = fields.record("numerics", partial(_numerics, numerics_class))
     pipeline = read_pipeline(fields)
     steps = fields.records("step", read_step)
     fields.done()
@@ -212,10 +214,10 @@ def _distributions(value: object) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
-def _numerics(value: object) -> Numerics:
+def _numerics(unnamed: str, value: object) -> Numerics:
     fields = Fields(value)
     made = Numerics(
-        cls=fields.text("class", default="native-1"),
+        cls=fields.text("class", default=unnamed),
         seed=fields.integer("seed", default=0),
         threads=fields.integer("threads", default=1),
     )

@@ -14,13 +14,43 @@ from typing import Self
 
 from kolm_build.core import cbor
 from kolm_build.core.fields import Fields
-from kolm_build.core.numerics import Numerics
+from kolm_build.core.numerics import PORTABLE, Numerics
+from kolm_build.errors import InvalidRecordError
 
 VERSION = 1
 
 EXIT_OK = 0
 EXIT_REFUSED = 10
 """The step refused its input: an ``error`` event says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """How a portable step is run here: nothing of it may change a byte, nothing of it is hashed.
+
+    Attributes:
+        kernels: Path of the library with the compiled kernels.
+        threads: Compute threads.
+    """
+
+    kernels: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise InvalidRecordError(
+                "out of range", where="threads", expected="1 or more", actual=str(self.threads)
+            )
+
+    def to_value(self) -> dict[str, object]:
+        """The plain value."""
+        return {"kernels": self.kernels, "threads": self.threads}
+
+    @classmethod
+    def from_value(cls, value: object) -> Self:
+        """The inverse of `to_value`; a later engine may say more, which changes no byte either."""
+        fields = Fields(value)
+        return cls(kernels=fields.text("kernels"), threads=fields.integer("threads"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +65,7 @@ class StepRequest:
         scratch: An empty folder that is thrown away.
         numerics: How to compute.
         events_fd: Open descriptor for events.
+        circumstances: How a step of the class `portable-1` runs here; None in every other class.
     """
 
     step: str
@@ -44,9 +75,19 @@ class StepRequest:
     scratch: str
     numerics: Numerics
     events_fd: int
+    circumstances: Circumstances | None = None
+
+    def __post_init__(self) -> None:
+        if (self.circumstances is not None) != (self.numerics.cls == PORTABLE):
+            raise InvalidRecordError(
+                f"circumstances belong to the class {PORTABLE}, and it to them",
+                where="circumstances",
+                actual=self.numerics.cls,
+            )
 
     def encode(self) -> bytes:
         """The request file's bytes."""
+        circumstances = self.circumstances
         return cbor.encode(
             {
                 "v": VERSION,
@@ -58,6 +99,7 @@ class StepRequest:
                 "numerics": self.numerics.to_value(),
                 "events_fd": self.events_fd,
             }
+            | ({} if circumstances is None else {"circumstances": circumstances.to_value()})
         )
 
     @classmethod
@@ -73,6 +115,13 @@ class StepRequest:
             scratch=fields.text("scratch"),
             numerics=fields.record("numerics", Numerics.from_value),
             events_fd=fields.integer("events_fd"),
+            circumstances=_circumstances(fields),
         )
         fields.done()
         return made
+
+
+def _circumstances(fields: Fields) -> Circumstances | None:
+    if not fields.has("circumstances"):
+        return None
+    return fields.record("circumstances", Circumstances.from_value)

@@ -13,15 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Condition, Lock
 
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
-from kolm_build.core.request import EXIT_OK, EXIT_REFUSED
+from kolm_build.core.request import EXIT_OK, EXIT_REFUSED, Circumstances
 from kolm_build.engine import sandbox
 from kolm_build.engine.events import Event, LogLine, Metric, OnEvent, Progress, Started
 from kolm_build.engine.failure import crashed, refused
 from kolm_build.engine.joblog import LOG, note_failure
+from kolm_build.engine.kernels import Kernels
 from kolm_build.engine.probe import (
     NetworkAccess,
     probe_interpreter,
@@ -64,6 +66,7 @@ class StepBuilder(ABC):
         store: Has the inputs, takes the outputs.
         steps: The steps there are.
         environments: Finds the distributions of a derivation's environment.
+        kernels: How portable steps run; they do not where None.
         offline: Refuses every step with the network.
         unpinned_network: Lets a step with the network run before its outputs are known; for
             locking alone.
@@ -78,6 +81,7 @@ class StepBuilder(ABC):
         store: Store,
         steps: Mapping[str, StepShape],
         environments: Environments,
+        kernels: Kernels | None = None,
         offline: bool = False,
         unpinned_network: bool = False,
         keep_failed: KeepFailed | None = None,
@@ -85,6 +89,7 @@ class StepBuilder(ABC):
         self._store = store
         self._steps = steps
         self._environments = environments
+        self._kernels = kernels or Kernels()
         self._offline = offline
         self._unpinned_network = unpinned_network
         self._keep_failed = keep_failed
@@ -112,6 +117,7 @@ class StepBuilder(ABC):
         _check_platform(resolved)
         network = self._network(resolved)
         binds = self._environments(resolved.environment) if resolved.environment else ()
+        kernels = self._kernels.library_of(resolved)
         with self._running, _as_machine_error(), self._store.scratch() as folder:
             job = _Job(
                 derivation=derivation,
@@ -119,9 +125,16 @@ class StepBuilder(ABC):
                 room=Room.below(folder),
                 binds=tuple(binds),
                 network=network,
+                kernels=kernels,
+                threads=self._kernels.threads_of(resolved),
                 log=Log(),
             )
-            job.room.furnish(resolved, self._store, seen_as=self._seen_as(job.room))
+            job.room.furnish(
+                resolved,
+                self._store,
+                seen_as=self._seen_as(job.room),
+                circumstances=self._circumstances_of(job),
+            )
             on_event(job.started)
             try:
                 return self._run(job, on_event)
@@ -134,7 +147,7 @@ class StepBuilder(ABC):
     def _run(self, job: _Job, on_event: OnEvent) -> BuildResult:
         if self._stop.is_set():
             raise StoppedError("the build was stopped")
-        with self._processors.taken(job.resolved.numerics.threads) as processors:
+        with self._processors.taken(job.threads) as processors:
             ended = run_process(
                 self._launch(job, processors),
                 log=job.log,
@@ -202,6 +215,12 @@ class StepBuilder(ABC):
                 actual=error.actual or error.reason,
             ) from error
 
+    def _circumstances_of(self, job: _Job) -> Circumstances | None:
+        """What a portable step is told of how it runs here."""
+        if job.kernels is None:
+            return None
+        return Circumstances(kernels=self._kernels_seen_as(job.kernels), threads=job.threads)
+
     def _circumstances(self, ended: Ended, job: _Job) -> Mapping[str, object]:
         return {
             "cpu_ms": ended.cpu_ms,
@@ -209,6 +228,7 @@ class StepBuilder(ABC):
             "machine": probe_machine(),
             "peak_bytes": ended.peak_bytes,
             "sandbox": self.level,
+            "threads": job.threads,
             "wall_ms": ended.wall_ms,
         }
 
@@ -229,6 +249,10 @@ class StepBuilder(ABC):
         """Where a step finds its folders."""
 
     @abstractmethod
+    def _kernels_seen_as(self, library: Path) -> str:
+        """Where a step finds the compiled kernels."""
+
+    @abstractmethod
     def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
         """How to start the step."""
 
@@ -243,6 +267,9 @@ class SandboxBuilder(StepBuilder):
     def _seen_as(self, room: Room) -> Room:  # noqa: ARG002  # the same for every room
         return sandbox.INSIDE
 
+    def _kernels_seen_as(self, library: Path) -> str:  # noqa: ARG002  # wherever it is
+        return sandbox.KERNELS
+
     def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
         if self._sandbox is None:
             self._sandbox = sandbox.find_sandbox()
@@ -252,8 +279,9 @@ class SandboxBuilder(StepBuilder):
             interpreter=self._interpreter,
             environment=job.binds,
             network=job.network,
+            kernels=job.kernels,
         )
-        arguments = sandbox.sandbox_arguments(mounts, threads=job.resolved.numerics.threads)
+        arguments = sandbox.sandbox_arguments(mounts, threads=job.threads)
         return Launch(
             command=(str(self._sandbox.bwrap), *arguments), variables={}, processors=processors
         )
@@ -271,6 +299,9 @@ class UnsafeOpenBuilder(StepBuilder):
     def _seen_as(self, room: Room) -> Room:
         return room
 
+    def _kernels_seen_as(self, library: Path) -> str:
+        return str(library)
+
     def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
         python = str(self._interpreter.binary)
         script = 'umask 022; cd "$1"; shift; exec "$@"'
@@ -281,7 +312,7 @@ class UnsafeOpenBuilder(StepBuilder):
             ),
             variables=sandbox.step_variables(
                 room=job.room,
-                threads=job.resolved.numerics.threads,
+                threads=job.threads,
                 network=probe_network() if job.network is None else job.network,
                 environment=[str(self._interpreter.site)] if job.binds else [],
             ),
@@ -298,6 +329,8 @@ class _Job:
     room: Room
     binds: tuple[Bind, ...]
     network: NetworkAccess | None
+    kernels: Path | None
+    threads: int
     log: Log
 
     @property

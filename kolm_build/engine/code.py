@@ -2,7 +2,8 @@
 
 A step's code tree holds the step's module, every module of the project that it can import, and
 `step.py`, which the engine starts. The imports are found by reading the sources, so a change to
-the command line, the store or the documentation changes no derivation.
+the command line, the store or the documentation changes no derivation. A module that depends on
+files beside it says so by a literal, ``CODE_DATA = ("csrc/**/*.h",)``, and brings them along.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from kolm_build.errors import InvalidRecordError
 
 PACKAGE = "kolm_build"
 STEPS = f"{PACKAGE}.steps"
+DATA = "CODE_DATA"
+"""A module's tuple of patterns: files below its folder that are part of its code."""
 
 _START = '''\
 """The start of a step process: its own code tree first, then the step."""
@@ -42,11 +45,11 @@ def code_tree(module: str, package_root: Path) -> Mapping[str, bytes]:
     """
     full = f"{STEPS}.{module}"
     files = {"step.py": _START.format(module=full).encode()}
-    found = _closure(full, package_root)
-    for name in sorted(found):
+    for name in sorted(_closure(full, package_root)):
         path = _source(name, package_root)
         assert path is not None  # it was read to find its imports
-        files[f"{PACKAGE}/{path.relative_to(package_root).as_posix()}"] = path.read_bytes()
+        for one in (path, *_data(path)):
+            files[f"{PACKAGE}/{one.relative_to(package_root).as_posix()}"] = one.read_bytes()
     # The package's own module holds the version, which no step may depend on: a release that
     # changes no step rebuilds nothing.
     files[f"{PACKAGE}/__init__.py"] = b""
@@ -79,15 +82,49 @@ def _source(name: str, root: Path) -> Path | None:
     return None
 
 
-def _imports(path: Path, root: Path) -> Iterator[str]:
-    """The project's modules that the source at `path` names, wherever in it."""
+def _parsed(path: Path) -> ast.Module:
     try:
-        module = ast.parse(path.read_bytes(), str(path))
+        return ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError) as error:
         raise InvalidRecordError(
             "a step's code cannot be parsed", file=str(path), actual=str(error)
         ) from error
-    for node in ast.walk(module):
+
+
+def _data(path: Path) -> Iterator[Path]:
+    """The files that the source at `path` declares to depend on."""
+    for node in _parsed(path).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name == DATA:
+                for pattern in _patterns(value, path):
+                    yield from _matching(path.parent, pattern)
+
+
+def _patterns(value: ast.expr, path: Path) -> list[str]:
+    """The texts that the tuple `value` lists."""
+    elements = value.elts if isinstance(value, ast.Tuple) else [value]
+    found = [one.value for one in elements if isinstance(one, ast.Constant)]
+    texts = [one for one in found if isinstance(one, str)]
+    if not isinstance(value, ast.Tuple) or len(texts) != len(elements):
+        raise InvalidRecordError(
+            f"{DATA} is not a tuple of texts", file=str(path), where=f"line {value.lineno}"
+        )
+    return texts
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """The files below `folder` that `pattern` matches; there must be one."""
+    found = sorted(one for one in folder.glob(pattern) if one.is_file())
+    if not found:
+        raise InvalidRecordError(
+            "a step's code depends on what is not there", file=str(folder), where=pattern
+        )
+    return found
+
+
+def _imports(path: Path, root: Path) -> Iterator[str]:
+    """The project's modules that the source at `path` names, wherever in it."""
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if _is_ours(alias.name))
         elif isinstance(node, ast.ImportFrom) and _is_ours(node.module or ""):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from kolm_build.core.derivation import ContentInput, Derivation
-from kolm_build.core.request import StepRequest
+from kolm_build.core.request import Circumstances, StepRequest
 from kolm_build.engine.process import EVENTS_FD
 from kolm_build.engine.protocol import Store
 from kolm_build.errors import StepFailedError
@@ -40,13 +40,21 @@ class Room:
         """The folders of a step whose scratch folder is `folder`."""
         return cls(room=folder / "room", out=folder / "out", build=folder / "build")
 
-    def furnish(self, derivation: Derivation, store: Store, *, seen_as: Room) -> None:
+    def furnish(
+        self,
+        derivation: Derivation,
+        store: Store,
+        *,
+        seen_as: Room,
+        circumstances: Circumstances | None,
+    ) -> None:
         """Make and fill the folders.
 
         Args:
             derivation: Resolved.
             store: Has the code and every input.
             seen_as: Where the step finds these folders.
+            circumstances: How a portable step runs here.
 
         Raises:
             MissingObjectError: An input or the code is not in the store.
@@ -60,9 +68,10 @@ class Room:
             store.materialise(value.content, self.room / "in" / role)
         for output, _ in derivation.outputs:
             (self.out / output).mkdir()
-        (self.room / "request").write_bytes(seen_as.request(derivation).encode())
+        request = seen_as.request(derivation, circumstances)
+        (self.room / "request").write_bytes(request.encode())
 
-    def request(self, derivation: Derivation) -> StepRequest:
+    def request(self, derivation: Derivation, circumstances: Circumstances | None) -> StepRequest:
         """What the step is asked, with these folders' paths."""
         return StepRequest(
             step=derivation.step,
@@ -72,6 +81,7 @@ class Room:
             scratch=str(self.build),
             numerics=derivation.numerics,
             events_fd=EVENTS_FD,
+            circumstances=circumstances,
         )
 
     def check_outputs(self, derivation: Derivation) -> None:

@@ -27,6 +27,8 @@ PYTHON = f"{KOLM}/python"
 ENVIRONMENT = f"{KOLM}/site-packages"
 INSIDE = Room(room=Path(KOLM), out=Path(f"{KOLM}/out"), build=Path("/build"))
 """Where a step in the sandbox finds its folders."""
+KERNELS = f"{KOLM}/kernels.so"
+"""Where a portable step in the sandbox finds the compiled kernels."""
 
 _NO_AUTHORITIES = "no-authorities"
 
@@ -81,12 +83,14 @@ class Mounts:
         environment: Parts of ``/kolm/site-packages``; none where the step has the standard library
             alone.
         network: What a step with the network sees more; None for no network.
+        kernels: The library with the compiled kernels; None where the step does not use it.
     """
 
     room: Room
     interpreter: Interpreter
     environment: tuple[Bind, ...] = ()
     network: NetworkAccess | None = None
+    kernels: Path | None = None
 
 
 def find_sandbox(program: str | None = None) -> Sandbox:
@@ -161,6 +165,7 @@ def prepare_room(room: Room) -> None:
     for name, text in _ETC.items():
         (room.room / "etc" / name).write_text(text, encoding="utf-8")
     (room.room / "etc" / _NO_AUTHORITIES).touch()
+    (room.room / Path(KERNELS).name).touch()
 
 
 def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
@@ -182,6 +187,8 @@ def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
     arguments += ["--ro-bind", str(mounts.room.room), str(INSIDE.room)]
     arguments += _interpreter_binds(mounts.interpreter)
     arguments += _environment_binds(mounts)
+    if mounts.kernels is not None:
+        arguments += ["--ro-bind", str(mounts.kernels), KERNELS]
     arguments += ["--bind", str(mounts.room.out), str(INSIDE.out)]
     arguments += ["--bind", str(mounts.room.build), str(INSIDE.build)]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # inside
@@ -278,7 +285,7 @@ def step_variables(
 
     Args:
         room: Where the step finds its folders.
-        threads: Compute threads, as the derivation says.
+        threads: Compute threads.
         network: The user's network variables, which pass through; None for no network.
         environment: Folders of the distributions it may import.
     """

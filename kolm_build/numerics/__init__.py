@@ -1,1 +1,1 @@
-"""How arithmetic is made to give the same bytes: class `native-1` for now (design section 7)."""
+"""How arithmetic is made to give the same bytes: `portable-1` and `native-1` (design section 7)."""

@@ -1,7 +1,7 @@
 """The numerics class `native-1`: stock kernels, every determinism switch set (spec/native-1.md).
 
 The bits belong to one kind of machine, one build of torch and one number of threads; all three
-are in the derivation. `apply` comes first in every step that computes with floating point.
+are in the derivation.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import random
 import numpy as np
 import torch
 
-from kolm_build.core.numerics import Numerics
-from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
+from kolm_build.core.numerics import NATIVE, Numerics
+from kolm_build.errors import InvalidRecordError
 
 MAX_SEED = (1 << 32) - 1
 """NumPy's generator takes no larger one."""
@@ -22,25 +22,17 @@ def apply(numerics: Numerics) -> None:
     """Make this process compute as `numerics` says: switches, threads and seeds.
 
     Raises:
-        UnsupportedVersionError: The class is `portable-1`, which this version does not have.
-        InvalidRecordError: The class allows no floating point, or the seed is too large.
+        InvalidRecordError: It is another class, or the seed is too large.
     """
-    if numerics.cls == "portable-1":
-        raise UnsupportedVersionError(
-            "the numerics class portable-1 is not available in this version",
-            where="numerics.class",
-            expected="native-1",
-            advice="Set class = 'native-1' under [numerics]; a later kolm brings portable-1.",
-        )
-    if numerics.cls != "native-1":
+    if numerics.cls != NATIVE:
         raise InvalidRecordError(
-            "this step computes with floating point",
+            "another numerics class",
             where="numerics.class",
-            expected="native-1",
+            expected=NATIVE,
             actual=numerics.cls,
         )
-    _set_switches()
-    _set_threads(numerics.threads)
+    set_switches()
+    set_threads(numerics.threads)
     seed(numerics.seed)
 
 
@@ -62,7 +54,8 @@ def seed(value: int) -> None:
     torch.manual_seed(value)
 
 
-def _set_switches() -> None:
+def set_switches() -> None:
+    """Turn on everything that makes stock kernels repeat themselves."""
     torch.use_deterministic_algorithms(True)  # noqa: FBT003 -- torch's own signature
     torch.set_float32_matmul_precision("highest")
     torch.backends.mkldnn.deterministic = True
@@ -72,7 +65,8 @@ def _set_switches() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
+    """Compute with `threads` threads and one inter-operator thread."""
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:  # it may be set once only, and before any work
         torch.set_num_interop_threads(1)

@@ -24,7 +24,7 @@ from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import StepRequest
 from kolm_build.core.trace import Trace
 from kolm_build.errors import InvalidDataError, InvalidRecordError
-from kolm_build.numerics import native
+from kolm_build.numerics.apply import apply_request
 from kolm_build.runtime.load import Model, load
 from kolm_build.runtime.weights import COMPUTE_DTYPES
 from kolm_build.steps._adapter import adapter_config
@@ -89,7 +89,7 @@ def train(
         watchers: Told of every step before the trace is; they may end the training early.
     """
     params = SftParams.parse(request.params)
-    native.apply(request.numerics)
+    apply_request(request)
     rows = read_conversations(input_folder(request, "train") / "train.jsonl")
     model = load(input_folder(request, "model"), dtype=COMPUTE_DTYPES[params.compute_dtype])
     _check_modules(model.network, params.target_modules)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import kolm_build
 from kolm_build.core.derivation import Derivation, OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.environment import Environment
@@ -15,6 +18,7 @@ from kolm_build.core.plan import Plan, plan
 from kolm_build.engine.builder import SandboxBuilder, StepBuilder, UnsafeOpenBuilder
 from kolm_build.engine.environment import InstalledEnvironment
 from kolm_build.engine.events import OnEvent
+from kolm_build.engine.kernels import LIBRARY, Kernels
 from kolm_build.engine.probe import probe_platform
 from kolm_build.engine.rebuilder import Mode
 from kolm_build.engine.scheduler import Realised, realise
@@ -36,12 +40,21 @@ class Options:
         sandbox: ``require`` or ``none``.
         offline: Never touch the network.
         keep_failed: Keep what failed steps left.
+        threads: Compute threads of a portable step; None for its share of the processors.
     """
 
     jobs: int = 1
     sandbox: Literal["require", "none"] = "require"
     offline: bool = False
     keep_failed: bool = False
+    threads: int | None = None
+
+    @property
+    def kernels(self) -> Kernels:
+        """How portable steps run."""
+        share = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+        library = Path(kolm_build.__file__).parent / LIBRARY
+        return Kernels(library=library, threads=self.threads or share)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +167,7 @@ def make_builder(
         store=store,
         steps=STEPS,
         environments=InstalledEnvironment([environment], memo=store),
+        kernels=options.kernels,
         offline=options.offline,
         unpinned_network=unpinned_network,
         keep_failed=_Keeper(store) if options.keep_failed else None,

@@ -30,6 +30,7 @@ from kolm_build.surfaces.sources import local_path, locked_input
 
 ENVIRONMENT = "environment"
 CODE = "code"
+NUMERICS = "numerics"
 FETCH = "fetch"
 
 
@@ -78,7 +79,8 @@ class Locking:
         )
 
     def _check_update(self) -> None:
-        known = {source.name for source in self.project.recipe.sources} | {ENVIRONMENT, CODE}
+        known = {source.name for source in self.project.recipe.sources}
+        known |= {ENVIRONMENT, CODE, NUMERICS}
         for name in self.update:
             if name not in known:
                 raise UsageError(

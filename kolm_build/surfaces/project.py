@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kolm_build.core.lock import Lock, parse_lock
+from kolm_build.core.numerics import PORTABLE
 from kolm_build.core.recipe import Recipe, parse_recipe
 from kolm_build.errors import InvalidRecordError, StaleLockError
 from kolm_build.surfaces.places import RECIPE, find_root, lock_file, outputs_file
@@ -37,19 +38,28 @@ class Project:
         return given or self.root / f"{self.recipe.name}.kolm"
 
 
-def open_project(given: Path | None, *, lock: Path | None) -> Project:
+def open_project(
+    given: Path | None, *, lock: Path | None, numerics_class: str | None = None
+) -> Project:
     """The project that `given`, or the working folder, is in.
 
     Args:
         given: Its folder; None to look upwards.
         lock: Its lock; None for `kolm.lock` in the folder.
+        numerics_class: What a recipe that names no class means; None for what is locked.
     """
     root = find_root(given)
     data = (root / RECIPE).read_bytes()
     file = shown_path(root / RECIPE)
-    recipe = parse_recipe(_text(data, file), file=file)
     place = lock_file(lock, root)
+    unnamed = numerics_class or _locked_class(place)
+    recipe = parse_recipe(_text(data, file), file=file, numerics_class=unnamed)
     return Project(root=root, recipe=recipe, recipe_text=data, lock_file=place)
+
+
+def _locked_class(path: Path) -> str:
+    """The numerics class that is locked in `path`; where nothing is, that of a new lock."""
+    return read_lock(path).numerics.cls if path.exists() else PORTABLE
 
 
 def read_lock(path: Path) -> Lock:

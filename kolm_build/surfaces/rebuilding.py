@@ -116,8 +116,10 @@ def prepare_artifact(container: Container, store: LocalStore) -> Prepared:
     verify_container(container, trust=None)
     files = _story_files(container)
     recipe_text, lock_text = files[story.RECIPE], files[story.LOCK]
-    recipe = parse_recipe(recipe_text.decode(), file=BUILD + story.RECIPE)
     lock = parse_lock(lock_text.decode(), file=BUILD + story.LOCK)
+    recipe = parse_recipe(
+        recipe_text.decode(), file=BUILD + story.RECIPE, numerics_class=lock.numerics.cls
+    )
     check(recipe, lock, file=BUILD + story.LOCK)
     for one in local_inputs(lock):
         _keep_named(files, f"{SOURCES}/{one.name}/", one.tree, store)

@@ -37,7 +37,7 @@ class Revision:
         if self.recipe_text is None:
             return None
         try:
-            recipe = parse_recipe(self.recipe_text.decode())
+            recipe = parse_recipe(self.recipe_text.decode(), numerics_class=self.lock.numerics.cls)
             check(recipe, self.lock)
             project = Project(
                 root=self.root,

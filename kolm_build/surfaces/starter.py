@@ -33,9 +33,8 @@ modulus = 5                 # one row in five
 leakage = "refuse"          # or "drop": near duplicates across the split
 
 [numerics]
-class = "native-1"
+class = "portable-1"        # the same bits on every machine
 seed = 0
-threads = 1
 
 [[train]]
 algorithm = "sft"

@@ -34,6 +34,7 @@ group = "category"
 seed = "1"
 
 [numerics]
+class = "native-1"
 seed = 3
 threads = 2
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from kolm_build.core.derivation import ContentInput, OutputInput
+from kolm_build.core.numerics import Numerics
 from kolm_build.core.pipeline import instantiate, step_names
 from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
 from kolm_build.steps.table import STEPS
@@ -240,9 +241,12 @@ def test_a_lock_without_the_code_of_a_step_is_refused():
 
 
 def test_portable_numerics_have_no_platform():
-    """DRV-6."""
-    text = FULL.replace("[numerics]", '[numerics]\nclass = "portable-1"')
-    assert all(node.platform is None for node in made(text).nodes.values())
+    """DRV-6, NUM-100."""
+    text = FULL.replace('class = "native-1"\nseed = 3\nthreads = 2', "seed = 3")
+    nodes = made(text, platform=replace(PLATFORM, isa="riscv")).nodes
+    assert nodes == made(text).nodes
+    assert all(node.platform is None for node in nodes.values())
+    assert nodes["train-1"].numerics == Numerics(cls="portable-1", seed=3)
 
 
 def test_contents_are_the_trees_of_the_lock():

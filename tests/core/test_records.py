@@ -109,7 +109,7 @@ def test_a_request_is_read_back():
         {"outputs": (("adapter", None), ("trace", None))},
         {"numerics": replace(NATIVE, seed=8)},
         {"numerics": replace(NATIVE, threads=3)},
-        {"numerics": replace(NATIVE, cls="portable-1"), "platform": None},
+        {"numerics": Numerics(cls="portable-1", seed=7), "platform": None},
         {"platform": replace(PLATFORM, vendor="GenuineIntel")},
         {"platform": replace(PLATFORM, accel="sm_90")},
     ],
@@ -172,6 +172,11 @@ def test_a_numerics_class_is_one_of_three(cls):
 @pytest.mark.parametrize("bounds", [{"seed": -1}, {"seed": 1 << 63}, {"threads": 0}])
 def test_numerics_stay_in_their_bounds(bounds):
     refusal(Numerics, cls="native-1", **bounds)
+
+
+def test_threads_are_no_part_of_portable_numerics():
+    """NUM-100."""
+    assert "native-1" in refusal(Numerics, cls="portable-1", threads=2).advice
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,55 @@ def test_what_the_step_can_import_changes_its_code(tmp_path):
     assert code_tree("one", project(tmp_path, FILES | {"errors.py": "X = 2\n"})) != before
 
 
+DECLARING = FILES | {
+    "errors.py": "CODE_DATA = ('data/**/*.h', 'table.json')\n",
+    "data/one.h": "1",
+    "data/deep/two.h": "2",
+    "data/notes.txt": "",
+    "table.json": "{}",
+}
+
+
+def test_files_that_a_module_declares_are_part_of_its_code(tmp_path):
+    """ENG-14."""
+    files = code_tree("one", project(tmp_path, DECLARING))
+    assert sorted(files.keys() - code_tree("one", project(tmp_path, FILES)).keys()) == [
+        "kolm_build/data/deep/two.h",
+        "kolm_build/data/one.h",
+        "kolm_build/table.json",
+    ]
+    changed = project(tmp_path, DECLARING | {"data/deep/two.h": "3"})
+    assert code_tree("one", changed) != files
+    assert code_tree("other", changed).keys() & files.keys() == {
+        "step.py",
+        "kolm_build/__init__.py",
+        "kolm_build/steps/__init__.py",
+    }
+
+
+@pytest.mark.parametrize(
+    ("literal", "where"), [("('nothing/*.h',)", "nothing/*.h"), ("['x.h']", "line 1")]
+)
+def test_a_declaration_that_names_nothing_is_refused(tmp_path, literal, where):
+    """ENG-14."""
+    files = FILES | {"errors.py": f"CODE_DATA = {literal}\n"}
+    with pytest.raises(InvalidRecordError) as caught:
+        code_tree("one", project(tmp_path, files))
+    assert caught.value.where == where
+
+
+@pytest.mark.parametrize("step", ["sft", "merge", "evaluate"])
+def test_the_code_of_a_step_that_computes_holds_the_kernels_sources(step):
+    """NUM-101."""
+    files = code_tree(step, PACKAGE)
+    held = {path for path in files if path.startswith("kolm_build/numerics/csrc/")}
+    below = (PACKAGE / "numerics" / "csrc").rglob("*")
+    there = {f"kolm_build/{path.relative_to(PACKAGE).as_posix()}" for path in below if path.suffix}
+    assert held == there
+    assert "kolm_build/numerics/csrc/flags.cmake" in held
+    assert not [path for path in files if path.endswith(".so")]
+
+
 def test_a_step_may_not_use_the_version(tmp_path):
     files = FILES | {"steps/one.py": "from kolm_build import __version__\n"}
     with pytest.raises(InvalidRecordError, match=r"may not use kolm_build\.__version__"):

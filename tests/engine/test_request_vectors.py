@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kolm_build.core.request import StepRequest
+from kolm_build.core.numerics import Numerics
+from kolm_build.core.request import Circumstances, StepRequest
+from kolm_build.errors import InvalidRecordError
 from tests.golden import independent
 
 FILE = Path(__file__).parents[2] / "spec" / "vectors" / "request.json"
@@ -23,3 +26,19 @@ def test_a_request_has_these_bytes(vector):
     assert request.encode() == data
     assert (request.step, request.events_fd) == (value["step"], value["events_fd"])
     assert dict(request.params) == value["params"]
+
+
+def test_what_a_later_engine_says_of_circumstances_is_passed_over():
+    """PROTO-14."""
+    value = {"kernels": "/kolm/kernels.so", "threads": 2, "accelerator": "/dev/x"}
+    assert Circumstances.from_value(value) == Circumstances(kernels="/kolm/kernels.so", threads=2)
+
+
+@pytest.mark.parametrize("cls", ["exact-1", "native-1"])
+def test_circumstances_are_told_to_portable_steps_alone(cls):
+    """PROTO-14."""
+    vector = json.loads(FILE.read_text())["requests"][1]
+    portable = StepRequest.decode(bytes.fromhex(vector["cbor"]))
+    for changes in ({"numerics": Numerics(cls=cls)}, {"circumstances": None}):
+        with pytest.raises(InvalidRecordError):
+            replace(portable, **changes)

@@ -194,7 +194,7 @@ class TestRecipes:
         raw = tomllib.loads(FULL) | {section: value}
         try:
             recipe._check_plain(raw, "")
-            recipe._recipe(raw)
+            recipe._recipe(raw, "portable-1")
         except KolmError:
             return
 

@@ -1,4 +1,4 @@
-"""The class native-1 sets every switch, and other classes are refused."""
+"""The class native-1 sets every switch, and a class without floating point is refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kolm_build.core.numerics import Numerics
-from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
+from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import native
+from kolm_build.numerics.apply import apply
 
 
 def draws() -> tuple:
@@ -48,14 +49,16 @@ def test_a_seed_that_numpy_cannot_take_is_refused():
         native.apply(Numerics(cls="native-1", seed=native.MAX_SEED + 1))
 
 
-def test_the_portable_class_is_not_available_yet():
-    """NAT-4."""
-    with pytest.raises(UnsupportedVersionError, match="not available in this version") as caught:
-        native.apply(Numerics(cls="portable-1"))
-    assert "native-1" in (caught.value.advice or "")
-
-
 def test_the_exact_class_has_no_floating_point():
     """NAT-4."""
     with pytest.raises(InvalidRecordError, match="floating point"):
-        native.apply(Numerics(cls="exact-1"))
+        apply(Numerics(cls="exact-1"))
+
+
+def test_the_door_of_all_classes_applies_the_native_one():
+    """NAT-2, NAT-3."""
+    apply(Numerics(cls="native-1", seed=11, threads=2))
+    first = draws()
+    assert torch.get_num_threads() == 2
+    apply(Numerics(cls="native-1", seed=11, threads=1))
+    assert draws() == first

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kolm_build.core.numerics import Numerics
-from kolm_build.core.request import StepRequest
+from kolm_build.core.request import Circumstances, StepRequest
 from kolm_build.numerics import native
 from tests.steps_ml.calling import write_rows
 from tests.support.models import tiny_llama, tiny_rows
@@ -55,6 +55,7 @@ def trained(inputs, scratch, *, cls="portable-1", seed=3, **params):
         scratch=str(scratch),
         numerics=numerics,
         events_fd=1,
+        circumstances=Circumstances(kernels="", threads=1) if cls == "portable-1" else None,
     )
     native.apply(Numerics(cls="native-1", seed=seed))
     done = sft.train(request, Deaf())
@@ -71,7 +72,7 @@ def stock(monkeypatch):
     """Trainings that ask for portable-1 get stock kernels: what is tested is the order."""
     from kolm_build.steps import sft
 
-    monkeypatch.setattr(sft.native, "apply", lambda _numerics: None)
+    monkeypatch.setattr(sft, "apply_request", lambda _request: None)
 
 
 @pytest.fixture

@@ -122,7 +122,11 @@ def _build(
     from kolm_build.surfaces.results import Finished, check_outputs, record_outputs
 
     options = Options(
-        jobs=args.jobs, sandbox=args.sandbox, offline=args.offline, keep_failed=args.keep_failed
+        jobs=args.jobs,
+        threads=args.threads,
+        sandbox=args.sandbox,
+        offline=args.offline,
+        keep_failed=args.keep_failed,
     )
     wanted = prepared.wanted(args.targets)
     add_root(prepared, store)

@@ -40,7 +40,7 @@ def describe(parser: Parser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="look again at this input, at `environment` or at `code`, whatever is locked",
+        help="look again at this input, at `environment`, `code` or `numerics`, whatever is locked",
     )
     parser.add_argument("--offline", action="store_true", help="never touch the network")
     parser.add_argument(
@@ -85,14 +85,16 @@ def run(args: Namespace, terminal: Terminal) -> int:
 
 def _lock(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.core.lock import render_lock
+    from kolm_build.core.numerics import PORTABLE
     from kolm_build.surfaces.building import Options
     from kolm_build.surfaces.files import write_whole
-    from kolm_build.surfaces.locking import Locking
+    from kolm_build.surfaces.locking import NUMERICS, Locking
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.progress import shown_events
     from kolm_build.surfaces.project import open_project
 
-    project = open_project(args.project, lock=args.lock)
+    newest = PORTABLE if NUMERICS in args.update else None
+    project = open_project(args.project, lock=args.lock, numerics_class=newest)
     before = _before(project)
     with open_store(args) as store, shown_events(terminal, json=args.json) as on_event:
         lock = Locking(

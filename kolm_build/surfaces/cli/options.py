@@ -48,6 +48,12 @@ def add_building(parser: Parser) -> None:
         "--jobs", "-j", metavar="N", type=positive, default=1, help="steps at once (default: 1)"
     )
     parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=positive,
+        help="threads of a step in portable-1, which change no byte (default: all processors)",
+    )
+    parser.add_argument(
         "--sandbox",
         choices=("require", "none"),
         default="require",

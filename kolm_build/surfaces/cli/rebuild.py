@@ -124,7 +124,11 @@ def _build(
     from kolm_build.surfaces.progress import shown_events
 
     options = Options(
-        jobs=args.jobs, sandbox=args.sandbox, offline=args.offline, keep_failed=args.keep_failed
+        jobs=args.jobs,
+        threads=args.threads,
+        sandbox=args.sandbox,
+        offline=args.offline,
+        keep_failed=args.keep_failed,
     )
     with shown_events(terminal, json=args.json) as on_event:
         return build(prepared, wanted, store, options=options, on_event=on_event)

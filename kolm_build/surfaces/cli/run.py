@@ -27,7 +27,10 @@ def describe(parser: Parser) -> None:
         "--max-new-tokens", metavar="N", type=positive, default=256, help="default: 256"
     )
     parser.add_argument(
-        "--threads", metavar="N", type=positive, default=1, help="compute threads (default: 1)"
+        "--threads",
+        metavar="N",
+        type=positive,
+        help="compute threads (default: all processors, where they change no byte; else 1)",
     )
     add_json(parser, "one JSON object with the answer and its token counts")
 
@@ -41,14 +44,9 @@ def run(args: Namespace, terminal: Terminal) -> int:
         from kolm_build.errors import UsageError
 
         raise UsageError("no such file", file=str(args.file))
-    # Read by the maths libraries when they are first loaded, which is below.
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from kolm_build.core.numerics import Numerics
-    from kolm_build.numerics.native import apply
+    _compute_as(args.file, args.threads)
     from kolm_build.runtime.load import load
 
-    apply(Numerics(cls="native-1", threads=args.threads))
     model = load(args.file)
     answer = model.generate(prompt, system=args.system, max_new_tokens=args.max_new_tokens)
     if args.json:
@@ -62,3 +60,30 @@ def run(args: Namespace, terminal: Terminal) -> int:
     else:
         terminal.say(answer.text)
     return 0
+
+
+def _compute_as(file: Path, threads: int | None) -> None:
+    """Compute in the numerics class that the model in `file` was judged in."""
+    from kolm_build.core.numerics import NATIVE, PORTABLE, Numerics
+
+    native = file.is_file() and _class_of(file) == NATIVE
+    count = threads or (1 if native else len(os.sched_getaffinity(0)))
+    # Read by the maths libraries when they are first loaded, which is below.
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from kolm_build.core.request import Circumstances
+    from kolm_build.numerics.apply import apply
+    from kolm_build.numerics.kernels import LIBRARY
+
+    if native:
+        apply(Numerics(cls=NATIVE, threads=count))
+    else:
+        apply(Numerics(cls=PORTABLE), Circumstances(kernels=str(LIBRARY), threads=count))
+
+
+def _class_of(artifact: Path) -> str:
+    """The numerics class that an artifact names."""
+    from kolm_build.attest.container import Container
+
+    with Container.open(artifact) as container:
+        return container.manifest.numerics

@@ -1,0 +1,80 @@
+"""The compiled kernels of `portable-1`: found, compared with their sources, loaded.
+
+The sources are part of this code: `CODE_DATA` puts them into the code tree of every step that can
+compute. The library is part of the installation, and its own bytes are no input of anything: it
+says which sources it was compiled from, and others than these are refused.
+"""
+
+from __future__ import annotations
+
+from ctypes import CDLL, c_char_p
+from pathlib import Path
+
+from kolm_build.core.digest import Sha256
+from kolm_build.core.kernels import sources_digest
+from kolm_build.errors import MachineMismatchError
+
+CODE_DATA = (
+    "csrc/**/*.cmake",
+    "csrc/**/*.cpp",
+    "csrc/**/*.h",
+)
+
+HERE = Path(__file__).parent
+SOURCES = HERE / "csrc"
+LIBRARY = HERE / "libkolm_portable.so"
+"""The library of an installation; in a sandbox it is elsewhere."""
+
+_ADVICE = "`make kernels` compiles them in a checkout; a wheel brings them along."
+
+
+def sources() -> Sha256:
+    """The digest of the sources beside this module."""
+    found = [path for pattern in CODE_DATA for path in HERE.glob(pattern) if path.is_file()]
+    return sources_digest(
+        {path.relative_to(SOURCES).as_posix(): Sha256.of_blob(path.read_bytes()) for path in found}
+    )
+
+
+def load(library: Path) -> CDLL:
+    """The library of compiled kernels, which registers them; torch must be imported.
+
+    Raises:
+        MachineMismatchError: It is not there, does not load, or was compiled from other sources.
+    """
+    if not library.is_file():
+        raise MachineMismatchError(
+            "the portable kernels are not compiled", file=str(library), advice=_ADVICE
+        )
+    try:
+        loaded = CDLL(str(library))
+    except OSError as error:
+        raise MachineMismatchError(
+            "the portable kernels do not load: they were compiled for another torch or machine",
+            file=str(library),
+            actual=str(error),
+            advice=_ADVICE,
+        ) from error
+    _check(loaded, library)
+    return loaded
+
+
+def _check(loaded: CDLL, library: Path) -> None:
+    try:
+        loaded.kolm_sources.restype = c_char_p
+    except AttributeError:
+        raise MachineMismatchError(
+            "the library does not say which sources it was made from",
+            file=str(library),
+            advice=_ADVICE,
+        ) from None
+    said = str(loaded.kolm_sources().decode())
+    wanted = str(sources())
+    if said != wanted:
+        raise MachineMismatchError(
+            "the compiled kernels were made from other sources than the step's",
+            file=str(library),
+            expected=wanted,
+            actual=said,
+            advice=_ADVICE + " For a lock of another kolm, use that version.",
+        )

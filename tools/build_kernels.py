@@ -1,0 +1,73 @@
+"""Compile the portable kernels: in place for `make kernels`, into a wheel as hatchling's hook.
+
+An editable install is a plain path and compiles nothing; `make kernels` puts the library where the
+package looks for it. A wheel brings the library along.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+LIBRARY = "kolm_build/numerics/libkolm_portable.so"
+
+
+def build(root: Path) -> Path:
+    """The library compiled from the sources below `root`, in its place there."""
+    folder = root / "build" / "kernels"
+    ninja, compiler = _program("ninja"), which("c++") or which("g++") or which("clang++")
+    if compiler is None:
+        sys.exit("A C++ compiler is needed. Debian: apt install g++")
+    cmake = [_program("cmake"), "-S", str(root), "-B", str(folder), "-G", "Ninja"]
+    defines = [f"-DKOLM_TORCH_DIR={_torch()}", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    _run([*cmake, *defines])
+    _run([cmake[0], "--build", str(folder)])
+    _run([cmake[0], "--install", str(folder), "--prefix", str(root), "--strip"])
+    return root / LIBRARY
+
+
+def _program(name: str) -> str:
+    """The program `name` of this Python's own environment, or else of the machine."""
+    places = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
+    found = which(name, path=places)
+    if found is None:
+        sys.exit(f"The program {name} is needed: pip install {name}")
+    return found
+
+
+def _torch() -> str:
+    """The folder of the installed torch, which is not imported."""
+    spec = find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("The kernels are compiled against torch, which is not installed.")
+    return spec.submodule_search_locations[0]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        sys.stderr.buffer.write(done.stdout)
+        sys.exit(f"{Path(command[0]).name} ended with status {done.returncode}")
+
+
+class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]  # the configuration is not ours
+    """Puts the library into a wheel, and makes it a wheel of one platform."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called by hatchling before it packs; `version` is ``standard`` or ``editable``."""
+        if version == "editable":
+            return
+        build(Path(self.root))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+        build_data["artifacts"].append(LIBRARY)
+
+
+if __name__ == "__main__":
+    print(build(Path(__file__).resolve().parent.parent))
