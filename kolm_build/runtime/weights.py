@@ -18,19 +18,9 @@ from kolm_build.core.safetensors import (
     parse_header,
 )
 from kolm_build.errors import InvalidRecordError
+from kolm_build.numerics.state import DTYPE_NAMES
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "BF16": torch.bfloat16,
-    "BOOL": torch.bool,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
+DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 """The dtypes this project computes with, by their safetensors name."""
 
 COMPUTE_DTYPES: Mapping[str, torch.dtype] = {

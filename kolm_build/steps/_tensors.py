@@ -7,19 +7,18 @@ from dataclasses import replace
 
 import torch
 
+from kolm_build.numerics.state import DTYPE_NAMES, payload
 from kolm_build.runtime.weights import DTYPES
 from kolm_build.steps._weights import Weight
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def weight_of(name: str, tensor: torch.Tensor) -> Weight:
     """`tensor` as a weight to write."""
     return Weight(
         name=name,
-        dtype=_NAMES[tensor.dtype],
+        dtype=DTYPE_NAMES[tensor.dtype],
         shape=tuple(tensor.shape),
-        read=lambda: payload_of(tensor),
+        read=lambda: payload(tensor),
     )
 
 
@@ -31,9 +30,4 @@ def tensor_of(weight: Weight) -> torch.Tensor:
 
 def changed(weight: Weight, change: Callable[[torch.Tensor], torch.Tensor]) -> Weight:
     """`weight` with `change` applied when it is written; dtype and shape stay."""
-    return replace(weight, read=lambda: payload_of(change(tensor_of(weight))))
-
-
-def payload_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of `tensor`, slowest dimension first."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return replace(weight, read=lambda: payload(change(tensor_of(weight))))

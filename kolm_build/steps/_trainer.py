@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 import torch
 from trl import SFTTrainer
+
+from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
+
+ROWS = "row"
+"""The column that holds a row's number, from 1."""
+
+
+class NumberedCollator:
+    """A collator that keeps the rows' numbers beside what `collate` makes of the rows."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A micro-batch, and under `ROWS` a list of integers."""
+        numbers = [example[ROWS] for example in examples]
+        rows = [{name: row[name] for name in row if name != ROWS} for row in examples]
+        return {**self._collate(rows), ROWS: torch.tensor(numbers)}
 
 
 class AnswerTrainer(SFTTrainer):
@@ -15,6 +36,17 @@ class AnswerTrainer(SFTTrainer):
     projects every position of a row on the whole vocabulary, which is half of a step's time, and
     here only the columns of the batch that hold a label are.
     """
+
+    step_rows: list[int]
+    """Numbers of the rows of the optimiser step that runs, in the order in which they came."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The micro-batches of one optimiser step; their rows are noted."""
+        batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_rows[:] = [int(row) for batch in batches for row in batch[ROWS]]
+        return batches, labels
 
     def compute_loss(
         self,
@@ -42,3 +74,76 @@ class AnswerTrainer(SFTTrainer):
 
     def _send_telemetry(self) -> None:
         """Nothing leaves the machine."""
+
+
+class ShardTrainer(AnswerTrainer):
+    """An `AnswerTrainer` whose result does not depend on how a step's rows are run.
+
+    Every row is a logical shard: it is computed alone, without padding, with a generator of its
+    own, and the shards' gradients are added by the fixed tree (spec/numerics.md, NUM-110 on). So
+    the rows of an optimiser step may stand in micro-batches of any size.
+    """
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The micro-batches of one optimiser step; a new sum begins."""
+        batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._sum = TreeSum(len(self.step_rows))
+        self._done = 0
+        return batches, labels
+
+    def training_step(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Add the gradients of a micro-batch's rows; the last one sets the sum of the step.
+
+        Returns:
+            The loss of the optimiser step, shape (), with its last micro-batch; 0 before.
+        """
+        model.train()
+        parameters = [one for one in model.parameters() if one.requires_grad]
+        for row in _rows(self._prepare_inputs(inputs)):
+            shard = self._done
+            with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
+                loss = self.compute_loss(model, row, num_items_in_batch=num_items_in_batch)
+                loss.backward()
+            gradients = flat_gradients(parameters)
+            self._sum.add(shard, torch.cat([gradients, loss.detach().reshape(1)]))
+            model.zero_grad()
+            self._done += 1
+        if self._done < len(self.step_rows):
+            return torch.zeros(())
+        total = self._sum.total()
+        set_gradients(parameters, total[:-1])
+        return total[-1]
+
+
+def shard_seed(seed: int, step: int, shard: int) -> int:
+    """What the generator of a shard is seeded with: 32 bits (spec/numerics.md, NUM-115)."""
+    text = f"kolm_build 2026 shard v1 {seed} {step} {shard}"
+    return int.from_bytes(sha256(text.encode()).digest()[:4])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's default generator, and put its state back in the end."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def _rows(inputs: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Each row of a micro-batch that is padded on the right, alone and without padding."""
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    for row, length in enumerate(lengths):
+        yield {
+            name: inputs[name][row : row + 1, :length]
+            for name in ("input_ids", "labels", "attention_mask")
+        }

@@ -7,8 +7,8 @@ losses: every file is written here.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from kolm_build.core import strict_json
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import StepRequest
-from kolm_build.errors import InvalidDataError, InvalidRecordError, StepFailedError
+from kolm_build.core.trace import Trace
+from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.numerics.apply import apply_request
 from kolm_build.runtime.load import Model, load
 from kolm_build.runtime.weights import COMPUTE_DTYPES
@@ -33,11 +34,18 @@ from kolm_build.steps._files import input_folder, output_folder
 from kolm_build.steps._params import ALL_LINEAR, SftParams
 from kolm_build.steps._pinned import LORA_PINNED, SFT_PINNED
 from kolm_build.steps._tensors import weight_of
-from kolm_build.steps._trainer import AnswerTrainer
+from kolm_build.steps._trace import TraceCallback, diverged
+from kolm_build.steps._trainer import ROWS, AnswerTrainer, NumberedCollator, ShardTrainer
 from kolm_build.steps._weights import write_weights
 
 IGNORED = -100
 """The label of a token without a loss."""
+
+TRAINERS: Mapping[str, type[AnswerTrainer]] = {
+    "native-1": AnswerTrainer,
+    "portable-1": ShardTrainer,
+}
+"""The trainer of each numerics class."""
 
 _SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
 
@@ -49,18 +57,55 @@ def main(argv: list[str]) -> int:
 
 def run(request: StepRequest, events: Events) -> None:
     """Train adapters for `model` on `train`; write them and the trace of their losses."""
+    training = train(request, events)
+    _write_adapter(
+        output_folder(request, "adapter"), training.network, SftParams.parse(request.params)
+    )
+    for name, data in training.trace.files().items():
+        (output_folder(request, "trace") / name).write_bytes(data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What a training made.
+
+    Attributes:
+        network: The network with its adapters.
+        trace: What every step left.
+    """
+
+    network: Any
+    trace: Trace
+
+
+def train(
+    request: StepRequest, events: Events, watchers: Sequence[TrainerCallback] = ()
+) -> Training:
+    """Train as `request` says; nothing is written.
+
+    Args:
+        request: The step's request.
+        events: Takes the progress.
+        watchers: Told of every step before the trace is; they may end the training early.
+    """
     params = SftParams.parse(request.params)
     apply_request(request)
     rows = read_conversations(input_folder(request, "train") / "train.jsonl")
     model = load(input_folder(request, "model"), dtype=COMPUTE_DTYPES[params.compute_dtype])
     _check_modules(model.network, params.target_modules)
-    trace = _Trace(events)
     columns = tokenise(model, rows, max_length=params.max_length)
-    args = sft_config(params, request.numerics, Path(request.scratch))
-    trainer = _trainer(model, columns, args=args, peft_config=lora_config(params), trace=trace)
+    trace = TraceCallback(request, columns, events)
+    trainer = _trainer(
+        model,
+        columns,
+        args=sft_config(params, request.numerics, Path(request.scratch)),
+        peft_config=lora_config(params),
+        callbacks=[*watchers, trace],
+        kind=TRAINERS[request.numerics.cls],
+    )
+    trainer.step_rows = trace.rows
     trainer.train()
-    _write_adapter(output_folder(request, "adapter"), trainer.model, params)
-    (output_folder(request, "trace") / "trace.jsonl").write_bytes(b"".join(trace.lines))
+    return Training(network=trainer.model, trace=trace.trace)
 
 
 def tokenise(
@@ -89,59 +134,30 @@ def tokenise(
     return columns
 
 
-class _Trace(TrainerCallback):
-    """The losses of a run, as lines and as events; it stops a run that diverges."""
-
-    def __init__(self, events: Events) -> None:
-        self._events = events
-        self.lines: list[bytes] = []
-
-    def on_log(
-        self,
-        _args: Any,
-        state: Any,
-        _control: Any,
-        logs: dict[str, float] | None = None,
-        **_others: Any,
-    ) -> None:
-        """Note one optimiser step."""
-        if logs is None or "loss" not in logs:  # the last log is about wall clocks
-            return
-        figures = {name: float(logs[name]) for name in ("grad_norm", "learning_rate", "loss")}
-        for name, value in figures.items():
-            if not math.isfinite(value):
-                raise _diverged(f"step {state.global_step}: {name}", actual=str(value))
-        loss = f"{figures['loss']:.4f}"
-        self.lines.append(
-            strict_json.dumps(
-                {name: value.hex() for name, value in figures.items()}
-                | {"loss_decimal": loss, "step": state.global_step}
-            )
-            + b"\n"
-        )
-        self._events.progress(state.global_step, state.max_steps, unit="step", loss=loss)
-
-
 def _trainer(
     model: Model,
     columns: dict[str, list[list[int]]],
     *,
     args: SFTConfig,
     peft_config: LoraConfig,
-    trace: _Trace,
+    callbacks: Sequence[TrainerCallback] = (),
+    kind: type[AnswerTrainer] = AnswerTrainer,
 ) -> AnswerTrainer:
     end = model.chat.tokenizer.id_to_token(model.chat.end_id)
-    trainer = AnswerTrainer(
+    collator = DataCollatorForLanguageModeling(pad_token_id=model.chat.end_id)
+    numbers = list(range(1, len(columns["input_ids"]) + 1))
+    trainer = kind(
         model=model.network,
         args=args,
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=model.chat.end_id),
-        train_dataset=Dataset.from_dict(columns),
+        data_collator=NumberedCollator(collator),
+        train_dataset=Dataset.from_dict({**columns, ROWS: numbers}),
         processing_class=PreTrainedTokenizerFast(
             tokenizer_object=model.chat.tokenizer, eos_token=end, pad_token=end
         ),
         peft_config=peft_config,
-        callbacks=[trace],
+        callbacks=list(callbacks),
     )
+    trainer.step_rows = []
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -198,7 +214,7 @@ def _write_adapter(out: Path, network: Any, params: SftParams) -> None:
     state = {name: tensor.to(dtype) for name, tensor in _adapter_state(network).items()}
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise _diverged(name, actual="NaN or an infinity")
+            raise diverged(name, actual="NaN or an infinity")
     weights = [weight_of(name, tensor) for name, tensor in state.items()]
     write_weights(out / "adapter_model.safetensors", weights)
     config = adapter_config(rank=params.lora_r, alpha=params.lora_alpha, tensors=state)
@@ -208,12 +224,3 @@ def _write_adapter(out: Path, network: Any, params: SftParams) -> None:
 def _adapter_state(network: Any) -> dict[str, torch.Tensor]:
     """The adapters' tensors; PEFT must not ask a hub whether the vocabulary grew."""
     return dict(get_peft_model_state_dict(network, save_embedding_layers=False))
-
-
-def _diverged(where: str, *, actual: str) -> StepFailedError:
-    return StepFailedError(
-        "training diverged: a value is not a finite number",
-        where=where,
-        actual=actual,
-        advice="Lower learning_rate, or raise warmup_steps.",
-    )

@@ -42,7 +42,6 @@ def trainer(tmp_path, inputs):
         sft.tokenise(model, rows, max_length=512),
         args=sft.sft_config(params, NUMERICS, tmp_path),
         peft_config=sft.lora_config(params),
-        trace=sft._Trace(Deaf()),
     )
 
 
@@ -137,12 +136,12 @@ def test_training_that_diverges_is_an_error(name, value):
     from types import SimpleNamespace
 
     from kolm_build.errors import StepFailedError
-    from kolm_build.steps.sft import _Trace
+    from kolm_build.steps._trace import TraceCallback
 
     state = SimpleNamespace(global_step=7, max_steps=9)
     logs = {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3} | {name: value}
     with pytest.raises(StepFailedError, match="diverged") as caught:
-        _Trace(Deaf()).on_log(None, state, None, logs=logs)
+        TraceCallback(None, {}, Deaf()).on_log(None, state, None, logs=logs)
     assert caught.value.where == f"step 7: {name}"
 
 
