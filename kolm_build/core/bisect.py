@@ -269,9 +269,7 @@ class Finding:
 def _operation(number: int, line: bytes) -> Operation:
     try:
         fields = Fields(strict_json.loads(line))
-        made = Operation(
-            name=fields.text("name"), outputs=tuple(map(str, fields.array("outputs")))
-        )
+        made = Operation(name=fields.text("name"), outputs=tuple(map(str, fields.array("outputs"))))
         fields.done()
     except InvalidRecordError as error:
         raise error.under(f"line {number}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kolm_build.core.numerics import Numerics
@@ -9,17 +11,17 @@ from kolm_build.errors import UnsupportedVersionError
 from kolm_build.numerics import kernels, native
 
 
-def apply(numerics: Numerics, *, library: Path, threads: int) -> None:
-    """Make this process compute by the kernels of `library`.
+@contextmanager
+def applied(numerics: Numerics, *, library: Path, threads: int) -> Iterator[None]:
+    """Compute by the kernels of `library` inside the block.
 
     Raises:
         MachineMismatchError: The library is missing, or was compiled from other sources.
         InvalidRecordError: The seed is too large.
         UnsupportedVersionError: The kernels do not cover torch's dispatcher yet.
     """
-    native.set_switches()
     native.set_threads(threads)
     kernels.load(library)
     native.seed(numerics.seed)
-
+    yield from ()
     raise UnsupportedVersionError("portable-1 is not available in this version")
