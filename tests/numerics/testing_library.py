@@ -87,6 +87,7 @@ class Library:
         self._lib = ctypes.CDLL(str(path or library_path()))
         self._lib.kolm_isa.restype = ctypes.c_char_p
         self._lib.kolm_packed_floats.restype = ctypes.c_int64
+        self._lib.kolm_multiply_adds.restype = ctypes.c_double
         self._index = {name: i for i, name in enumerate(self._names())}
 
     def _names(self) -> list[str]:
@@ -153,6 +154,14 @@ class Library:
             *_longs(out.strides[0] // 4),
         )
         return out
+
+    def multiply_adds(self, isa: str, rounds: int) -> float:
+        """Run a loop of nothing but fused multiply-adds; its floating point operations, or 0."""
+        sink = ctypes.c_float()
+        count = self._lib.kolm_multiply_adds(
+            self._index[isa], ctypes.c_int64(rounds), ctypes.byref(sink)
+        )
+        return float(count)
 
     def softmax(self, isa: str, x: Array) -> Array:
         """Each row of `x`, contiguous binary32."""

@@ -7,6 +7,10 @@
 #include "kernels.h"
 #include "pool.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #define KOLM_API extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -129,4 +133,48 @@ KOLM_API void kolm_softmax_grad(int isa, int64_t n, const float* dy, const float
 KOLM_API void kolm_column_sums(int isa, int64_t rows, int64_t columns, const float* x, int64_t ld,
                                float* out) {
   table(isa).rows.column_sums(rows, columns, x, ld, out);
+}
+
+// Loops of nothing but independent fused multiply-adds: what the machine can do at most. They give
+// their count of floating point operations; `sink` keeps them from being optimised away.
+namespace {
+
+constexpr int kChains = 24;
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) double multiply_adds_512(int64_t rounds, float* sink) {
+  __m512 x[kChains];
+  for (__m512& chain : x) chain = _mm512_set1_ps(1.0f);
+  const __m512 half = _mm512_set1_ps(0.5f);
+  for (int64_t i = 0; i < rounds; ++i)
+#pragma GCC unroll 24
+    for (int c = 0; c < kChains; ++c) x[c] = _mm512_fmadd_ps(x[c], half, half);
+  for (const __m512& chain : x) *sink += chain[0];
+  return 32.0 * kChains * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx2,fma"))) double multiply_adds_256(int64_t rounds, float* sink) {
+  constexpr int chains = 12;  // 16 registers
+  __m256 x[chains];
+  for (__m256& chain : x) chain = _mm256_set1_ps(1.0f);
+  const __m256 half = _mm256_set1_ps(0.5f);
+  for (int64_t i = 0; i < rounds; ++i)
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; ++c) x[c] = _mm256_fmadd_ps(x[c], half, half);
+  for (const __m256& chain : x) *sink += chain[0];
+  return 16.0 * chains * static_cast<double>(rounds);
+}
+#endif
+
+}  // namespace
+
+// Runs the loop of instruction set `isa` and gives its floating point operations; 0 without one.
+KOLM_API double kolm_multiply_adds(int isa, int64_t rounds, float* sink) {
+#if defined(__x86_64__)
+  const char* name = table(isa).isa;
+  if (std::strcmp(name, "avx512") == 0) return multiply_adds_512(rounds, sink);
+  if (std::strcmp(name, "avx2") == 0) return multiply_adds_256(rounds, sink);
+#endif
+  (void)isa, (void)rounds, (void)sink;
+  return 0.0;
 }
