@@ -31,7 +31,7 @@ def applied(numerics: Numerics, circumstances: Circumstances | None = None) -> I
 
     Raises:
         InvalidRecordError: The class allows no floating point, or the seed is too large.
-        MachineMismatchError: The compiled kernels are missing, or not those of this code.
+        KernelsMissingError: The compiled kernels are missing, or not those of this code.
         UncertifiedOperatorError: The block called an operation without a portable kernel.
         UncertifiedSettingError: The block moved a switch that can change bits.
         FloatingPointEnvironmentError: A thread does not compute by IEEE 754's defaults.
