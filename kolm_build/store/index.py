@@ -154,6 +154,25 @@ class Index:
         where = "" if kind is None else f" where kind = {int(kind)}"
         return [_row(values) for values in self.select(f"{_SELECT_ROWS}{where} order by 1, 2")]
 
+    def files(self) -> list[Row]:
+        """Every object that has a file of its own, sorted."""
+        return [_row(values) for values in self.select(f"{_SELECT_ROWS} where pack is null")]
+
+    def adrift(self) -> list[Row]:
+        """The blobs whose pack is no valid object."""
+        packs = f"select digest from object where kind = {int(Kind.PACK)}"
+        query = f"{_SELECT_ROWS} where pack is not null and pack not in ({packs})"
+        return [_row(values) for values in self.select(query)]
+
+    def names(self, kind: Kind) -> set[object]:
+        """The raw digest of every object of `kind`."""
+        query = f"select digest from object where kind = {int(kind)}"
+        return {raw for (raw,) in self.select(query)}
+
+    def count(self) -> int:
+        """How many objects there are."""
+        return int(str(self.select("select count(*) from object")[0][0]))
+
     def packed_in(self, pack: Digest) -> list[Row]:
         """The blobs in a pack, in its order."""
         query = f"{_SELECT_ROWS} where pack = ? order by offset, digest"
