@@ -8,7 +8,10 @@ from a build that is not reproducible, from an untrusted file, from a full disk.
 from __future__ import annotations
 
 from enum import IntFlag
-from typing import ClassVar, Self
+
+TYPE_CHECKING = False  # as `typing` has it; a build with nothing to do does without that module
+if TYPE_CHECKING:
+    from typing import ClassVar, Self
 
 
 class Exit(IntFlag):

@@ -38,6 +38,21 @@ def encode(value: object) -> bytes:
     return b"".join(out)
 
 
+def text(value: str) -> bytes:
+    """The encoding of text, without a detour for records that are spelt out."""
+    return _text(value)
+
+
+def natural(value: int) -> bytes:
+    """The encoding of an integer that is not negative."""
+    return _head(_UINT, value)
+
+
+def array(items: Sequence[bytes]) -> bytes:
+    """The encoding of an array whose items are encoded already."""
+    return _head(_ARRAY, len(items)) + b"".join(items)
+
+
 def decode(data: bytes) -> Value:
     """The value that `data` encodes.
 

@@ -8,7 +8,6 @@ standard library alone, because the verifier reads with it too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import TypeVar
 
 from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
@@ -145,14 +144,19 @@ class Fields:
         Raises:
             InvalidRecordError: A key is unknown; the message suggests the nearest known one.
         """
-        for name in sorted(map(str, self._left)):
-            near = get_close_matches(name, self._asked, 1)
-            raise InvalidRecordError(
-                "unknown key",
-                where=name,
-                expected="one of " + ", ".join(sorted(set(self._asked))),
-                advice=f"Did you mean {near[0]!r}?" if near else None,
-            )
+        if self._left:
+            raise self._unknown(min(map(str, self._left)))
+
+    def _unknown(self, name: str) -> InvalidRecordError:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, self._asked, 1)
+        return InvalidRecordError(
+            "unknown key",
+            where=name,
+            expected="one of " + ", ".join(sorted(set(self._asked))),
+            advice=f"Did you mean {near[0]!r}?" if near else None,
+        )
 
 
 def _under(where: str, read: Callable[[object], T], item: object) -> T:

@@ -8,6 +8,7 @@ from unicodedata import is_normalized
 from kolm_build.errors import InvalidRecordError
 
 MAX_NAME_BYTES = 255
+_ENTRY = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _LABEL = re.compile(r"[a-z0-9]+(?:[-_.][a-z0-9]+)*")
 
 
@@ -34,11 +35,7 @@ def parse_entry(text: str) -> str:
         InvalidRecordError: It is empty, ``.``, ``..``, too long, not NFC, or holds ``/``, a
             backslash or a control character.
     """
-    bad = (
-        text in ("", ".", "..")
-        or any(sign in "/\\\x7f" or sign < " " for sign in text)
-        or not is_normalized("NFC", text)
-    )
+    bad = text in (".", "..") or not _ENTRY.fullmatch(text) or not is_normalized("NFC", text)
     if not bad:
         try:
             bad = len(text.encode()) > MAX_NAME_BYTES

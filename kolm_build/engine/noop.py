@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
 from kolm_build.core import cbor
 from kolm_build.errors import KolmError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kolm_build.store.glance import Glance
     from kolm_build.store.local import LocalStore
@@ -30,7 +30,7 @@ _CONTEXT = "kolm_build 2026 memo v1"
 """`RecordKind.MEMO`; dataclasses alone would cost a third of the time of a no-op."""
 
 
-class Noted(NamedTuple):
+class Noted:
     """One wanted output, by raw digests.
 
     Attributes:
@@ -40,10 +40,17 @@ class Noted(NamedTuple):
         content: Its content.
     """
 
-    name: str
-    key: bytes
-    output: str
-    content: bytes
+    __slots__ = ("content", "key", "name", "output")
+
+    def __init__(self, *, name: str, key: bytes, output: str, content: bytes) -> None:
+        self.name = name
+        self.key = key
+        self.output = output
+        self.content = content
+
+    def to_value(self) -> list[object]:
+        """The plain value."""
+        return [self.name, self.key, self.output, self.content]
 
 
 def memo_key(*parts: object) -> bytes:
@@ -92,7 +99,7 @@ def remember(
     if any(time > now_ns - RACY_NS for _, _, *times, _ in stamps for time in times):
         return False
     value = {
-        "results": [list(one) for one in results],
+        "results": [one.to_value() for one in results],
         "sources": [list(stamp) for stamp in stamps],
     }
     store.memo_put(Digest(key), cbor.encode(value))

@@ -47,6 +47,9 @@ class Store(Protocol):
     def has_trees(self, digests: Iterable[Digest]) -> AbstractSet[Digest]:
         """Those that `has_tree` affirms."""
 
+    def pin(self, digests: Iterable[Digest]) -> AbstractSet[Digest]:
+        """Those that `has_tree` affirms, which no collector takes until the store is closed."""
+
     def tree(self, digest: Digest) -> Tree:
         """The record of a tree."""
 

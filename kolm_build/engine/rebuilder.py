@@ -84,7 +84,7 @@ class Rebuilder:
 
     def _has_all(self, found: Contents) -> bool:
         trees = set(found.values())
-        return self.store.has_trees(trees) == trees
+        return self.store.pin(trees) == trees
 
     def _waiting(self, derivation: Derivation) -> Callable[[str], None]:
         def on_wait(holder: str) -> None:

@@ -88,12 +88,12 @@ def realise(
 def plan_for(
     wanted: Sequence[OutputInput], *, derivations: Derivations, store: Store, mode: Mode = "reuse"
 ) -> Plan:
-    """What `realise` would do; what `--dry-run` prints."""
+    """What `realise` will do; what it counts on is kept from the collector from here on."""
     return plan(
         wanted,
         derivations=derivations,
         lookup=store.contents_of,
-        present=store.has_trees,
+        present=store.pin,
         again=_again(wanted, derivations, mode),
     )
 

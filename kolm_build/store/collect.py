@@ -21,8 +21,9 @@ from kolm_build.store.index import Index, Row
 from kolm_build.store.layout import Form, Kind, Layout
 from kolm_build.store.references import references
 from kolm_build.store.restore import Reader
-from kolm_build.store.session import Session, remove_tree, sweep
+from kolm_build.store.session import Session, sweep
 from kolm_build.store.survey import Found, survey
+from kolm_build.store.trash import empty_trash, to_trash
 
 _BATCH = 1000
 _COLLECTED = (Kind.BLOB, Kind.TREE)
@@ -144,20 +145,3 @@ def _less(plan: GcPlan, late: Collection[Digest], sizes: Mapping[Digest, int]) -
     dead = tuple(digest for digest in plan.dead if digest not in alive and digest in sizes)
     freed = sum(sizes[digest] for digest in dead)
     return GcPlan(live=plan.live | alive, dead=dead, freed_bytes=freed)
-
-
-def to_trash(layout: Layout, path: str) -> None:
-    """Take a file out of its place."""
-    with suppress(FileNotFoundError):
-        os.rename(path, f"{layout.folder('trash')}/{os.urandom(12).hex()}")
-
-
-def empty_trash(layout: Layout) -> None:
-    """Unlink what was taken out of its place."""
-    for name in os.listdir(layout.folder("trash")):
-        path = f"{layout.folder('trash')}/{name}"
-        with suppress(FileNotFoundError):
-            if os.path.isdir(path) and not os.path.islink(path):
-                remove_tree(path)
-            else:
-                os.unlink(path)

@@ -6,9 +6,11 @@ the commonest command of all takes. Whatever it cannot answer is asked of the st
 
 from __future__ import annotations
 
-import sqlite3
+# The module beneath `sqlite3`, which adds adapters for dates and imports `datetime` for them.
+from _sqlite3 import Error, connect
 from collections.abc import Iterable
-from urllib.parse import quote
+
+__all__ = ["Error", "Glance", "database_uri"]
 
 _TREE = 1
 """`Kind.TREE`, without importing what describes objects; a test holds the two together."""
@@ -18,11 +20,11 @@ class Glance:
     """The index of the store at `root`, for reading.
 
     Raises:
-        sqlite3.Error: There is none, or it cannot be read; so do the questions.
+        Error: There is none, or it cannot be read; so do the questions.
     """
 
     def __init__(self, root: str) -> None:
-        self._db = sqlite3.connect(f"file:{quote(root)}/db.sqlite?mode=ro", uri=True)
+        self._db = connect(database_uri(f"{root}/db.sqlite") + "?mode=ro", uri=True)
 
     def close(self) -> None:
         """Let go of the index."""
@@ -42,3 +44,8 @@ class Glance:
         """The distinct contents claimed for one output."""
         query = "select distinct content from claim where resolved = ? and output = ?"
         return {bytes(raw) for (raw,) in self._db.execute(query, (resolved, output))}
+
+
+def database_uri(path: str) -> str:
+    """A path for SQLite; spelt here, since urllib takes longer to import than a look-up."""
+    return "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

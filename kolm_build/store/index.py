@@ -16,6 +16,7 @@ from threading import RLock
 from typing import NamedTuple, TypeVar
 
 from kolm_build.core.digest import Digest
+from kolm_build.store.glance import database_uri
 from kolm_build.store.layout import Form, Kind, Layout
 
 WAIT_S = 600.0
@@ -153,6 +154,25 @@ class Index:
         where = "" if kind is None else f" where kind = {int(kind)}"
         return [_row(values) for values in self.select(f"{_SELECT_ROWS}{where} order by 1, 2")]
 
+    def files(self) -> list[Row]:
+        """Every object that has a file of its own, sorted."""
+        return [_row(values) for values in self.select(f"{_SELECT_ROWS} where pack is null")]
+
+    def adrift(self) -> list[Row]:
+        """The blobs whose pack is no valid object."""
+        packs = f"select digest from object where kind = {int(Kind.PACK)}"
+        query = f"{_SELECT_ROWS} where pack is not null and pack not in ({packs})"
+        return [_row(values) for values in self.select(query)]
+
+    def names(self, kind: Kind) -> set[object]:
+        """The raw digest of every object of `kind`."""
+        query = f"select digest from object where kind = {int(kind)}"
+        return {raw for (raw,) in self.select(query)}
+
+    def count(self) -> int:
+        """How many objects there are."""
+        return int(str(self.select("select count(*) from object")[0][0]))
+
     def packed_in(self, pack: Digest) -> list[Row]:
         """The blobs in a pack, in its order."""
         query = f"{_SELECT_ROWS} where pack = ? order by offset, digest"
@@ -202,16 +222,11 @@ def _values(row: Row) -> tuple[object, ...]:
 
 def _connected(path: str, *, read_only: bool) -> sqlite3.Connection:
     if not read_only:
-        return _opened(_uri(path), "pragma journal_mode=wal", "pragma synchronous=full")
+        return _opened(database_uri(path), "pragma journal_mode=wal", "pragma synchronous=full")
     try:
-        return _opened(_uri(path) + "?mode=ro", "select 1 from object limit 0")
+        return _opened(database_uri(path) + "?mode=ro", "select 1 from object limit 0")
     except sqlite3.OperationalError:
         return _snapshot(path)
-
-
-def _uri(path: str) -> str:
-    """A path for SQLite; spelt here, since urllib takes longer to import than a look-up."""
-    return "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _opened(uri: str, *first: str) -> sqlite3.Connection:
@@ -238,7 +253,7 @@ def _snapshot(path: str) -> sqlite3.Connection:
         for end in ("", "-wal"):
             if not end or os.path.exists(path + end):
                 copyfile(path + end, copy + end)
-        with closing(_opened(_uri(copy))) as source:
+        with closing(_opened(database_uri(copy))) as source:
             source.backup(memory)
     return memory
 

@@ -15,18 +15,17 @@ from typing import Protocol
 
 from blake3 import blake3
 
-from kolm_build.core import safetensors
 from kolm_build.core.digest import Blob, Digest, RecordKind, Sha256
 from kolm_build.core.tree import File, Folder, Link, Node, Tree
 from kolm_build.errors import InvalidRecordError
+from kolm_build.store.beside import Beside
 from kolm_build.store.index import Row
-from kolm_build.store.join import SUFFIX, Join, segments
 from kolm_build.store.layout import Form, Kind
-from kolm_build.store.spool import spool
 from kolm_build.store.statcache import StatCache, key_of
 from kolm_build.store.write import Batch, write_file
 
 MAX_DEPTH = 200
+SUFFIX = ".safetensors"
 IN_MEMORY_BYTES = 1 << 20
 """Smaller files are read at once, hashed, and written from memory."""
 
@@ -75,6 +74,9 @@ class Keep:
         return keep_tree(self._batch, tree)
 
     def _spool(self, source: int, sizes: tuple[int, ...]) -> Blob:
+        from kolm_build.store.join import Join
+        from kolm_build.store.spool import spool
+
         blob, parts = spool(source, sizes, self._batch.temp)
         for part in parts:
             self._adopt(part.b3, part.size_bytes, part.temp)
@@ -187,7 +189,7 @@ def _files(
     known = sink.known(blob.b3 for blob in cached.values())
     nodes: dict[str, Node] = {}
     for name, (path, found) in files.items():
-        blob = cached.get(key_of(found))
+        blob = cached.get(key_of(found)) if cached else None
         if not stat.S_ISREG(found.st_mode):
             raise InvalidRecordError("not a file, folder or link", file=path)
         if blob is None or blob.b3 not in known:
@@ -216,14 +218,12 @@ def _read_file(path: str, name: str, found: os.stat_result, sink: Sink, cache: S
 
 def hash_file(source: int) -> Blob:
     """Both digests of an open file of any size."""
-    from concurrent.futures import ThreadPoolExecutor
-
     size = os.fstat(source).st_size
     if size == 0:
         return Blob.of(b"")
     sha = sha256()
-    with mmap.mmap(source, size, access=mmap.ACCESS_READ) as view, ThreadPoolExecutor(1) as other:
-        beside = other.submit(sha.update, view)
+    with mmap.mmap(source, size, access=mmap.ACCESS_READ) as view, Beside() as other:
+        beside = other.do(lambda: sha.update(view))
         b3 = blake3(view, max_threads=blake3.AUTO).digest()
         beside.result()
     return Blob(b3=Digest(b3), sha256=Sha256(sha.digest()), size_bytes=size)
@@ -242,6 +242,9 @@ def _read(source: int, size: int) -> bytes:
 
 def _segments(source: int, size: int) -> tuple[int, ...]:
     """How a safetensors file is kept: whole, where its header is not a strict one."""
+    from kolm_build.core import safetensors
+    from kolm_build.store.join import segments
+
     try:
         length = safetensors.header_length(os.pread(source, safetensors.PREFIX_BYTES, 0), size)
         return segments(os.pread(source, length, safetensors.PREFIX_BYTES), size)

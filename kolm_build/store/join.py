@@ -19,7 +19,6 @@ from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
 
 VERSION = 1
-SUFFIX = ".safetensors"
 SMALL_TENSOR_BYTES = 4096
 """Neighbours that are smaller than this share one part: a file each would cost more."""
 

@@ -9,30 +9,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Blob, Digest, RecordKind
-from kolm_build.core.realisation import Realisation
-from kolm_build.core.tree import Tree
 from kolm_build.errors import MissingObjectError, ReadOnlyStoreError, StoreFormatError
-from kolm_build.store import claims, roots
-from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.door import door
 from kolm_build.store.index import Index, Row
 from kolm_build.store.layout import FORMAT, Kind, Layout
 from kolm_build.store.lockfile import held
 from kolm_build.store.restore import Reader
-from kolm_build.store.roots import Root
 from kolm_build.store.session import Session, remove_tree
 from kolm_build.store.write import Batch, VanishedError, flush, write_named
 
 if TYPE_CHECKING:
+    from datetime import date
+
+    from kolm_build.core.derivation import Derivation
     from kolm_build.core.gc import GcPlan
+    from kolm_build.core.realisation import Realisation
+    from kolm_build.core.tree import Tree
+    from kolm_build.store.claims import StoredRealisation
+    from kolm_build.store.roots import Root
     from kolm_build.store.usage import Usage
     from kolm_build.store.verify import Report, Substitute
 
@@ -216,6 +216,8 @@ class LocalStore:
 
     def derivation(self, digest: Digest) -> Derivation:
         """A derivation; the errors of `tree`."""
+        from kolm_build.core.derivation import Derivation
+
         with door(self._layout.root):
             data = self._reader.record(Kind.DERIVATION, digest, context=RecordKind.DERIVATION)
             return Derivation.decode(data)
@@ -247,6 +249,9 @@ class LocalStore:
         Raises:
             MissingObjectError: The content is not in the store.
         """
+        from kolm_build.store import claims
+        from kolm_build.store.claims import StoredRealisation
+
         claim = StoredRealisation(
             realisation=realisation,
             derivation=derivation,
@@ -266,6 +271,8 @@ class LocalStore:
 
     def realisations(self, resolved: Digest, output: str) -> tuple[StoredRealisation, ...]:
         """Every claim about one output; the errors of `tree`."""
+        from kolm_build.store import claims
+
         with door(self._layout.root):
             return tuple(
                 self._claim(digest) for digest in claims.of_output(self._index, resolved, output)
@@ -279,6 +286,8 @@ class LocalStore:
         Two or more mean that builders disagree. A key without a claim is left out; a content may
         have been collected since, which `has_trees` tells.
         """
+        from kolm_build.store import claims
+
         with door(self._layout.root):
             return claims.contents_of(self._index, keys)
 
@@ -345,6 +354,9 @@ class LocalStore:
             expires: The last day on which the root holds.
             path: A file outside the store; when it is gone, the root is over.
         """
+        from kolm_build.store import roots
+        from kolm_build.store.roots import Root
+
         root = Root(
             name=name,
             trees=tuple(sorted(set(trees))),
@@ -357,11 +369,15 @@ class LocalStore:
 
     def roots(self) -> tuple[Root, ...]:
         """Every root, by name."""
+        from kolm_build.store import roots
+
         with door(self._layout.root):
             return roots.listed(self._index)
 
     def remove_root(self, name: str) -> None:
         """Let go of a root; one that is not there is no error."""
+        from kolm_build.store import roots
+
         self._check_writable()
         with door(self._layout.root), self._index.transaction():
             roots.remove(self._layout, self._index, [name])
@@ -470,6 +486,8 @@ class LocalStore:
         return keep_tree(batch, tree)
 
     def _claim(self, digest: Digest) -> StoredRealisation:
+        from kolm_build.store.claims import StoredRealisation
+
         return StoredRealisation.decode(self._reader.record(Kind.CLAIM, digest, context=None))
 
 

@@ -16,16 +16,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from blake3 import blake3
 
 from kolm_build.core.digest import Blob, Digest, Sha256
 from kolm_build.errors import InvalidRecordError
+from kolm_build.store.beside import Beside, Task
 from kolm_build.store.write import create, start_flush, write_all
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 PIECE_BYTES = 512 << 10
 """Small enough that a piece is still in the processor's cache when it is hashed and written."""
@@ -75,14 +73,12 @@ def spool(
     Raises:
         InvalidRecordError: The file is shorter than its segments.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     whole, sha = blake3(), sha256()
     is_single = len(segments) == 1
     beside = (sha,) if is_single else (sha, whole)
     parts = []
-    with ThreadPoolExecutor(1) as pool:
-        hashing = _Hashing(pool, beside, min(PIECE_BYTES, max(segments)))
+    with Beside() as other:
+        hashing = _Hashing(other, beside, min(PIECE_BYTES, max(segments)))
         for size in segments:
             path = temp()
             part = whole if is_single else blake3()
@@ -99,13 +95,11 @@ class _Hasher(Protocol):
 class _Hashing:
     """Hashes pieces in order in a thread, and lends the buffers that they are read into."""
 
-    def __init__(
-        self, pool: ThreadPoolExecutor, hashers: Sequence[_Hasher], piece_bytes: int
-    ) -> None:
-        self._pool = pool
+    def __init__(self, other: Beside, hashers: Sequence[_Hasher], piece_bytes: int) -> None:
+        self._other = other
         self._hashers = hashers
         self._free = deque(memoryview(bytearray(piece_bytes)) for _ in range(_AHEAD))
-        self._busy: deque[tuple[Future[None], memoryview]] = deque()
+        self._busy: deque[tuple[Task[None], memoryview]] = deque()
 
     def buffer(self) -> memoryview:
         """A buffer whose bytes nobody needs any more."""
@@ -117,7 +111,8 @@ class _Hashing:
 
     def feed(self, buffer: memoryview, count: int) -> None:
         """Hash the first `count` bytes of a buffer, then have it back."""
-        self._busy.append((self._pool.submit(self._update, buffer[:count]), buffer))
+        piece = buffer[:count]
+        self._busy.append((self._other.do(lambda: self._update(piece)), buffer))
 
     def _update(self, piece: memoryview) -> None:
         for hasher in self._hashers:

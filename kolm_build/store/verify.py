@@ -17,21 +17,21 @@ from blake3 import blake3
 from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.tree import File, Tree
 from kolm_build.errors import CorruptObjectError, MissingObjectError
-from kolm_build.store.collect import to_trash
+from kolm_build.store.beside import Beside
 from kolm_build.store.index import Index, Row
 from kolm_build.store.layout import OBJECT_MODE, Form, Kind, Layout
 from kolm_build.store.references import children
 from kolm_build.store.restore import Reader, read_join, record_digest
 from kolm_build.store.session import Session
 from kolm_build.store.survey import Found, strangers, survey
+from kolm_build.store.trash import to_trash
 from kolm_build.store.write import write_named
 
 Substitute = Callable[[Digest], bytes | None]
 """Gives the right bytes of an object from elsewhere, or None."""
 
-THREADS = 2
-_BATCH = 200
 _SMALL_BYTES = 1 << 20
+_LARGE = frozenset({Kind.BLOB, Kind.PACK})
 _FOLDERS = tuple(kind for kind in Kind if kind is not Kind.PACK)
 
 CONTEXT = {
@@ -114,22 +114,25 @@ class Verifier:
         self._index = index
         self._reader = reader
         self._deep = deep
-        self._packs: set[Digest] = set()
+        self._known: dict[Kind, set[object]] = {}
 
     def check(self) -> Report:
         """Look at everything and change nothing."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        rows = self._index.rows()
-        self._packs = {row.digest for row in rows if row.kind is Kind.PACK}
-        some = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            findings = [finding for found in pool.map(self._check_rows, some) for finding in found]
+        rows, adrift = self._index.files(), self._index.adrift()
+        self._known = {kind: self._index.names(kind) for kind in (Kind.BLOB, Kind.TREE)}
+        # Large objects by two threads, records by one: reading them holds the interpreter.
+        large = [row for row in rows if row.kind in _LARGE]
+        records = [row for row in rows if row.kind not in _LARGE]
+        with Beside() as other:
+            half = other.do(lambda: self._check_rows(large[1::2]))
+            findings = self._check_rows([*large[::2], *records])
+            findings.extend(half.result())
+        findings.extend(self._finding(row, Trouble.MISSING) for row in adrift)
         if self._deep:
             findings.extend(self._check_deep())
         litter, foreign = self._look_around({(row.kind, row.digest, row.form) for row in rows})
         return Report(
-            objects=len(rows),
+            objects=self._index.count(),
             bytes_hashed=sum(row.size_bytes for row in rows if row.form is Form.WHOLE),
             litter=litter,
             findings=tuple(sorted([*filter(self._still, findings), *foreign], key=_place)),
@@ -146,22 +149,18 @@ class Verifier:
 
     def _check_row(self, row: Row) -> list[Finding]:
         path = row.path(self._layout)
-
-        def finding(trouble: Trouble, actual: str | None = None) -> Finding:
-            return Finding(
-                path=path, trouble=trouble, kind=row.kind, digest=row.digest, actual=actual
-            )
-
-        if row.pack is not None:
-            return [] if row.pack in self._packs else [finding(Trouble.MISSING)]
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            return [finding(Trouble.MISSING, error.strerror)]
+            return [self._finding(row, Trouble.MISSING, error.strerror)]
         try:
-            return [finding(*trouble) for trouble in self._check_file(row, path, file)]
+            return [self._finding(row, *trouble) for trouble in self._check_file(row, path, file)]
         finally:
             os.close(file)
+
+    def _finding(self, row: Row, trouble: Trouble, actual: str | None = None) -> Finding:
+        path = row.path(self._layout)
+        return Finding(path=path, trouble=trouble, kind=row.kind, digest=row.digest, actual=actual)
 
     def _check_file(self, row: Row, path: str, file: int) -> Iterator[tuple[Trouble, str | None]]:
         stat = os.fstat(file)
@@ -179,7 +178,7 @@ class Verifier:
     def _check_bytes(
         self, row: Row, path: str, file: int, size: int
     ) -> Iterator[tuple[Trouble, str | None]]:
-        if row.kind in {Kind.BLOB, Kind.PACK} and size > _SMALL_BYTES:
+        if row.kind in _LARGE and size > _SMALL_BYTES:
             actual = Digest(blake3(max_threads=blake3.AUTO).update_mmap(path).digest())
             data = b""
         else:
@@ -191,10 +190,9 @@ class Verifier:
             yield from self._check_tree(Tree.decode(data))
 
     def _check_tree(self, tree: Tree) -> Iterator[tuple[Trouble, str | None]]:
-        named = list(children(tree))
-        for kind in (Kind.BLOB, Kind.TREE):
-            wanted = {child for of, child in named if of is kind}
-            for child in sorted(wanted - self._index.present(kind, wanted)):
+        strange = {one for one in children(tree) if one[1].raw not in self._known[one[0]]}
+        for kind, child in sorted(strange):
+            if not self._index.has(kind, child):  # else it is younger than the check
                 yield Trouble.INCOMPLETE, str(child)
 
     def _check_join(self, row: Row, path: str, file: int) -> Iterator[tuple[Trouble, str | None]]:

@@ -18,6 +18,7 @@ from typing import Self
 from kolm_build.core.digest import Digest
 from kolm_build.errors import StoreError
 from kolm_build.store import pack
+from kolm_build.store.beside import Beside, Task
 from kolm_build.store.index import Index, Row
 from kolm_build.store.layout import OBJECT_MODE, Form, Kind, Layout
 from kolm_build.store.session import Session
@@ -29,6 +30,7 @@ More small blobs than that become one file, a pack.
 """
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _SYNC_FILE_RANGE_WRITE = 2
+_WORTH_STARTING_BYTES = 1 << 20
 _MAX_WAITING = 4096
 _MAX_WAITING_BYTES = 8 << 20
 
@@ -64,6 +66,8 @@ class Batch:
         self._waiting: list[_Pending] = []
         self._waiting_bytes = 0
         self._temps: set[str] = set()
+        self._beside: Beside | None = None
+        self._packing: Task[None] | None = None
         self._then: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
@@ -75,6 +79,8 @@ class Batch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._beside is not None:
+            self._beside.__exit__(kind, error, trace)
         for temp in self._temps:
             with suppress(OSError):
                 os.unlink(temp)
@@ -128,10 +134,10 @@ class Batch:
         small = [pending for pending in fresh if _is_small(pending.row)]
         if len(small) > FEW_FILES:
             self._write_pack(small)
+            fresh = [pending for pending in fresh if not _is_small(pending.row)]
         for pending in fresh:
-            if pending.row.form is not Form.PACKED:
-                pending.temp = self.temp()
-                write_file(pending.temp, pending.data)
+            pending.temp = self.temp()
+            write_file(pending.temp, pending.data)
             pending.data = b""
 
     def _not_stored(self, waiting: Sequence[_Pending]) -> list[_Pending]:
@@ -147,15 +153,28 @@ class Batch:
         return fresh
 
     def _write_pack(self, small: Sequence[_Pending]) -> None:
+        """Write a pack while the next files are read; one at a time, since it is in memory."""
+        if self._beside is None:
+            self._beside = Beside().__enter__()
+        self._wait_for_pack()
+        temp = self.temp()
+        self._packing = self._beside.do(lambda: self._make_pack(small, temp))
+
+    def _wait_for_pack(self) -> None:
+        if self._packing is not None:
+            packing, self._packing = self._packing, None
+            packing.result()
+
+    def _make_pack(self, small: Sequence[_Pending], temp: str) -> None:
         data = pack.encode([(pending.row.digest, pending.data) for pending in small])
         b3 = Digest.of_blob(data)
-        temp = self.temp()
         write_file(temp, data)
         self.adopt(Row(Kind.PACK, b3, len(data)), temp)
         offset = 0
         for pending in small:
             digest, size = pending.row.digest, pending.row.size_bytes
             pending.row = Row(Kind.BLOB, digest, size, Form.PACKED, b3, offset)
+            pending.data = b""
             offset += size
 
     def also(self, write_rows: Callable[[], None]) -> None:
@@ -172,6 +191,7 @@ class Batch:
             VanishedError: Something relied on was collected meanwhile; nothing was published.
         """
         self._write_waiting()
+        self._wait_for_pack()
         self._flush_data()
         with self._index.transaction():
             self._check_relied()
@@ -193,10 +213,14 @@ class Batch:
                 raise VanishedError("an object was collected meanwhile", actual=str(min(gone)))
 
     def _fresh(self) -> list[_Pending]:
-        """What no other writer has published since it was written here."""
+        """What no other writer has published since it was written here.
+
+        Blobs in packs have no file to give a name to, and of two rows for one the first stays.
+        """
         fresh: list[_Pending] = []
         for kind, new in self._new.items():
-            known = self._index.present(kind, [pending.row.digest for pending in new.values()])
+            files = [one.row.digest for one in new.values() if one.temp]
+            known = self._index.present(kind, files)
             fresh.extend(one for one in new.values() if not known or one.row.digest not in known)
         return fresh
 
@@ -237,10 +261,12 @@ def write_all(file: int, data: bytes | memoryview) -> None:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Write a new file of the objects' mode; it is not durable yet."""
+    """Write a new file of the objects' mode; it is not durable yet, but on its way."""
     file = create(path)
     try:
         write_all(file, data)
+        if len(data) >= _WORTH_STARTING_BYTES:
+            start_flush(file, 0, len(data))
     finally:
         os.close(file)
 

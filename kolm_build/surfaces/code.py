@@ -33,7 +33,7 @@ def keep_locked_code(lock: Lock, store: LocalStore) -> None:
     Raises:
         StaleLockError: The store does not have it, and this kolm has other code.
     """
-    here = store.has_trees(lock.code.values())
+    here = store.pin(lock.code.values())
     for step, locked in lock.code.items():
         if locked in here:
             continue

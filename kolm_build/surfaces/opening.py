@@ -12,5 +12,5 @@ from kolm_build.surfaces.places import find_root, store_root
 def open_store(args: Namespace, *, read_only: bool = False) -> LocalStore:
     """The store of `args`: see spec/cli.md, CLI-11."""
     project = getattr(args, "project", None)
-    start = find_root(project) if project is not None else Path.cwd()
-    return LocalStore.open(store_root(args.store, start), read_only=read_only)
+    start = Path.cwd() if project is None else find_root(project)
+    return LocalStore.open(Path(store_root(args.store, start)), read_only=read_only)

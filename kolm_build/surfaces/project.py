@@ -9,7 +9,7 @@ from kolm_build.core.lock import Lock, parse_lock
 from kolm_build.core.numerics import PORTABLE
 from kolm_build.core.recipe import Recipe, parse_recipe
 from kolm_build.errors import InvalidRecordError, StaleLockError
-from kolm_build.surfaces.places import RECIPE, find_root, lock_file, outputs_file
+from kolm_build.surfaces.places import RECIPE, StrPath, find_root, lock_file, outputs_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +31,15 @@ class Project:
     @property
     def outputs_file(self) -> Path:
         """Where the expected outputs are."""
-        return outputs_file(self.lock_file)
+        return Path(outputs_file(self.lock_file))
 
-    def artifact_file(self, given: Path | None) -> Path:
+    def artifact_file(self, given: StrPath | None) -> Path:
         """Where the artifact goes: `given`, else beside the recipe."""
-        return given or self.root / f"{self.recipe.name}.kolm"
+        return Path(given) if given is not None else self.root / f"{self.recipe.name}.kolm"
 
 
 def open_project(
-    given: Path | None, *, lock: Path | None, numerics_class: str | None = None
+    given: StrPath | None, *, lock: StrPath | None, numerics_class: str | None = None
 ) -> Project:
     """The project that `given`, or the working folder, is in.
 
@@ -48,10 +48,10 @@ def open_project(
         lock: Its lock; None for `kolm.lock` in the folder.
         numerics_class: What a recipe that names no class means; None for what is locked.
     """
-    root = find_root(given)
+    root = Path(find_root(given))
     data = (root / RECIPE).read_bytes()
     file = shown_path(root / RECIPE)
-    place = lock_file(lock, root)
+    place = Path(lock_file(lock, root))
     unnamed = numerics_class or _locked_class(place)
     recipe = parse_recipe(_text(data, file), file=file, numerics_class=unnamed)
     return Project(root=root, recipe=recipe, recipe_text=data, lock_file=place)

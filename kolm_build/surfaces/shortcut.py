@@ -7,22 +7,18 @@ ours: which sources those are, which files the build wrote, and what was told of
 from __future__ import annotations
 
 import os
-import sqlite3
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from time import time_ns
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kolm_build import __version__
 from kolm_build.core import cbor
 from kolm_build.engine.cpu import cpu_kind
 from kolm_build.engine.noop import Noted, memo_key, noop_key, recall, remember
 from kolm_build.errors import InvalidRecordError, KolmError
-from kolm_build.store.glance import Glance
+from kolm_build.store.glance import Error, Glance
 from kolm_build.surfaces.places import (
     RECIPE,
+    absolute,
     default_key,
     find_root,
     lock_file,
@@ -30,7 +26,11 @@ from kolm_build.surfaces.places import (
     store_root,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
     from kolm_build.surfaces.results import Finished, Written
 
 VERSION = 2
@@ -38,7 +38,7 @@ VERSION = 2
 Stamp = list[object]
 
 
-class Told(NamedTuple):
+class Told:
     """A build that had nothing to do.
 
     Attributes:
@@ -46,8 +46,13 @@ class Told(NamedTuple):
         artifact: What was told of the artifact when it was written; None where there is none.
     """
 
-    targets: Mapping[str, str]
-    artifact: Mapping[str, object] | None
+    __slots__ = ("artifact", "targets")
+
+    def __init__(
+        self, *, targets: Mapping[str, str], artifact: Mapping[str, object] | None
+    ) -> None:
+        self.targets = targets
+        self.artifact = artifact
 
 
 def nothing_to_do(args: Namespace) -> Told | None:
@@ -59,23 +64,25 @@ def nothing_to_do(args: Namespace) -> Told | None:
         return None
     try:
         root = find_root(args.project)
-        store = Glance(str(store_root(args.store, root)))
+        store = Glance(store_root(args.store, root))
         try:
             return _recalled(_key(args, root), store)
         finally:
             store.close()
-    except (KolmError, OSError, sqlite3.Error):
+    except (KolmError, OSError, Error):
         return None
 
 
 def note(finished: Finished, written: Written | None, args: Namespace) -> None:
     """Note a build that went well, for `nothing_to_do`."""
+    from contextlib import suppress
+
     from kolm_build.core.digest import Digest
     from kolm_build.surfaces.sources import local_path
     from kolm_build.surfaces.story import local_inputs
 
     root, store, realised = finished.prepared.project.root, finished.store, finished.realised
-    key = _key(args, root)
+    key = _key(args, str(root))
     locked = local_inputs(finished.prepared.lock)
     sources = sorted({str(local_path(root, one.source)) for one in locked})
     results = [
@@ -92,7 +99,8 @@ def note(finished: Finished, written: Written | None, args: Namespace) -> None:
         return  # a target that is fixed by its digest alone has no claim to watch
     if not remember(store, key, results, sources=sources, now_ns=time_ns()):
         return  # a source is so fresh that its time would not show another change
-    files = [*([written.path] if written else []), *_watched(args, root)]
+    made = [str(written.path)] if written else []
+    files = [*made, *_watched(args, str(root))]
     value = {
         "artifact": written.to_value() if written else {},
         "files": [_stamp(os.fsencode(path)) for path in files],
@@ -116,19 +124,24 @@ def _recalled(key: bytes, store: Glance) -> Told | None:
     return Told(targets=targets, artifact=noted["artifact"] or None)
 
 
-def _key(args: Namespace, root: Path) -> bytes:
+def _key(args: Namespace, root: str) -> bytes:
     return noop_key(
-        recipe=(root / RECIPE).read_bytes(),
-        lock=lock_file(args.lock, root).read_bytes(),
+        recipe=_bytes_of(f"{root}/{RECIPE}"),
+        lock=_bytes_of(lock_file(args.lock, root)),
         version=__version__,
         platform="/".join(cpu_kind()),
         wanted=_wanted(args, root),
     )
 
 
-def _wanted(args: Namespace, root: Path) -> Sequence[str | bytes]:
+def _bytes_of(path: str) -> bytes:
+    with open(path, "rb") as file:  # spares pathlib
+        return file.read()
+
+
+def _wanted(args: Namespace, root: str) -> Sequence[str | bytes]:
     """What was asked for: where things go and who signs are part of it."""
-    output = "" if args.output is None else args.output.absolute()
+    output = "" if args.output is None else absolute(args.output)
     key = "" if args.no_sign else _key_file(args)
     return [
         *(os.fsencode(root), os.fsencode(lock_file(args.lock, root)), *args.targets),
@@ -136,14 +149,13 @@ def _wanted(args: Namespace, root: Path) -> Sequence[str | bytes]:
     ]
 
 
-def _watched(args: Namespace, root: Path) -> Sequence[Path]:
+def _watched(args: Namespace, root: str) -> Sequence[str]:
     """Files that are no input of any step, and whose change a build must notice."""
     return (outputs_file(lock_file(args.lock, root)), _key_file(args))
 
 
-def _key_file(args: Namespace) -> Path:
-    given: Path = args.key or default_key()
-    return given.absolute()
+def _key_file(args: Namespace) -> str:
+    return absolute(default_key() if args.key is None else args.key)
 
 
 def _own_key(key: bytes) -> bytes:
@@ -152,7 +164,7 @@ def _own_key(key: bytes) -> bytes:
 
 def _stamp(path: bytes) -> Stamp:
     try:
-        facts = os.stat(path)  # noqa: PTH116  # of paths that were noted as bytes
+        facts = os.stat(path)  # of paths that were noted as bytes
     except OSError:
         return [path, -1]
     return [path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kolm_build.errors import KeyFileError
-from kolm_build.surfaces.places import default_key
+from kolm_build.surfaces.places import StrPath, default_key
 
 if TYPE_CHECKING:
     from kolm_build.attest.keys import PublicKey, SigningKey
@@ -18,19 +18,19 @@ _MARK = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 MAX_PASSPHRASE_BYTES = 4096
 
 
-def find_key(given: Path | None, passphrase_file: Path | None) -> SigningKey | None:
+def find_key(given: StrPath | None, passphrase_file: StrPath | None) -> SigningKey | None:
     """The key to sign with: `given`, else the user's own if there is one.
 
     Raises:
         KeyFileError: The key is there and cannot be used, or `given` is not there.
     """
-    path = given or default_key()
+    path = Path(default_key() if given is None else given)
     if given is None and not path.exists():
         return None
     return open_key(path, passphrase_file)
 
 
-def open_key(path: Path, passphrase_file: Path | None) -> SigningKey:
+def open_key(path: Path, passphrase_file: StrPath | None) -> SigningKey:
     """The private key in `path`, its passphrase looked for where spec/cli.md says."""
     from kolm_build.attest.keys import load
 
@@ -40,7 +40,7 @@ def open_key(path: Path, passphrase_file: Path | None) -> SigningKey:
     return load(path, passphrase=passphrase)
 
 
-def new_passphrase(passphrase_file: Path | None) -> bytes:
+def new_passphrase(passphrase_file: StrPath | None) -> bytes:
     """A passphrase for a new key, asked for twice where it has to be asked for."""
     known = known_passphrase(passphrase_file)
     if known:
@@ -51,10 +51,10 @@ def new_passphrase(passphrase_file: Path | None) -> bytes:
     return first
 
 
-def known_passphrase(passphrase_file: Path | None) -> bytes | None:
+def known_passphrase(passphrase_file: StrPath | None) -> bytes | None:
     """The passphrase that the user wrote down: in a file, or in the environment."""
     if passphrase_file is not None:
-        with passphrase_file.open("rb") as file:
+        with Path(passphrase_file).open("rb") as file:
             found = file.read(MAX_PASSPHRASE_BYTES).split(b"\n", 1)[0].rstrip(b"\r")
         if not found:
             raise KeyFileError("the passphrase is empty", file=str(passphrase_file))

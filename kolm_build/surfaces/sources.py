@@ -64,7 +64,7 @@ def keep_local_inputs(root: Path, lock: Lock, store: LocalStore, *, file: str) -
         path = local_path(root, locked.source)
         if store.tree_of_path(path) != locked.tree:
             raise _stale(path, locked, store.ingest(path), store, lock_name=file)
-        if not store.has_tree(locked.tree):
+        if not store.pin([locked.tree]):
             store.ingest(path)
 
 

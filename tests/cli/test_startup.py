@@ -9,7 +9,34 @@ import pytest
 
 from tests.cli.command import ROOT, kolm, kolm_process
 
+SLOW = {
+    "typing",
+    "pathlib",
+    "datetime",
+    "sqlite3",
+    "urllib.parse",
+    "dataclasses",
+    "inspect",
+    "logging",
+}
+"""Each takes a twentieth or more of a build with nothing to do."""
 HEAVY = {"torch", "transformers", "numpy", "requests", "pydantic", "peft", "trl", "pyarrow"}
+
+RECIPE = """
+version = 1
+name = "one"
+[environment]
+distributions = ["blake3"]
+[[step]]
+name = "a"
+step = "script"
+inputs = {script = "path:./a.py"}
+params = {entry = "a.py"}
+"""
+SCRIPT = """
+def run(inputs, out, params):
+    (out / "a").write_text("a")
+"""
 
 PROGRAM = """
 import json, sys
@@ -51,20 +78,29 @@ def test_only_the_command_that_runs_is_imported():
 
 def test_a_build_with_nothing_to_do_and_a_lock_diff_import_nothing_heavy(tmp_path):
     """CLI-14."""
-    (tmp_path / "kolm.toml").write_text(
-        'version = 1\nname = "one"\n[environment]\ndistributions = ["blake3"]\n'
-        '[[step]]\nname = "a"\nstep = "script"\ninputs = {script = "path:./a.py"}\n'
-        'params = {entry = "a.py"}\n'
-    )
-    (tmp_path / "a.py").write_text(
-        "def run(inputs, out, params):\n    (out / 'a').write_text('a')\n"
-    )
+    (tmp_path / "kolm.toml").write_text(RECIPE)
+    (tmp_path / "a.py").write_text(SCRIPT)
     place = ["-C", str(tmp_path), "--store", str(tmp_path / "store")]
     for command in ("lock", "build"):
         assert kolm(command, *place).status == 0
     lock = str(tmp_path / "kolm.lock")
     assert not imported("build", *place) & HEAVY
     assert not imported("lock", "-C", str(tmp_path), "diff", lock, lock) & HEAVY
+
+
+def test_a_build_with_nothing_to_do_is_told_before_anything_slow_is_imported(tmp_path, monkeypatch):
+    """CLI-14: from argv to the answer, as the installed program runs."""
+    (tmp_path / "kolm.toml").write_text(RECIPE)
+    (tmp_path / "a.py").write_text(SCRIPT)
+    place = ["-C", str(tmp_path), "--store", str(tmp_path / "store")]
+    # Sources as old as a user's are: the note of a build is not written while they are fresh.
+    monkeypatch.setattr("kolm_build.surfaces.shortcut.time_ns", lambda: 1 << 62)
+    for command in ("lock", "build"):
+        assert kolm(command, *place).status == 0
+    found = imported("build", *place)
+    assert "kolm_build.store.glance" in found
+    assert "kolm_build.store.local" not in found
+    assert not found & SLOW
 
 
 def test_verify_needs_the_standard_library_and_cryptography_alone(tmp_path):

@@ -1,5 +1,10 @@
 import json
 
+from kolm_build.store.local import LocalStore
+from kolm_build.surfaces.building import prepare
+from kolm_build.surfaces.project import open_project, read_lock
+from kolm_build.surfaces.story import local_inputs
+
 
 def test_what_the_last_build_needs_is_kept_and_the_rest_goes(project):
     project.ok("lock")
@@ -91,3 +96,17 @@ def test_a_damaged_index_is_said_and_made_again_by_the_command_that_the_message_
     assert mended.out.endswith(": clean\n")
     again = project.ok("build", "--store", str(project.store))
     assert again.built() == []
+
+
+def test_what_a_build_is_about_to_read_is_kept_from_a_collector(project):
+    """STORE-20: from the first look on, before any root names it."""
+    project.ok("lock")
+    here = open_project(project.root, lock=None)
+    lock = read_lock(here.lock_file)
+    needed = {*lock.code.values(), *(one.tree for one in local_inputs(lock))}
+    with LocalStore.open(project.store) as store:
+        assert store.has_trees(needed) == needed
+        prepare(here, store)
+        with LocalStore.open(project.store) as collector:
+            collector.collect(dry_run=False)
+        assert store.has_trees(needed) == needed

@@ -177,6 +177,50 @@ def test_the_dry_run_prints_what_would_run(store, fakes):
     assert plan_for([out(b)], derivations=nodes, store=store).builds == ()
 
 
+def collecting(root: Path) -> Make:
+    """Makes a node's text after somebody has collected; a head makes the same text at once."""
+
+    def make(resolved, texts):
+        if resolved.name == "head":
+            return "same"
+        with LocalStore.open(root) as collector:
+            collector.collect(dry_run=False)
+        return plainly(resolved, texts)
+
+    return make
+
+
+def test_a_collection_beside_a_build_spares_what_the_plan_reuses(store, fakes):
+    """STORE-20: nothing but the running build keeps it."""
+    old, between = fake("old"), fake("between")
+    last = fake("last", old, between)
+    nodes = graph(old, between, last)
+    run(store, fakes, nodes, old)
+    root = store.root
+    store.close()
+    with LocalStore.open(root) as again:
+        builder = FakeBuilder(again, fakes.tmp, collecting(root))
+        run(again, builder, nodes, last)
+        assert builder.built == ["between", "last"]
+
+
+def test_a_collection_beside_a_build_spares_what_was_cut_off(store, fakes):
+    """STORE-20: found on the way, after the plan was made."""
+    head = fake("head")
+    body = fake("body", head)
+    root = store.root
+    run(store, FakeBuilder(store, fakes.tmp, collecting(root)), graph(head, body), body)
+    store.close()
+    head2 = fake("head", edited=1)
+    body2 = fake("body", head2)
+    between = fake("between", body2)
+    last = fake("last", body2, between)
+    with LocalStore.open(root) as again:
+        builder = FakeBuilder(again, fakes.tmp, collecting(root))
+        run(again, builder, graph(head2, body2, between, last), last)
+        assert builder.built == ["head", "between", "last"]
+
+
 def test_independent_branches_run_at_once(store, tmp_path):
     meet = Barrier(2)
 

@@ -24,4 +24,8 @@ json_values = st.recursive(
     max_leaves=20,
 )
 labels = st.from_regex(r"\A[a-z0-9]{1,6}(?:[-_.][a-z0-9]{1,6}){0,2}\Z")
+entry_names = st.text(st.sampled_from("ab¢¥éX 3"), min_size=1, max_size=8) | st.sampled_from(
+    ["¢dtreeX " + "a" * 32 + "dtypedtree", "¥bb3X " + "a" * 32 + "dexec", "a" * 23, "a" * 255]
+)
+"""Names of files, some of which hold what a tree's record is made of."""
 digests = st.binary(min_size=32, max_size=32).map(Digest)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from kolm_build.core.digest import Digest
 from kolm_build.core.tree import Folder
 from kolm_build.errors import CorruptObjectError, InvalidRecordError, MissingObjectError
-from kolm_build.store import pack
+from kolm_build.store import pack, write
+from kolm_build.store.layout import Kind
 from kolm_build.store.local import LocalStore
 from kolm_build.store.verify import Trouble
 from tests.store.builders import damage, make_folder, read_folder
@@ -111,6 +112,41 @@ def test_a_damaged_pack_is_given_up_for_what_is_sound(
     assert store.ingest(place / "in") == tree
     store.materialise(tree, place / "out")
     assert store.fsck(deep=True).is_clean
+
+
+def test_two_writers_of_the_same_small_files_agree(
+    store: LocalStore, folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STORE-6: the second publishes its pack while the first is about to."""
+    flush_data = write.Batch._flush_data
+    others: list[Digest] = []
+
+    def overtaken(self: write.Batch) -> None:
+        flush_data(self)
+        if not others:
+            others.append(Digest.of_blob(b""))
+            with LocalStore.open(store.root) as other:
+                # One file more, so that the packs differ and both are published.
+                more = make_folder(place / "more", FILES | {"more": b"more"})
+                others.append(other.ingest(more))
+
+    monkeypatch.setattr(write.Batch, "_flush_data", overtaken)
+    tree = store.ingest(folder)
+    assert len(others) == 2
+    assert store.fsck(deep=True).is_clean
+    for number, one in enumerate((tree, others[1])):
+        store.materialise(one, place / f"out{number}")
+    assert read_folder(place / "out0") == read_folder(folder)
+
+
+def test_a_blob_whose_pack_is_no_object_is_missing(store: LocalStore, tree: Digest) -> None:
+    """STORE-25."""
+    (path,) = _files(store)
+    with store._index.transaction():
+        store._index.remove(Kind.PACK, [Digest(bytes.fromhex(path.stem))])
+    found = store.fsck().findings
+    assert {one.trouble for one in found} == {Trouble.MISSING}
+    assert len(found) == len(set(FILES.values()))
 
 
 def test_a_loose_pack_is_found(store: LocalStore, tree: Digest) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False  # spelt here, as wherever a no-op passes: `typing` takes long to import
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def entry() -> NoReturn:

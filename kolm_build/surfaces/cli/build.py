@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from pathlib import Path
-from typing import TYPE_CHECKING
+import os
 
 from kolm_build.surfaces.cli.options import (
     add_building,
@@ -16,7 +14,10 @@ from kolm_build.surfaces.cli.options import (
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from kolm_build.attest.keys import SigningKey
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.building import Prepared
@@ -40,7 +41,7 @@ def describe(parser: Parser) -> None:
     parser.add_argument("--check", action="store_true", help="build again what is built; compare")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--record", action="store_true", help="write kolm.outputs")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where the artifact goes")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where the artifact goes")
     add_building(parser)
     add_key(parser)
     add_project(parser)
@@ -75,8 +76,7 @@ def _tell_again(told: Told, args: Namespace, terminal: Terminal) -> None:
 
 
 def _shown(path: str) -> str:
-    here = Path.cwd()
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def _look(args: Namespace, terminal: Terminal) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from kolm_build.errors import Exit, KolmError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kolm_build.surfaces.cli.terminal import Terminal
 

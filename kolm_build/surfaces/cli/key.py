@@ -63,7 +63,7 @@ def _new(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.places import default_key
     from kolm_build.surfaces.signing import new_passphrase, public_file
 
-    path = args.file or default_key()
+    path = args.file or Path(default_key())
     if args.file is None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     passphrase = None if args.unencrypted else new_passphrase(args.passphrase_file)
@@ -79,7 +79,7 @@ def _show(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.places import default_key
     from kolm_build.surfaces.signing import open_key, read_public
 
-    path = args.file or default_key()
+    path = args.file or Path(default_key())
     try:
         public = read_public(path)
     except InvalidRecordError:
@@ -100,7 +100,7 @@ def _trust(args: Namespace, terminal: Terminal) -> int:
 
     text = args.key
     key = PublicKey.parse(text) if text.startswith(PREFIX) else read_public(Path(text))
-    path = args.trust or default_trust()
+    path = args.trust or Path(default_trust())
     if path.exists():
         before = path.read_bytes()
         parse_trust(before, str(path))

@@ -69,7 +69,6 @@ def describe(parser: Parser) -> None:
         "-C",
         "--project",
         metavar="DIR",
-        type=Path,
         default=SUPPRESS,
         help="folder of kolm.toml (default: the nearest one upwards)",
     )
@@ -168,8 +167,8 @@ def _diff(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.places import find_root, lock_file
     from kolm_build.surfaces.revision import read_revision
 
-    root = find_root(args.project)
-    lock = lock_file(args.lock, root)
+    root = Path(find_root(args.project))
+    lock = Path(lock_file(args.lock, root))
     before = read_revision(args.before, root, lock=lock, default="HEAD")
     after = read_revision(args.after, root, lock=lock, default=None)
     found = lock_changes(before.lock, after.lock)

@@ -1,9 +1,11 @@
-"""Options that several commands share, declared once so that they mean the same everywhere."""
+"""Options that several commands share, declared once so that they mean the same everywhere.
+
+Paths stay text: a build with nothing to do ends sooner than `pathlib` is imported.
+"""
 
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
-from pathlib import Path
 
 from kolm_build.surfaces.cli.parser import Parser
 
@@ -14,7 +16,6 @@ def add_project(parser: Parser) -> None:
         "-C",
         "--project",
         metavar="DIR",
-        type=Path,
         help="folder of kolm.toml (default: the nearest one upwards)",
     )
     add_lock(parser)
@@ -23,7 +24,7 @@ def add_project(parser: Parser) -> None:
 def add_lock(parser: Parser) -> None:
     """``--lock FILE``."""
     parser.add_argument(
-        "--lock", metavar="FILE", type=Path, help="the lock (default: kolm.lock in that folder)"
+        "--lock", metavar="FILE", help="the lock (default: kolm.lock in that folder)"
     )
 
 
@@ -32,7 +33,6 @@ def add_store(parser: Parser) -> None:
     parser.add_argument(
         "--store",
         metavar="DIR",
-        type=Path,
         help="the store (default: $KOLM_STORE, the checkout's store/, ~/.local/share/kolm/store)",
     )
 
@@ -70,7 +70,7 @@ def add_building(parser: Parser) -> None:
 def add_key(parser: Parser) -> None:
     """What signs."""
     parser.add_argument(
-        "--key", metavar="FILE", type=Path, help="the signing key (default: ~/.config/kolm/key.pem)"
+        "--key", metavar="FILE", help="the signing key (default: ~/.config/kolm/key.pem)"
     )
     parser.add_argument("--no-sign", action="store_true", help="write the artifact unsigned")
     add_passphrase(parser)
@@ -81,7 +81,6 @@ def add_passphrase(parser: Parser) -> None:
     parser.add_argument(
         "--passphrase-file",
         metavar="FILE",
-        type=Path,
         help="first line is the key's passphrase (default: $KOLM_PASSPHRASE, or asked for)",
     )
 

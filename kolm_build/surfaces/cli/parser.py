@@ -5,25 +5,28 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn, Protocol
 
 from kolm_build.errors import UsageError
 from kolm_build.surfaces.cli.table import COMMANDS, GROUPS
 from kolm_build.surfaces.cli.terminal import Terminal
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, Protocol
+
+    class Command(Protocol):
+        """What a module of this package offers."""
+
+        @staticmethod
+        def describe(parser: Parser) -> None:
+            """Give `parser` the command's arguments, description and examples."""
+
+        @staticmethod
+        def run(args: argparse.Namespace, terminal: Terminal) -> int:
+            """Carry the command out; the exit status."""
+
+
 _HELP_COLUMNS = 80
-
-
-class Command(Protocol):
-    """What a module of this package offers."""
-
-    @staticmethod
-    def describe(parser: Parser) -> None:
-        """Give `parser` the command's arguments, description and examples."""
-
-    @staticmethod
-    def run(args: argparse.Namespace, terminal: Terminal) -> int:
-        """Carry the command out; the exit status."""
 
 
 class _Layout(argparse.RawDescriptionHelpFormatter):

@@ -107,7 +107,7 @@ def _old_store(args: Namespace, start: Path) -> Iterator[LocalStore | None]:
     from kolm_build.surfaces.places import store_root
 
     try:
-        store = LocalStore.open(store_root(args.against, start), read_only=True)
+        store = LocalStore.open(Path(store_root(args.against, start)), read_only=True)
     except ReadOnlyStoreError:
         if args.against is not None:
             raise

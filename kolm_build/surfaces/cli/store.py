@@ -90,7 +90,7 @@ def _rebuild_index(args: Namespace, terminal: Terminal) -> None:
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.places import store_root
 
-    held = LocalStore.rebuild_index(store_root(args.store, Path.cwd()))
+    held = LocalStore.rebuild_index(Path(store_root(args.store, Path.cwd())))
     terminal.tell(f"the index holds {held} objects again")
 
 

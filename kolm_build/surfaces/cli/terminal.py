@@ -11,8 +11,10 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple, Self, TextIO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self, TextIO
 
 # Everything but tab and newline that moves a cursor, changes a colour or reverses the text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -32,7 +34,7 @@ def has_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
     return stream.isatty()
 
 
-class Terminal(NamedTuple):
+class Terminal:
     """The two streams a command may write to.
 
     Attributes:
@@ -42,10 +44,15 @@ class Terminal(NamedTuple):
         err_colour: Whether `err` may be coloured.
     """
 
-    out: TextIO
-    err: TextIO
-    out_colour: bool = False
-    err_colour: bool = False
+    __slots__ = ("err", "err_colour", "out", "out_colour")
+
+    def __init__(
+        self, *, out: TextIO, err: TextIO, out_colour: bool = False, err_colour: bool = False
+    ) -> None:
+        self.out = out
+        self.err = err
+        self.out_colour = out_colour
+        self.err_colour = err_colour
 
     @classmethod
     def of_process(cls) -> Self:
@@ -76,7 +83,7 @@ class Terminal(NamedTuple):
 
 def _usable(stream: TextIO | None) -> TextIO:
     if stream is None:  # the descriptor was closed by the caller: `kolm build >&-`
-        return Path(os.devnull).open("w", encoding="utf-8")
+        return open(os.devnull, "w", encoding="utf-8")  # for the whole run
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream

@@ -52,7 +52,7 @@ def _trust(given: Path | None) -> TrustPolicy:
     from kolm_build.errors import KeyFileError
     from kolm_build.surfaces.places import default_trust
 
-    path = given or default_trust()
+    path = given or Path(default_trust())
     try:
         with path.open("rb") as file:
             return parse_trust(file.read(MAX_BYTES + 1), str(path))

@@ -1,0 +1,147 @@
+"""Whole PyTorch trainings on emulated machines: do they end in the weights of this one?
+
+Two guests, both by qemu's user mode, which computes IEEE additions, products, fused multiply-adds,
+quotients and square roots exactly:
+
+- ``aarch64``: another architecture, another C library build, another torch (2.9.1), NEON kernels;
+- ``haswell``: an Intel processor of 2013 under the environment that runs this program.
+
+The rows and their settings are those of tools/portability.py. The first run makes a folder of
+1.5 GB: Debian's arm64 packages, the wheels, and the kernels cross-compiled. Needs Debian's
+debootstrap, qemu-user-static and g++-aarch64-linux-gnu, and takes about half an hour.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GUEST_TORCH = "torch==2.9.1"
+SUITE = "bookworm"
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "any")
+NEEDED = {
+    "debootstrap": "debootstrap",
+    "qemu-aarch64-static": "qemu-user-static",
+    "qemu-x86_64-static": "qemu-user-static",
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+}
+# What the guest's transformers and PEFT import; the versions are constraints.txt's.
+GUEST_DISTRIBUTIONS = frozenset(
+    """accelerate annotated-doc anyio certifi charset-normalizer click filelock fsspec h11 hf-xet
+    httpcore2 httpx2 huggingface_hub idna Jinja2 markdown-it-py MarkupSafe mdurl mpmath networkx
+    numpy packaging peft psutil Pygments PyYAML regex requests rich safetensors shellingham sympy
+    tokenizers tqdm transformers truststore typer typing_extensions urllib3""".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """An emulated machine.
+
+    Attributes:
+        name: What the table calls it.
+        command: What to put before a Python program's arguments.
+        tree: Where the guest sees this project.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    tree: str
+
+
+def missing_tools() -> list[str]:
+    """Debian's packages to install, sorted."""
+    absent = {package for tool, package in NEEDED.items() if shutil.which(tool) is None}
+    return sorted(absent)
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    """Run a command of the preparation; its output only where it fails."""
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def debian(guest: Path) -> None:
+    """Unpack Debian's arm64 Python below `guest`; nothing of it is ever run by this machine."""
+    include = "--include=python3,libgomp1,libstdc++6"
+    run("debootstrap", "--arch=arm64", "--variant=minbase", "--foreign", include, SUITE, guest)
+    for package in sorted((guest / "var/cache/apt/archives").glob("*.deb")):
+        run("dpkg", "-x", package, guest)
+
+
+def wheels(guest: Path) -> None:
+    """Unpack torch and what transformers needs into the guest's ``/sp``."""
+    pins = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line.partition("==")[0] in GUEST_DISTRIBUTIONS
+    ]
+    found = guest.parent / "wheels"
+    platforms = [word for name in PLATFORMS for word in ("--platform", name)]
+    run(
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", found),
+        *(*platforms, "--python-version", "3.11", "--only-binary", ":all:", GUEST_TORCH, *pins),
+    )
+    for wheel in sorted(found.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(guest / "sp")
+
+
+def library(guest: Path) -> None:
+    """Cross-compile the kernels against the guest's torch, into the guest's ``/kernels``."""
+    build = guest.parent / "kernels"
+    run(
+        *("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_SYSTEM_NAME=Linux"),
+        *("-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"),
+        *("-DKOLM_TESTING=OFF", f"-DKOLM_TORCH_DIR={guest / 'sp' / 'torch'}"),
+    )
+    run("cmake", "--build", build)
+    (guest / "kernels").mkdir(exist_ok=True)
+    shutil.copy2(next(build.rglob("libkolm_portable.so")), guest / "kernels")
+
+
+def prepared(folder: Path) -> Path:
+    """The aarch64 guest's root; made where it is not there. The kernels are compiled every time."""
+    guest, done = folder / "aarch64", folder / "aarch64.done"
+    if not done.exists():
+        shutil.rmtree(guest, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        debian(guest)
+        wheels(guest)
+        done.touch()
+    library(guest)
+    (guest / "project").mkdir(exist_ok=True)
+    return guest
+
+
+def aarch64(guest: Path, bwrap: str) -> Guest:
+    """The guest of another architecture, in a sandbox of its own root."""
+    qemu = shutil.which("qemu-aarch64-static")
+    assert qemu is not None  # `missing_tools` looked
+    sandbox = (
+        *(bwrap, "--unshare-all", "--die-with-parent", "--bind", str(guest), "/"),
+        *("--proc", "/proc", "--dev", "/dev", "--ro-bind", qemu, qemu),
+        *("--ro-bind", str(ROOT), "/project", "--chdir", "/project"),
+        *("--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
+    )
+    python = (qemu, "-E", "PYTHONPATH=/project:/sp", "/usr/bin/python3.11", "-S")
+    return Guest("aarch64", (*sandbox, *python), "/project")
+
+
+def haswell() -> Guest:
+    """The processor of 2013 under this program's own interpreter."""
+    qemu = shutil.which("qemu-x86_64-static")
+    assert qemu is not None  # `missing_tools` looked
+    return Guest("haswell", (qemu, "-cpu", "Haswell-noTSX", sys.executable), str(ROOT))
