@@ -12,7 +12,6 @@ debootstrap, qemu-user-static and g++-aarch64-linux-gnu, and takes about half an
 """
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -20,11 +19,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ROWS = "llama-full,llama-lora,gpt2-full,gpt2-lora,qwen2-full,t5-full"
 GUEST_TORCH = "torch==2.9.1"
 SUITE = "bookworm"
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "any")
@@ -35,27 +36,26 @@ NEEDED = {
     "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
 }
 # What the guest's transformers and PEFT import; the versions are constraints.txt's.
-GUEST_DISTRIBUTIONS = frozenset(
-    """accelerate annotated-doc anyio certifi charset-normalizer click filelock fsspec h11 hf-xet
-    httpcore2 httpx2 huggingface_hub idna Jinja2 markdown-it-py MarkupSafe mdurl mpmath networkx
-    numpy packaging peft psutil Pygments PyYAML regex requests rich safetensors shellingham sympy
-    tokenizers tqdm transformers truststore typer typing_extensions urllib3""".split()
-)
+GUEST_DISTRIBUTIONS = """
+accelerate annotated-doc anyio certifi charset-normalizer click filelock fsspec h11 hf-xet
+httpcore2 httpx2 huggingface_hub idna Jinja2 markdown-it-py MarkupSafe mdurl mpmath networkx
+numpy packaging peft psutil Pygments PyYAML regex requests rich safetensors shellingham sympy
+blake3 tokenizers tqdm transformers truststore typer typing_extensions urllib3"""
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """An emulated machine.
+    """An emulated machine, or this one.
 
     Attributes:
         name: What the table calls it.
-        command: What to put before a Python program's arguments.
-        tree: Where the guest sees this project.
+        isa: The instruction set of the kernels there.
+        command: What to put before a Python program and its arguments.
     """
 
     name: str
+    isa: str
     command: tuple[str, ...]
-    tree: str
 
 
 def missing_tools() -> list[str]:
@@ -86,7 +86,7 @@ def wheels(guest: Path) -> None:
     pins = [
         line
         for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line.partition("==")[0] in GUEST_DISTRIBUTIONS
+        if line.partition("==")[0] in GUEST_DISTRIBUTIONS.split()
     ]
     found = guest.parent / "wheels"
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
@@ -126,22 +126,109 @@ def prepared(folder: Path) -> Path:
     return guest
 
 
-def aarch64(guest: Path, bwrap: str) -> Guest:
+def aarch64(guest: Path) -> Guest:
     """The guest of another architecture, in a sandbox of its own root."""
-    qemu = shutil.which("qemu-aarch64-static")
+    qemu, kernels = shutil.which("qemu-aarch64-static"), guest / "kernels/libkolm_portable.so"
     assert qemu is not None  # `missing_tools` looked
     sandbox = (
-        *(bwrap, "--unshare-all", "--die-with-parent", "--bind", str(guest), "/"),
+        *(bwrap(), "--unshare-all", "--die-with-parent", "--bind", str(guest), "/"),
         *("--proc", "/proc", "--dev", "/dev", "--ro-bind", qemu, qemu),
         *("--ro-bind", str(ROOT), "/project", "--chdir", "/project"),
+        *("--ro-bind", str(kernels), "/project/kolm_build/numerics/libkolm_portable.so"),
         *("--setenv", "PYTHONDONTWRITEBYTECODE", "1"),
     )
     python = (qemu, "-E", "PYTHONPATH=/project:/sp", "/usr/bin/python3.11", "-S")
-    return Guest("aarch64", (*sandbox, *python), "/project")
+    return Guest("aarch64", "neon", (*sandbox, *python))
 
 
 def haswell() -> Guest:
     """The processor of 2013 under this program's own interpreter."""
     qemu = shutil.which("qemu-x86_64-static")
     assert qemu is not None  # `missing_tools` looked
-    return Guest("haswell", (qemu, "-cpu", "Haswell-noTSX", sys.executable), str(ROOT))
+    return Guest("haswell", "avx2", (qemu, "-cpu", "Haswell-noTSX", sys.executable))
+
+
+def bwrap() -> str:
+    """The sandbox's program, the one that builds use."""
+    from kolm_build.engine.sandbox import find_sandbox
+
+    return str(find_sandbox().bwrap)
+
+
+def trained(guest: Guest, rows: Sequence[str], steps: int) -> dict[str, str]:
+    """The digest of each row's final weights in `guest`, one row at a time."""
+    found: dict[str, str] = {}
+    for row in rows:
+        start = time.perf_counter()
+        program = ("tools/portability.py", "--worker", guest.isa, "1", "--rows", row)
+        found |= _answer(guest, (*guest.command, *program, "--steps", str(steps)))
+        seconds = time.perf_counter() - start
+        print(f"{guest.name:<10}{row:<14}{found[row][:16]}  {seconds:.0f} s", file=sys.stderr)
+    return found
+
+
+def _answer(guest: Guest, command: Sequence[str]) -> dict[str, str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{guest.name}: the process failed\n{done.stderr[-3000:]}")
+    answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def best_isa() -> str:
+    """The best instruction set that this machine has."""
+    from kolm_build.numerics import portable
+
+    return portable.isas()[0]
+
+
+def report(table: dict[str, dict[str, str]], steps: int) -> dict[str, object]:
+    """What is written down: the day, the guests, and every digest."""
+    same = all(len({found[row] for found in table.values()}) == 1 for row in table["native"])
+    return {
+        "date": datetime.now(tz=UTC).date().isoformat(),
+        "guests": {
+            "aarch64": f"qemu-user, NEON, {GUEST_TORCH}, Debian {SUITE}",
+            "haswell": "qemu-user, Haswell, AVX2, the torch of constraints.txt",
+        },
+        "same": same,
+        "steps": steps,
+        "table": table,
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Train everywhere, compare, write the result down; 1 where a digest differs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", default=ROWS, help=f"models (default: {ROWS})")
+    parser.add_argument("--steps", type=int, default=20, help="AdamW steps (default: 20)")
+    parser.add_argument("--guests", default="aarch64,haswell", help="which (default: both)")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/emulated", help="its files")
+    parser.add_argument("--write", type=Path, help="write the result to this file")
+    args = parser.parse_args(argv)
+    absent = missing_tools()
+    if absent:
+        sys.exit(f"Programs are missing. Debian: apt install {' '.join(absent)}")
+    rows, wanted = args.rows.split(","), args.guests.split(",")
+    made: dict[str, Callable[[], Guest]] = {
+        "aarch64": lambda: aarch64(prepared(args.folder)),
+        "haswell": haswell,
+    }
+    guests = [made[name]() for name in wanted]
+    here = Guest("native", best_isa(), (sys.executable,))
+    table = {one.name: trained(one, rows, args.steps) for one in (here, *guests)}
+    result = report(table, args.steps)
+    text = json.dumps(result, indent=1, sort_keys=True) + "\n"
+    if args.write:
+        args.write.write_text(text)
+    print(text, end="")
+    return 0 if result["same"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
