@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gemm_inside.h"
 #include "gemm_pack.h"
 #include "gemm_tile.h"
 #include "isa.h"
@@ -14,7 +15,7 @@ namespace kolm::KOLM_ISA {
 namespace {
 
 constexpr int64_t kDepthBlock = 4 * kChunk;  // of B, packed at once
-constexpr int64_t kColumnBlock = 4096;       // the same
+constexpr int64_t kColumnBlock = 1024;       // the same
 // What one task holds in its core's L2 cache: a chunk of A's strips and the t of its tiles.
 constexpr int64_t kTaskRowStrips = 256 / kRows;
 constexpr int64_t kTaskColumnStrips = 1024 / kColumns;
@@ -207,6 +208,7 @@ Block whole_product(int64_t m, int64_t n, int64_t k, const Operand& a, Columns b
 
 void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
           int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
   const Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
   // One task has all rows of few: then each part of B is read once, and packed where it is used.
@@ -227,11 +229,27 @@ void pack(int64_t k, int64_t n, const Operand& b, float* packed, const Parallel&
 
 void gemm_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed, float* c,
                  int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
   multiply(whole_product(m, n, k, a, {packed, kColumns * k, nullptr}, c, ldc), pool);
 }
 
 }  // namespace
+
+void add_product(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+                 int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0 || k == 0) return;
+  Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
+  whole.first = false;
+  multiply(whole, pool);
+}
+
+void gemm_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
+                 int64_t packed_depth, float* c, int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0) return;
+  if (k == 0) return clear(m, n, c, ldc);
+  multiply(whole_product(m, n, k, a, {packed, kColumns * packed_depth, nullptr}, c, ldc), pool);
+}
 
 extern const GemmKernels gemm_kernels;
 const GemmKernels gemm_kernels = {gemm, packed_floats, pack, gemm_packed};
