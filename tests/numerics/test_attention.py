@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.numerics.test_gemm import same_bits
-from tests.numerics.testing_library import Array, Library, matrix
+from tests.numerics.testing_library import Array, AttentionOptions, Library, Product, matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class WrittenOut:
 
     def gemm(self, a: Array, b: Array) -> Array:
         shape = (a.shape[0], b.shape[1], a.shape[1])
-        return self.library.gemm_reference(matrix(a), matrix(b), shape=shape)
+        return self.library.gemm_reference(Product(matrix(a), matrix(b), shape))
 
     def mask(self, mask: Array | None) -> Array | None:
         """The causal mask and the given one as one additive mask of the whole problem."""
@@ -146,10 +146,12 @@ def test_fused_attention_has_the_bits_of_the_written_out_form(library: Library, 
     mask, scale = mask_of(case), 0.37
     expected = WrittenOut(library, case, scale).run(q, k, v, dout, mask)
     for isa, threads in product(library.isas(), (1, 2, 3)):
-        options = {"scale": scale, "causal": case.causal, "mask": mask}
-        out = library.attention_forward(isa, threads, q, k, v, **options)
-        grads = library.attention_backward(isa, threads, q, k, v, dout, **options)
-        for name, got, wanted in zip(("out", "dq", "dk", "dv"), (out, *grads), expected, strict=True):
+        options = AttentionOptions(scale=scale, causal=case.causal, mask=mask)
+        out = library.attention_forward(isa, threads, q, k, v, options=options)
+        grads = library.attention_backward(isa, threads, q, k, v, dout=dout, options=options)
+        for name, got, wanted in zip(
+            ("out", "dq", "dk", "dv"), (out, *grads), expected, strict=True
+        ):
             assert same_bits(got, wanted), (isa, threads, name)
 
 
@@ -158,7 +160,9 @@ def test_a_query_that_sees_no_key_gives_plus_zero(library: Library) -> None:
     case = Case(queries=20, keys=30, mask="hidden")
     q, k, v, _ = tensors(case)
     for isa in library.isas():
-        out = library.attention_forward(isa, 1, q, k, v, scale=0.5, mask=mask_of(case))
+        out = library.attention_forward(
+            isa, 1, q, k, v, options=AttentionOptions(scale=0.5, mask=mask_of(case))
+        )
         assert same_bits(np.ascontiguousarray(out[:, :, ::3]), np.zeros((1, 2, 7, 8), np.float32))
 
 
@@ -170,16 +174,20 @@ def test_a_prompt_in_parts_or_token_by_token_gives_the_same_bits(
     case = Case(heads=6, key_heads=2, queries=300, keys=300, width=16, value_width=16)
     q, k, v, _ = tensors(case)
     isa = library.isas()[0]
-    whole = library.attention_forward(isa, 2, q, k, v, scale=0.25, causal=True)
+    seeing_all, causal = AttentionOptions(scale=0.25), AttentionOptions(scale=0.25, causal=True)
+    whole = library.attention_forward(isa, 2, q, k, v, options=causal)
     last = slice(length - 1, length)
+    cache = k[:, :, :length], v[:, :, :length]
     alone = library.attention_forward(
-        library.isas()[-1], 1, q[:, :, last], k[:, :, :length], v[:, :, :length], scale=0.25
+        library.isas()[-1], 1, q[:, :, last], *cache, options=seeing_all
     )
     assert same_bits(alone, np.ascontiguousarray(whole[:, :, last])), "token by token"
     start = [x[:, :, :length] for x in (q, k, v)]
-    prefix = library.attention_forward(isa, 1, *start, scale=0.25, causal=True)
+    prefix = library.attention_forward(isa, 1, *start, options=causal)
     assert same_bits(prefix, np.ascontiguousarray(whole[:, :, :length])), "without what follows"
     padding = np.zeros((1, 1, 1, 300), np.float32)
     padding[..., length:] = -np.inf
-    padded = library.attention_forward(isa, 1, q[:, :, last], k, v, scale=0.25, mask=padding)
+    padded = library.attention_forward(
+        isa, 1, q[:, :, last], k, v, options=AttentionOptions(scale=0.25, mask=padding)
+    )
     assert same_bits(padded, alone), "padded on the right"

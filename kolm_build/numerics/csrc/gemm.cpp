@@ -7,6 +7,7 @@
 
 #include "gemm_inside.h"
 #include "gemm_pack.h"
+#include "gemm_thin.h"
 #include "gemm_tile.h"
 #include "isa.h"
 #include "scratch.h"
@@ -206,10 +207,81 @@ Block whole_product(int64_t m, int64_t n, int64_t k, const Operand& a, Columns b
   return {&a, b, 0, 0, 0, m, n, k, c, ldc, true, true};
 }
 
+// Few rows of A as ThinRows reads them: where they lie, or copied and widened into `scratch`.
+ThinRows thin_rows(int64_t m, int64_t k, const Operand& a, Scratch& scratch) {
+  if (a.element == Element::f32 && a.column_stride == 1)
+    return {static_cast<const float*>(a.data), a.row_stride, k};
+  float* rows = scratch.floats(m * k);
+  for (int64_t i = 0; i < m; ++i)
+    pack_strip<1>(a.element, strip_of(a, a.row_stride, a.column_stride, i, 0, 1, k), rows + i * k);
+  return {rows, k, k};
+}
+
+constexpr int64_t kThinTask = 64;  // columns of one task of few rows
+
+template <Element E>
+void gemm_thin_of(int64_t m, int64_t n, const ThinRows& rows, const Operand& b, float* c,
+                  int64_t ldc, const Parallel& pool) {
+  const auto* data = static_cast<const Storage<E>*>(b.data);
+  parallel_for(pool, ceil_div(n, kThinTask), [&](int64_t task) {
+    with_rows(m, [&]<int Rows>() {
+      const int64_t end = std::min(n, (task + 1) * kThinTask);
+      for (int64_t j = task * kThinTask; j < end; j += kLanes)
+        thin_columns<E, Rows>(rows, data + j * b.column_stride, b.column_stride, c + j, ldc,
+                              std::min<int64_t>(kLanes, end - j));
+    });
+  });
+}
+
+// Few rows of A and a B whose columns are contiguous: a linear layer's weight as it lies.
+void gemm_thin(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+               int64_t ldc, const Parallel& pool) {
+  static thread_local Scratch scratch;
+  const ThinRows rows = thin_rows(m, k, a, scratch);
+  switch (b.element) {
+    case Element::f32:
+      return gemm_thin_of<Element::f32>(m, n, rows, b, c, ldc, pool);
+    case Element::bf16:
+      return gemm_thin_of<Element::bf16>(m, n, rows, b, c, ldc, pool);
+    case Element::f16:
+      return gemm_thin_of<Element::f16>(m, n, rows, b, c, ldc, pool);
+  }
+}
+
+void gemm_thin_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
+                      float* c, int64_t ldc, const Parallel& pool) {
+  static thread_local Scratch scratch;
+  const ThinRows rows = thin_rows(m, k, a, scratch);
+  parallel_for(pool, ceil_div(n, kThinTask), [&](int64_t task) {
+    with_rows(m, [&]<int Rows>() {
+      const int64_t end = std::min(n, (task + 1) * kThinTask);
+      for (int64_t j = task * kThinTask; j < end; j += kColumns)
+        thin_strip<Rows>(rows, packed + j * k, c + j, ldc, end - j);
+    });
+  });
+}
+
+Operand flipped(const Operand& x) { return {x.data, x.element, x.column_stride, x.row_stride}; }
+
+void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+          int64_t ldc, const Parallel& pool);
+
+// Few columns: the product of the transposes, whose few rows fill vectors (fma's factors commute).
+void gemm_flipped(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+                  int64_t ldc, const Parallel& pool) {
+  static thread_local Scratch scratch;
+  float* flip = scratch.floats(m * n);
+  gemm(n, m, k, flipped(b), flipped(a), flip, m, pool);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = flip[j * m + i];
+}
+
 void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
           int64_t ldc, const Parallel& pool) {
   if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
+  if (m <= kThinRows && b.row_stride == 1) return gemm_thin(m, n, k, a, b, c, ldc, pool);
+  if (n < m && n <= kRows && n < kLanes) return gemm_flipped(m, n, k, a, b, c, ldc, pool);
   const Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
   // One task has all rows of few: then each part of B is read once, and packed where it is used.
   if (m <= kTaskRowStrips * kRows)
@@ -231,6 +303,7 @@ void gemm_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const float*
                  int64_t ldc, const Parallel& pool) {
   if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
+  if (m <= kThinRows) return gemm_thin_packed(m, n, k, a, packed, c, ldc, pool);
   multiply(whole_product(m, n, k, a, {packed, kColumns * k, nullptr}, c, ldc), pool);
 }
 
