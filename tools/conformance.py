@@ -152,12 +152,16 @@ def _check(build: Build, folder: Path, expected: str, missing: list[str]) -> int
 def _check_mutant(name: str, build: Build, folder: Path, expected: str) -> int:
     """1 if the hashes do not see the mutant."""
     seen = _different(expected, _run(build, _compile(build, folder), build.isas[0]))
-    print(f"mutant, {name}: {f'caught by {len(seen)} hashes' if seen else 'NOT CAUGHT'}", flush=True)
+    print(
+        f"mutant, {name}: {f'caught by {len(seen)} hashes' if seen else 'NOT CAUGHT'}", flush=True
+    )
     return 0 if seen else 1
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="this machine's compiler alone")
     parser.add_argument("--write", action="store_true", help="write the vectors anew")
     parser.add_argument("--allow-missing", nargs="*", default=[], metavar="WORD",
@@ -166,7 +170,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _native() -> Build:
-    isas = ("avx512", "avx2", "baseline") if platform.machine() == "x86_64" else ("neon", "baseline")
+    isas = (
+        ("avx512", "avx2", "baseline") if platform.machine() == "x86_64" else ("neon", "baseline")
+    )
     return Build(name="native -O3", compiler=os.environ.get("CXX", "g++"), level="-O3", isas=isas)
 
 

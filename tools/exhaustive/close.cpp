@@ -13,15 +13,16 @@ using kolm::Unary;
 
 // One function of the library over a chunk.
 #if defined(__AVX512F__)
-#define LIBRARY(name)                                                                           \
-  extern "C" __m512d _ZGVeN8v_##name(__m512d);                                                  \
-  void v_##name(const double* x, double* y) {                                                   \
-    for (int i = 0; i < kChunk; i += 8) _mm512_storeu_pd(y + i, _ZGVeN8v_##name(_mm512_loadu_pd(x + i))); \
+#define LIBRARY(name)                                                   \
+  extern "C" __m512d _ZGVeN8v_##name(__m512d);                          \
+  void v_##name(const double* x, double* y) {                           \
+    for (int i = 0; i < kChunk; i += 8)                                 \
+      _mm512_storeu_pd(y + i, _ZGVeN8v_##name(_mm512_loadu_pd(x + i))); \
   }
 #else
-#define LIBRARY(name)                                              \
-  void v_##name(const double* x, double* y) {                      \
-    for (int i = 0; i < kChunk; ++i) y[i] = std::name(x[i]);       \
+#define LIBRARY(name)                                        \
+  void v_##name(const double* x, double* y) {                \
+    for (int i = 0; i < kChunk; ++i) y[i] = std::name(x[i]); \
   }
 #endif
 LIBRARY(exp)
@@ -128,24 +129,38 @@ void gelu_derivative(const double* x, double* y) {
 void close(Unary function, const double* x, double* y) {
   double a[kChunk];
   switch (function) {
-    case Unary::exp: return v_exp(x, y);
-    case Unary::exp2: return v_exp2(x, y);
-    case Unary::expm1: return v_expm1(x, y);
-    case Unary::log: return v_log(x, y);
-    case Unary::log1p: return v_log1p(x, y);
-    case Unary::log2: return v_log2(x, y);
-    case Unary::log10: return v_log10(x, y);
-    case Unary::tanh: return v_tanh(x, y);
-    case Unary::erf: return v_erf(x, y);
-    case Unary::erfc: return v_erfc(x, y);
-    case Unary::sin: return v_sin(x, y);
-    case Unary::cos: return v_cos(x, y);
+    case Unary::exp:
+      return v_exp(x, y);
+    case Unary::exp2:
+      return v_exp2(x, y);
+    case Unary::expm1:
+      return v_expm1(x, y);
+    case Unary::log:
+      return v_log(x, y);
+    case Unary::log1p:
+      return v_log1p(x, y);
+    case Unary::log2:
+      return v_log2(x, y);
+    case Unary::log10:
+      return v_log10(x, y);
+    case Unary::tanh:
+      return v_tanh(x, y);
+    case Unary::erf:
+      return v_erf(x, y);
+    case Unary::erfc:
+      return v_erfc(x, y);
+    case Unary::sin:
+      return v_sin(x, y);
+    case Unary::cos:
+      return v_cos(x, y);
     case Unary::sigmoid:
-    case Unary::softplus_derivative: return logistic(x, y);
+    case Unary::softplus_derivative:
+      return logistic(x, y);
     case Unary::log_sigmoid_derivative:
       each(x, a, [](double v) { return -v; });
       return logistic(a, y);
-    case Unary::softplus: return softplus(x, y);
+    case Unary::softplus:
+      return softplus(x, y);
     case Unary::log_sigmoid:
       each(x, a, [](double v) { return -v; });
       softplus(a, y);
@@ -165,15 +180,24 @@ void close(Unary function, const double* x, double* y) {
       v_tanh(a, a);
       for (int i = 0; i < kChunk; ++i) y[i] = bound(x[i], -1e3, 1e300) * a[i];
       return;
-    case Unary::sqrt: return each(x, y, [](double v) { return std::sqrt(v); });
-    case Unary::rsqrt: return each(x, y, [](double v) { return 1.0 / std::sqrt(v); });
-    case Unary::reciprocal: return each(x, y, [](double v) { return 1.0 / v; });
-    case Unary::square: return each(x, y, [](double v) { return v * v; });
-    case Unary::silu_derivative: return silu_derivative(x, y);
-    case Unary::gelu_derivative: return gelu_derivative(x, y);
-    case Unary::gelu_tanh_derivative: return gelu_tanh_derivative(x, y);
-    case Unary::mish_derivative: return mish_derivative(x, y);
-    case Unary::cube: break;
+    case Unary::sqrt:
+      return each(x, y, [](double v) { return std::sqrt(v); });
+    case Unary::rsqrt:
+      return each(x, y, [](double v) { return 1.0 / std::sqrt(v); });
+    case Unary::reciprocal:
+      return each(x, y, [](double v) { return 1.0 / v; });
+    case Unary::square:
+      return each(x, y, [](double v) { return v * v; });
+    case Unary::silu_derivative:
+      return silu_derivative(x, y);
+    case Unary::gelu_derivative:
+      return gelu_derivative(x, y);
+    case Unary::gelu_tanh_derivative:
+      return gelu_tanh_derivative(x, y);
+    case Unary::mish_derivative:
+      return mish_derivative(x, y);
+    case Unary::cube:
+      break;
   }
   __builtin_trap();
 }

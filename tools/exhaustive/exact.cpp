@@ -86,37 +86,62 @@ Real twice_gelu_slope(const Real& x) {
 
 Real value(Unary function, const Real& x) {
   switch (function) {
-    case Unary::exp: return apply(mpfr_exp, x);
-    case Unary::exp2: return apply(mpfr_exp2, x);
-    case Unary::expm1: return apply(mpfr_expm1, x);
-    case Unary::log: return apply(mpfr_log, x);
-    case Unary::log1p: return apply(mpfr_log1p, x);
-    case Unary::log2: return apply(mpfr_log2, x);
-    case Unary::log10: return apply(mpfr_log10, x);
-    case Unary::tanh: return apply(mpfr_tanh, x);
-    case Unary::erf: return apply(mpfr_erf, x);
-    case Unary::erfc: return apply(mpfr_erfc, x);
+    case Unary::exp:
+      return apply(mpfr_exp, x);
+    case Unary::exp2:
+      return apply(mpfr_exp2, x);
+    case Unary::expm1:
+      return apply(mpfr_expm1, x);
+    case Unary::log:
+      return apply(mpfr_log, x);
+    case Unary::log1p:
+      return apply(mpfr_log1p, x);
+    case Unary::log2:
+      return apply(mpfr_log2, x);
+    case Unary::log10:
+      return apply(mpfr_log10, x);
+    case Unary::tanh:
+      return apply(mpfr_tanh, x);
+    case Unary::erf:
+      return apply(mpfr_erf, x);
+    case Unary::erfc:
+      return apply(mpfr_erfc, x);
     case Unary::sigmoid:
-    case Unary::softplus_derivative: return logistic(x);
-    case Unary::log_sigmoid_derivative: return logistic(-x);
-    case Unary::log_sigmoid: return -softplus(-x);
-    case Unary::silu: return x * logistic(x);
+    case Unary::softplus_derivative:
+      return logistic(x);
+    case Unary::log_sigmoid_derivative:
+      return logistic(-x);
+    case Unary::log_sigmoid:
+      return -softplus(-x);
+    case Unary::silu:
+      return x * logistic(x);
     // x / 2 * (1 + tanh(t)) is x / (1 + e^-2t).
-    case Unary::gelu_tanh: return x * logistic(twice_gelu_argument(x));
-    case Unary::gelu: return x * phi(x);
-    case Unary::rsqrt: return one() / apply(mpfr_sqrt, x);
-    case Unary::sqrt: return apply(mpfr_sqrt, x);
-    case Unary::reciprocal: return one() / x;
-    case Unary::square: return x * x;
-    case Unary::sin: return apply(mpfr_sin, x);
-    case Unary::cos: return apply(mpfr_cos, x);
-    case Unary::softplus: return softplus(x);
-    case Unary::mish: return x * apply(mpfr_tanh, softplus(x));
+    case Unary::gelu_tanh:
+      return x * logistic(twice_gelu_argument(x));
+    case Unary::gelu:
+      return x * phi(x);
+    case Unary::rsqrt:
+      return one() / apply(mpfr_sqrt, x);
+    case Unary::sqrt:
+      return apply(mpfr_sqrt, x);
+    case Unary::reciprocal:
+      return one() / x;
+    case Unary::square:
+      return x * x;
+    case Unary::sin:
+      return apply(mpfr_sin, x);
+    case Unary::cos:
+      return apply(mpfr_cos, x);
+    case Unary::softplus:
+      return softplus(x);
+    case Unary::mish:
+      return x * apply(mpfr_tanh, softplus(x));
     case Unary::silu_derivative: {
       const Real s = logistic(x);
       return s * (one() + x * logistic(-x));
     }
-    case Unary::gelu_derivative: return phi(x) + x * density(x);
+    case Unary::gelu_derivative:
+      return phi(x) + x * density(x);
     case Unary::gelu_tanh_derivative: {
       const Real t = twice_gelu_argument(x);
       return logistic(t) * (one() + x * twice_gelu_slope(x) * logistic(-t));
@@ -125,7 +150,8 @@ Real value(Unary function, const Real& x) {
       const Real t = apply(mpfr_tanh, softplus(x));
       return t + x * (one() - t * t) * logistic(x);
     }
-    case Unary::cube: break;  // two roundings, not one
+    case Unary::cube:
+      break;  // two roundings, not one
   }
   __builtin_trap();
 }

@@ -23,10 +23,36 @@ using exhaustive::kChunk;
 using kolm::Unary;
 
 constexpr const char* kNames[] = {
-    "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "tanh", "erf", "erfc", "sigmoid",
-    "log_sigmoid", "silu", "gelu", "gelu_tanh", "rsqrt", "sqrt", "reciprocal", "square", "cube",
-    "sin", "cos", "softplus", "mish", "silu_derivative", "gelu_derivative", "gelu_tanh_derivative",
-    "softplus_derivative", "log_sigmoid_derivative", "mish_derivative",
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "tanh",
+    "erf",
+    "erfc",
+    "sigmoid",
+    "log_sigmoid",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "rsqrt",
+    "sqrt",
+    "reciprocal",
+    "square",
+    "cube",
+    "sin",
+    "cos",
+    "softplus",
+    "mish",
+    "silu_derivative",
+    "gelu_derivative",
+    "gelu_tanh_derivative",
+    "softplus_derivative",
+    "log_sigmoid_derivative",
+    "mish_derivative",
 };
 static_assert(sizeof kNames / sizeof kNames[0] == kolm::kUnaryCount);
 
@@ -64,8 +90,8 @@ void complain(Result& result, float x, float actual, float expected) {
   if (off > result.worst) result.worst = off;
   if (result.examples.size() >= 40) return;
   char text[200];
-  std::snprintf(text, sizeof text, "  at %08x (%a): %08x, not %08x", bits_of(x), x,
-                bits_of(actual), bits_of(expected));
+  std::snprintf(text, sizeof text, "  at %08x (%a): %08x, not %08x", bits_of(x), x, bits_of(actual),
+                bits_of(expected));
   result.examples.emplace_back(text);
 }
 
@@ -113,9 +139,11 @@ void check(const kolm::Kernels& kernels, Unary function, const std::vector<float
     }
     if (differs == 0) continue;
     for (int i = start; i < start + kGroup; ++i) {
-      if (bits_of(low[i]) == bits_of(outputs[i]) && bits_of(high[i]) == bits_of(outputs[i])) continue;
+      if (bits_of(low[i]) == bits_of(outputs[i]) && bits_of(high[i]) == bits_of(outputs[i]))
+        continue;
       const float expected = decide(function, inputs[i], middle[i], low[i], high[i], close);
-      if (bits_of(expected) != bits_of(outputs[i])) complain(result, inputs[i], outputs[i], expected);
+      if (bits_of(expected) != bits_of(outputs[i]))
+        complain(result, inputs[i], outputs[i], expected);
     }
   }
   const uint64_t hash = hash_of(outputs) ^ index * 0x9e3779b97f4a7c15u;
@@ -130,13 +158,15 @@ void run(const kolm::Kernels& kernels, Unary function, uint64_t step, Result& re
   const auto work = [&] {
     std::vector<float> inputs(kChunk);
     for (uint64_t index; (index = next.fetch_add(1) * step) < chunks;) {
-      for (int i = 0; i < kChunk; ++i) inputs[i] = value_of(static_cast<uint32_t>(index * kChunk + i));
+      for (int i = 0; i < kChunk; ++i)
+        inputs[i] = value_of(static_cast<uint32_t>(index * kChunk + i));
       check(kernels, function, inputs, index, result);
     }
     mpfr_free_cache();
   };
   std::vector<std::thread> threads;
-  for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t) threads.emplace_back(work);
+  for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t)
+    threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();
 }
 

@@ -194,8 +194,8 @@ KOLM_FN double log_of(Fraction x) {
 
 KOLM_FN double log_f64(double x) { return log_of(fraction(x)); }
 
-// The sum of both parts, rounded to odd: a last bit of 1 says that more follows, so that rounding to
-// binary32 afterwards is as if the exact sum were rounded once.
+// The sum of both parts, rounded to odd: a last bit of 1 says that more follows, so that rounding
+// to binary32 afterwards is as if the exact sum were rounded once.
 KOLM_FN double to_odd(Parts x) {
   const double sum = x.large + x.small;
   const double lost = x.small - (sum - x.large);

@@ -1,5 +1,5 @@
-// Prints a named hash for every kernel of one instruction set on inputs made from integers. The same
-// lines on every machine, compiler and instruction set: spec/vectors/numerics-conformance.txt.
+// Prints a named hash for every kernel of one instruction set on inputs made from integers. The
+// same lines on every machine, compiler and instruction set: spec/vectors/numerics-conformance.txt.
 //   conformance [ISA]            the best instruction set of this machine, or the one named
 //   conformance --flush [ISA]    with subnormal numbers flushed to zero: must print other lines
 //   conformance --list           the instruction sets of this binary and machine
@@ -98,14 +98,42 @@ std::string text(int64_t n) { return std::to_string(n); }
 // ---- functions
 
 constexpr const char* kUnary[] = {
-    "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "tanh", "erf", "erfc", "sigmoid",
-    "log_sigmoid", "silu", "gelu", "gelu_tanh", "rsqrt", "sqrt", "reciprocal", "square", "cube",
-    "sin", "cos", "softplus", "mish", "silu_derivative", "gelu_derivative", "gelu_tanh_derivative",
-    "softplus_derivative", "log_sigmoid_derivative", "mish_derivative",
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "tanh",
+    "erf",
+    "erfc",
+    "sigmoid",
+    "log_sigmoid",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "rsqrt",
+    "sqrt",
+    "reciprocal",
+    "square",
+    "cube",
+    "sin",
+    "cos",
+    "softplus",
+    "mish",
+    "silu_derivative",
+    "gelu_derivative",
+    "gelu_tanh_derivative",
+    "softplus_derivative",
+    "log_sigmoid_derivative",
+    "mish_derivative",
 };
 constexpr const char* kBinary[] = {
-    "add_scaled", "lerp", "pow", "silu_grad", "sigmoid_grad", "tanh_grad", "gelu_grad",
-    "gelu_tanh_grad", "softplus_grad", "log_sigmoid_grad", "mish_grad",
+    "add_scaled",       "lerp",           "pow",
+    "silu_grad",        "sigmoid_grad",   "tanh_grad",
+    "gelu_grad",        "gelu_tanh_grad", "softplus_grad",
+    "log_sigmoid_grad", "mish_grad",
 };
 static_assert(sizeof kUnary / sizeof kUnary[0] == kolm::kUnaryCount);
 static_assert(sizeof kBinary / sizeof kBinary[0] == kolm::kBinaryCount);
@@ -114,7 +142,8 @@ void unary(const Kernels& kernels) {
   const Floats x = arguments();
   for (int op = 0; op < kolm::kUnaryCount; ++op) {
     Floats y(x.size());
-    kernels.maps.unary(static_cast<kolm::Unary>(op), static_cast<int64_t>(x.size()), x.data(), y.data());
+    kernels.maps.unary(static_cast<kolm::Unary>(op), static_cast<int64_t>(x.size()), x.data(),
+                       y.data());
     print(std::string("unary/") + kUnary[op], y);
     // Alone, without the vector loop's neighbours: the same numbers, so the same hash.
     for (size_t i = 0; i < x.size(); ++i) {
@@ -166,9 +195,10 @@ void adamw(const Kernels& kernels) {
   for (int chosen = 0; chosen < 16; ++chosen) {
     Source source(21);
     const kolm::AdamW scalars = {
-        0x1.fffcb9p-1f, 0x1.47ae14p-7f, (chosen & 8) != 0 ? 0x1.4cccccp-1f : 0x1.99999ap-4f,
-        0x1.ff7cedp-1f, 0x1.0624dep-10f, 0x1.a36e2ep-12f, 0x1.cp-3f, 0x1.5798eep-27f,
-        (chosen & 1) != 0, (chosen & 2) != 0,
+        0x1.fffcb9p-1f,    0x1.47ae14p-7f,  (chosen & 8) != 0 ? 0x1.4cccccp-1f : 0x1.99999ap-4f,
+        0x1.ff7cedp-1f,    0x1.0624dep-10f, 0x1.a36e2ep-12f,
+        0x1.cp-3f,         0x1.5798eep-27f, (chosen & 1) != 0,
+        (chosen & 2) != 0,
     };
     const int64_t n = 1003;
     const Floats grad = source.numbers(n, 2);
@@ -219,21 +249,24 @@ void formats(const Kernels& kernels) {
 // ---- sums and rows
 
 void sums(const Kernels& kernels) {
-  constexpr const char* terms[] = {"value", "square", "magnitude", "product", "centred_square",
-                                   "exp_shifted"};
+  constexpr const char* terms[] = {"value",   "square",         "magnitude",
+                                   "product", "centred_square", "exp_shifted"};
   Source source(31);
   const Floats x = source.numbers(70000, 3), y = source.numbers(70000, 3);
   for (int term = 0; term < 6; ++term) {
-    for (const int64_t n : {0, 1, 2, 31, 33, 63, 64, 65, 100, 1000, 4095, 4096, 4097, 5003, 65537}) {
-      const float s = kernels.rows.sum(static_cast<kolm::Term>(term), n, x.data(), y.data(), 0.3125f);
+    for (const int64_t n :
+         {0, 1, 2, 31, 33, 63, 64, 65, 100, 1000, 4095, 4096, 4097, 5003, 65537}) {
+      const float s =
+          kernels.rows.sum(static_cast<kolm::Term>(term), n, x.data(), y.data(), 0.3125f);
       print(std::string("sum/") + terms[term] + "/" + text(n), Floats{s});
     }
   }
   // Three levels of blocks.
   Floats long_row(static_cast<size_t>(4096) * 4096 + 5000);
   for (size_t i = 0; i < long_row.size(); ++i) long_row[i] = x[i % 69997];
-  print("sum/value/levels", Floats{kernels.rows.sum(kolm::Term::value, static_cast<int64_t>(long_row.size()),
-                                                    long_row.data(), nullptr, 0.0f)});
+  print("sum/value/levels",
+        Floats{kernels.rows.sum(kolm::Term::value, static_cast<int64_t>(long_row.size()),
+                                long_row.data(), nullptr, 0.0f)});
 }
 
 void column_sums(const Kernels& kernels) {
@@ -297,8 +330,16 @@ void rows_of(const Kernels& kernels, int64_t n) {
 void special_rows(const Kernels& kernels) {
   const float inf = from_bits(0x7f800000u), nan = from_bits(0xffc12345u), tiny = from_bits(3);
   const std::vector<Floats> rows = {
-      {-inf, -inf, -inf}, {-inf, 1.0f, 2.0f}, {inf, 1.0f}, {nan, 1.0f, inf}, {1.0f, nan},
-      {-0.0f, 0.0f, -0.0f}, {-0.0f}, {tiny, tiny, -tiny}, {-inf, -inf, 0.0f, nan}, {inf, inf, -inf},
+      {-inf, -inf, -inf},
+      {-inf, 1.0f, 2.0f},
+      {inf, 1.0f},
+      {nan, 1.0f, inf},
+      {1.0f, nan},
+      {-0.0f, 0.0f, -0.0f},
+      {-0.0f},
+      {tiny, tiny, -tiny},
+      {-inf, -inf, 0.0f, nan},
+      {inf, inf, -inf},
   };
   for (size_t i = 0; i < rows.size(); ++i) {
     const Floats& x = rows[i];
@@ -332,7 +373,8 @@ void random(const Kernels& kernels) {
   for (const kolm::Stream& stream : streams) {
     for (const int64_t first : {int64_t{0}, (int64_t{1} << 34) - 8}) {
       const int64_t n = 2003;
-      const std::string name = "/" + text(static_cast<int64_t>(stream.seed & 0xffff)) + "/" + text(first);
+      const std::string name =
+          "/" + text(static_cast<int64_t>(stream.seed & 0xffff)) + "/" + text(first);
       std::vector<uint32_t> words(n);
       Floats y(n);
       draw.words(stream, first, n, words.data());
@@ -353,15 +395,17 @@ void random(const Kernels& kernels) {
 
 void products(const Kernels& kernels) {
   const kolm::Parallel pool = kolm::serial();
-  const int64_t shapes[][3] = {{1, 1, 1}, {3, 5, 7}, {14, 32, 256}, {15, 33, 257}, {29, 70, 600},
-                               {1, 100, 1025}, {40, 3, 511}, {5, 5, 0}, {64, 48, 512}, {7, 130, 2049}};
+  const int64_t shapes[][3] = {{1, 1, 1},     {3, 5, 7},      {14, 32, 256}, {15, 33, 257},
+                               {29, 70, 600}, {1, 100, 1025}, {40, 3, 511},  {5, 5, 0},
+                               {64, 48, 512}, {7, 130, 2049}};
   for (const auto& s : shapes) {
     const int64_t m = s[0], n = s[1], k = s[2];
     Source source(static_cast<uint64_t>(m * 1000003 + n * 1009 + k));
     const Floats a = source.numbers(m * k + 1, 3), b = source.numbers(k * n + 1, 3);
     const std::string shape = text(m) + "x" + text(n) + "x" + text(k);
     Floats c(static_cast<size_t>(m * n));
-    const kolm::Operand left = {a.data(), Element::f32, k, 1}, right = {b.data(), Element::f32, n, 1};
+    const kolm::Operand left = {a.data(), Element::f32, k, 1},
+                        right = {b.data(), Element::f32, n, 1};
     kernels.gemm.gemm(m, n, k, left, right, c.data(), n, pool);
     print("gemm/" + shape, c);
     kernels.gemm.gemm(m, n, k, {a.data(), Element::f32, 1, m}, {b.data(), Element::f32, 1, k},
@@ -383,20 +427,22 @@ void products(const Kernels& kernels) {
 void attention(const Kernels& kernels) {
   const kolm::Parallel pool = kolm::serial();
   const kolm::AttentionShape shapes[] = {
-      {1, 1, 1, 1, 1, 8, 8, 0.5f, false},    {2, 2, 1, 17, 17, 16, 16, 0.25f, true},
-      {1, 4, 2, 33, 300, 64, 64, 0.125f, false}, {1, 2, 2, 70, 70, 64, 32, 0.125f, true},
+      {1, 1, 1, 1, 1, 8, 8, 0.5f, false},          {2, 2, 1, 17, 17, 16, 16, 0.25f, true},
+      {1, 4, 2, 33, 300, 64, 64, 0.125f, false},   {1, 2, 2, 70, 70, 64, 32, 0.125f, true},
       {1, 1, 1, 5, 520, 80, 80, 0.109375f, false},
   };
   for (const kolm::AttentionShape& s : shapes) {
     Source source(static_cast<uint64_t>(s.queries * 1009 + s.keys));
     const int64_t nq = s.batch * s.heads * s.queries, nk = s.batch * s.key_heads * s.keys;
     const Floats q = source.numbers(nq * s.width, 2), k = source.numbers(nk * s.width, 2);
-    const Floats v = source.numbers(nk * s.value_width, 2), dout = source.numbers(nq * s.value_width, 1);
+    const Floats v = source.numbers(nk * s.value_width, 2),
+                 dout = source.numbers(nq * s.value_width, 1);
     const Floats bias = source.numbers(s.queries * s.keys, 4);
     const auto strides = [](int64_t heads, int64_t rows, int64_t width) {
       return kolm::Strides4{heads * rows * width, rows * width, width};
     };
-    const kolm::Strides4 qs = strides(s.heads, s.queries, s.width), ks = strides(s.key_heads, s.keys, s.width);
+    const kolm::Strides4 qs = strides(s.heads, s.queries, s.width),
+                         ks = strides(s.key_heads, s.keys, s.width);
     const kolm::Strides4 vs = strides(s.key_heads, s.keys, s.value_width);
     const kolm::Strides4 os = strides(s.heads, s.queries, s.value_width);
     const std::string name = text(s.queries) + "x" + text(s.keys) + "x" + text(s.width);
@@ -404,7 +450,8 @@ void attention(const Kernels& kernels) {
       const kolm::AttentionMask mask = {masked ? bias.data() : nullptr, 0, 0, s.keys, 1};
       const std::string which = masked ? "masked/" : "";
       Floats out(dout.size()), dq(q.size()), dk(k.size()), dv(v.size());
-      kernels.attention.forward(s, q.data(), qs, k.data(), ks, v.data(), vs, mask, out.data(), os, pool);
+      kernels.attention.forward(s, q.data(), qs, k.data(), ks, v.data(), vs, mask, out.data(), os,
+                                pool);
       print("attention/" + which + name, out);
       kernels.attention.backward(s, q.data(), qs, k.data(), ks, v.data(), vs, mask, dout.data(), os,
                                  dq.data(), qs, dk.data(), ks, dv.data(), vs, pool);
@@ -440,7 +487,8 @@ const Kernels& table(const char* isa) {
 }
 
 void list() {
-  for (const Kernels* const* t = kolm::available_kernels(); *t != nullptr; ++t) std::puts((*t)->isa);
+  for (const Kernels* const* t = kolm::available_kernels(); *t != nullptr; ++t)
+    std::puts((*t)->isa);
 }
 
 void run(const Kernels& kernels) {

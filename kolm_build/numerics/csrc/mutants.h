@@ -14,7 +14,7 @@ namespace kolm {
 #if defined(KOLM_MUTANT_LANES)
 constexpr int kSumLanes = KOLM_MUTANT_LANES;
 #else
-constexpr int kSumLanes = 64;  // NUM-20
+constexpr int kSumLanes = 64;           // NUM-20
 #endif
 
 #if defined(KOLM_MUTANT_CHUNK)
