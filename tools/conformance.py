@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,6 @@ class Build:
     emulator: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     flags: str = ""
-    tools: tuple[str, ...] = field(default=())
 
 
 def _builds() -> list[Build]:
@@ -104,7 +103,8 @@ def _compile(build: Build, folder: Path) -> Path:
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(target), "-G", "Ninja", "-DKOLM_TORCH=OFF",
         "-DKOLM_TESTING=OFF", "-DKOLM_CONFORMANCE=ON", f"-DCMAKE_CXX_COMPILER={build.compiler}",
-        f"-DCMAKE_CXX_FLAGS_RELEASE={build.level}", f"-DCMAKE_CXX_FLAGS={build.flags}", *build.options,
+        f"-DCMAKE_CXX_FLAGS_RELEASE={build.level}", f"-DCMAKE_CXX_FLAGS={build.flags}",
+        *build.options,
     ]  # fmt: skip
     for command in (configure, ["cmake", "--build", str(target), "--target", "conformance"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

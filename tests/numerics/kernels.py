@@ -12,16 +12,23 @@ from tests.numerics.testing_library import library_path
 
 Floats = NDArray[np.float32]
 
-UNARY = (
-    "exp exp2 expm1 log log1p log2 log10 tanh erf erfc sigmoid log_sigmoid silu gelu gelu_tanh rsqrt "
-    "sqrt reciprocal square cube sin cos softplus mish silu_derivative gelu_derivative "
-    "gelu_tanh_derivative softplus_derivative log_sigmoid_derivative mish_derivative"
-).split()
-BINARY = (
-    "add_scaled lerp pow silu_grad sigmoid_grad tanh_grad gelu_grad gelu_tanh_grad softplus_grad "
-    "log_sigmoid_grad mish_grad"
-).split()
-TERMS = "value square magnitude product centred_square exp_shifted".split()
+UNARY = [
+    "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "tanh", "erf", "erfc", "sigmoid",
+    "log_sigmoid", "silu", "gelu", "gelu_tanh", "rsqrt", "sqrt", "reciprocal", "square", "cube",
+    "sin", "cos", "softplus", "mish", "silu_derivative", "gelu_derivative",
+    "gelu_tanh_derivative", "softplus_derivative", "log_sigmoid_derivative", "mish_derivative"
+]  # fmt: skip
+BINARY = [
+    "add_scaled", "lerp", "pow", "silu_grad", "sigmoid_grad", "tanh_grad", "gelu_grad",
+    "gelu_tanh_grad", "softplus_grad", "log_sigmoid_grad", "mish_grad"
+]  # fmt: skip
+TERMS = [
+    "value", "square", "magnitude", "product", "centred_square", "exp_shifted"
+]  # fmt: skip
+SCALARS = [
+    "decay", "weight_decay", "mean_weight", "beta2", "square_weight", "step_size", "bias2_sqrt",
+    "eps"
+]  # fmt: skip
 FORMATS = {"bf16": (0, 16), "f16": (1, 16), "e4m3": (2, 8), "e5m2": (3, 8), "e2m1": (4, 8)}
 
 
@@ -29,12 +36,7 @@ class AdamW(ctypes.Structure):
     """The scalars of one step, as maps.h has them."""
 
     _fields_ = [
-        *(
-            (name, ctypes.c_float)
-            for name in (
-                "decay weight_decay mean_weight beta2 square_weight step_size bias2_sqrt eps".split()
-            )
-        ),
+        *((name, ctypes.c_float) for name in SCALARS),
         ("maximize", ctypes.c_bool),
         ("decoupled", ctypes.c_bool),
     ]
@@ -64,7 +66,7 @@ class Kernels:
         return self.name
 
     def call(self, function: str, *arguments: Any, returns: Any = None) -> Any:
-        """Call `kolm_<function>` of this instruction set; integers are 64 bits, floats binary32."""
+        """Call `kolm_<function>`; integers are 64 bits, floats binary32."""
         entry = getattr(self._library, f"kolm_{function}")
         entry.restype = returns
         return entry(self._index, *(_argument(a) for a in arguments))

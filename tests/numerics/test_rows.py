@@ -41,11 +41,17 @@ def log(x: np.float32) -> np.float32:
 @each
 @pytest.mark.parametrize("n", LENGTHS)
 def test_a_sum_adds_in_64_lanes_and_a_tree(kernels: Kernels, n: int) -> None:
-    """NUM-20, NUM-22: v is cut into blocks of 4096; in a block lane l of 64 adds v[l], v[l + 64]."""
+    """NUM-20, NUM-22: in a block of 4096 lane l of 64 adds v[l], v[l + 64]."""
     x, y = numbers(1, n, 3.0), numbers(2, n, 3.0)
     centre = np.float32(0.3)
-    terms = {"value": x, "square": x * x, "magnitude": np.abs(x), "product": x * y,
-             "centred_square": (x - centre) * (x - centre), "exp_shifted": exp(x - centre)}  # fmt: skip
+    terms = {
+        "value": x,
+        "square": x * x,
+        "magnitude": np.abs(x),
+        "product": x * y,
+        "centred_square": (x - centre) * (x - centre),
+        "exp_shifted": exp(x - centre),
+    }
     for name, term in terms.items():
         assert kernels.sum(name, x, y, 0.3) == reference_sum(term), name
 
