@@ -164,9 +164,7 @@ PRODUCTS: dict[str, Call] = {
 
 INDEXING: dict[str, Call] = {
     "index_add": lambda o: o.x.clone().index_add_(0, o.index, o.source),
-    "index_add_scaled": lambda o: o.x.clone().index_add_(
-        1, o.index[:50], o.y[:, :50], alpha=0.5
-    ),
+    "index_add_scaled": lambda o: o.x.clone().index_add_(1, o.index[:50], o.y[:, :50], alpha=0.5),
     "scatter_add": lambda o: o.x.scatter_add(0, o.index[:, None].expand(-1, 129), o.source),
     "scatter_reduce": lambda o: o.x.scatter_reduce(
         0, o.index[:, None].expand(-1, 129), o.source, "sum", include_self=False

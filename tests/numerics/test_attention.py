@@ -149,7 +149,9 @@ def test_fused_attention_has_the_bits_of_the_written_out_form(library: Library, 
         options = {"scale": scale, "causal": case.causal, "mask": mask}
         out = library.attention_forward(isa, threads, q, k, v, **options)
         grads = library.attention_backward(isa, threads, q, k, v, dout, **options)
-        for name, got, wanted in zip(("out", "dq", "dk", "dv"), (out, *grads), expected, strict=True):
+        for name, got, wanted in zip(
+            ("out", "dq", "dk", "dv"), (out, *grads), expected, strict=True
+        ):
             assert same_bits(got, wanted), (isa, threads, name)
 
 

@@ -93,8 +93,14 @@ def test_the_reference_agrees_with_exact_rational_arithmetic(library: Library) -
 
     def nearest(x: Fraction) -> np.float32:
         near = np.float32(float(x))
-        around = [near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32("inf"))]
-        even = sorted(around, key=lambda y: (abs(Fraction(float(y)) - x), int(y.view(np.uint32)) & 1))
+        around = [
+            near,
+            np.nextafter(near, np.float32(-np.inf)),
+            np.nextafter(near, np.float32("inf")),
+        ]
+        even = sorted(
+            around, key=lambda y: (abs(Fraction(float(y)) - x), int(y.view(np.uint32)) & 1)
+        )
         return even[0]
 
     rng = np.random.default_rng(5)
@@ -153,7 +159,9 @@ def test_subnormal_numbers_are_kept(library: Library) -> None:
     for how, got in every_way(library, matrix(a), matrix(ones), (15, 33, 2)):
         assert (got == np.float32(2.0**-148)).all(), how
     for element, least in ((FLOAT16, 2.0**-24), (BFLOAT16, 2.0**-133)):
-        for how, got in every_way(library, matrix(half, element=element), matrix(ones), (15, 33, 2)):
+        for how, got in every_way(
+            library, matrix(half, element=element), matrix(ones), (15, 33, 2)
+        ):
             assert (got == np.float32(2 * least)).all(), how
 
 
@@ -161,24 +169,34 @@ def test_subnormal_numbers_are_kept(library: Library) -> None:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_an_element_depends_on_its_row_and_column_alone(library: Library, data: st.DataObject) -> None:
+def test_an_element_depends_on_its_row_and_column_alone(
+    library: Library, data: st.DataObject
+) -> None:
     """NUM-11: "An element of a product MUST depend on its row of A and its column of B alone: not
     on the other rows, strides, layout, threads or on whether B was packed before."
     """
-    m, n, k = (data.draw(st.integers(1, most), label=name) for name, most in zip("mnk", (300, 80, 600), strict=True))
+    m, n, k = (
+        data.draw(st.integers(1, most), label=name)
+        for name, most in zip("mnk", (300, 80, 600), strict=True)
+    )
     rng = np.random.default_rng(data.draw(st.integers(0, 99), label="seed"))
     a, b = values(rng, m, k, FLOAT32), values(rng, k, n, FLOAT32)
     isa, other = (data.draw(st.sampled_from(library.isas())) for _ in range(2))
     threads = data.draw(st.integers(1, 3), label="threads")
     whole = library.gemm(isa, 1, matrix(a), matrix(b), (m, n, k), np.empty((m, n), np.float32))
-    rows, columns = (np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1)))) for size in (m, n))
+    rows, columns = (
+        np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1))))
+        for size in (m, n)
+    )
     layouts = [data.draw(st.sampled_from(LAYOUTS)) for _ in range(2)]
     x = laid_out(a[rows], layouts[0], FLOAT32)
     y = laid_out(b[:, columns], layouts[1], FLOAT32)
     shape = (len(rows), len(columns), k)
     out = np.empty(shape[:2], np.float32)
     if data.draw(st.booleans(), label="packed"):
-        part = library.gemm_packed(other, threads, x, library.pack(other, threads, y, (k, shape[1])), shape, out)
+        part = library.gemm_packed(
+            other, threads, x, library.pack(other, threads, y, (k, shape[1])), shape, out
+        )
     else:
         part = library.gemm(other, threads, x, y, shape, out)
     assert same_bits(part, whole[np.ix_(rows, columns)])

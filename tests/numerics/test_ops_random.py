@@ -35,7 +35,7 @@ def philox(seed: int, stream: int, words: int) -> list[int]:
 
 def stream_of(seed: int) -> int:
     """The next 64 bits of PyTorch's mt19937: NumPy's is the same generator."""
-    words = np.random.RandomState(seed).randint(0, 1 << 32, 2, dtype=np.uint64)  # noqa: NPY002
+    words = np.random.RandomState(seed).randint(0, 1 << 32, 2, dtype=np.uint64)
     return int(words[0]) << 32 | int(words[1])
 
 
@@ -156,5 +156,5 @@ def test_multinomial_takes_the_largest_races():
 
 def test_multinomial_refuses_what_is_no_distribution():
     for p in (torch.tensor([0.5, -0.1]), torch.tensor([float("nan"), 1]), torch.zeros(3)):
-        with pytest.raises(RuntimeError, match="probability tensor|multinomial distribution"):
+        with pytest.raises(RuntimeError, match=r"probability tensor|multinomial distribution"):
             torch.multinomial(p, 1)

@@ -178,20 +178,25 @@ class TestPackedWeights:
             with portable.packed_weights(layer):
                 assert torch.equal(layer(x), expected)
 
+    def doubled_while_packed(self, layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        with portable.packed_weights(layer), torch.no_grad():
+            layer.weight.mul_(2)
+            self.seen = layer(x)
+        return self.seen
+
     def test_a_weight_that_an_operator_changes_is_read_anew(self):
         layer, x = self.layer(), torch.randn(1, 70)
         with pytest.raises(portable.PackedWeightError, match="weight changed"):
-            with portable.packed_weights(layer):
-                with torch.no_grad():
-                    layer.weight.mul_(2)
-                changed = layer(x)
-        assert torch.equal(changed, layer(x))
+            self.doubled_while_packed(layer, x)
+        assert torch.equal(self.seen, layer(x))
+
+    def overwritten_while_packed(self, layer: torch.nn.Linear) -> None:
+        with portable.packed_weights(layer):
+            layer.weight.detach().numpy()[3, 4] = 7
 
     def test_a_weight_changed_behind_pytorchs_back_is_an_error(self):
-        layer = self.layer()
         with pytest.raises(portable.PackedWeightError) as error:
-            with portable.packed_weights(layer):
-                layer.weight.detach().numpy()[3, 4] = 7
+            self.overwritten_while_packed(self.layer())
         assert error.value.where == ".weight"
 
     def test_nothing_stays_packed_after_the_block(self):

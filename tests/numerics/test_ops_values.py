@@ -142,8 +142,8 @@ class TestLayout:
     def test_a_sum_does_not_depend_on_the_order_of_dimensions_in_memory(self, shape):
         x = torch.linspace(-3, 5, torch.Size(shape).numel()).reshape(shape)
         for dims in [(0,), (1,), (0, 1), tuple(range(len(shape)))]:
-            for order in (range(len(shape)), reversed(range(len(shape)))):
-                order = list(order)
+            forward = list(range(len(shape)))
+            for order in (forward, forward[::-1]):
                 inverse = [order.index(d) for d in range(len(shape))]
                 other = x.permute(order).contiguous().permute(inverse)
                 assert same_bits(other.sum(dims), x.sum(dims))
@@ -220,10 +220,7 @@ class TestVariants:
                     single = operation(tensors[i], *own)
                 assert same_bits(result, single), name
         norms = torch._foreach_norm(tensors)
-        assert all(
-            same_bits(norm, x.norm())
-            for norm, x in zip(norms, tensors, strict=True)
-        )
+        assert all(same_bits(norm, x.norm()) for norm, x in zip(norms, tensors, strict=True))
 
 
 class TestEdges:
@@ -262,6 +259,9 @@ class TestEdges:
         ):
             assert value.view(torch.int32).item() == 0
         assert zeros.max(0).indices == 0
+        many = torch.full((37,), -0.0)
+        clamped = many.clamp(min=-many, max=torch.ones(37))
+        assert clamped.view(torch.int32).tolist() == [0] * 37
         assert zeros.argmin() == 0
 
     def test_nan_wins_and_has_one_pattern(self):

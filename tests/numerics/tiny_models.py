@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(int(threads))
     portable.activate(isa=isa)
     model = build(architecture, attention=attention, dropout=0.1)
-    print(train(model, optimiser))
+    sys.stdout.write(f"{train(model, optimiser)}\n")
 
 
 if __name__ == "__main__":
