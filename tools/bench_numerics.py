@@ -10,7 +10,7 @@ multiply-adds. To hold stock to AVX2 as well, set MKL_ENABLE_INSTRUCTIONS=AVX2 (
 The kernels come from the testing library (tests/numerics/testing_library.py says how it is built).
 A section is one function of SECTIONS: it takes the bench and prints its lines.
 
-examples:
+Examples:
     python tools/bench_numerics.py --section gemm --only lm_head
     MKL_ENABLE_INSTRUCTIONS=AVX2 python tools/bench_numerics.py --isa avx2 --section gemm
 """
@@ -29,6 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.numerics.testing_library import BFLOAT16, FLOAT32, Library, Matrix
+from tools import bench_steps
 
 WARM_UP = 2
 MOST_PAIRS = 2000
@@ -93,9 +94,7 @@ def operand(tensor: torch.Tensor) -> Matrix:
     """The tensor's memory as the kernels see it."""
     if tensor.dtype is torch.float32:
         return Matrix(array=tensor.numpy(), element=FLOAT32, strides=tensor.stride())
-    return Matrix(
-        array=tensor.view(torch.int16).numpy(), element=BFLOAT16, strides=tensor.stride()
-    )
+    return Matrix(array=tensor.view(torch.int16).numpy(), element=BFLOAT16, strides=tensor.stride())
 
 
 # Matrix products. A layout has a letter for each operand: t where it is a transpose in memory.
@@ -193,9 +192,7 @@ def attention(bench: Bench) -> None:
     """Causal attention, forward alone and with its gradient, against stock's fused kernel."""
     for batch, heads, key_heads, tokens, width in ATTENTION:
         q = torch.randn(batch, heads, tokens, width, requires_grad=True)
-        k, v = (
-            torch.randn(batch, key_heads, tokens, width, requires_grad=True) for _ in range(2)
-        )
+        k, v = (torch.randn(batch, key_heads, tokens, width, requires_grad=True) for _ in range(2))
         dout = torch.randn(batch, heads, tokens, width)
         arrays = [tensor.detach().numpy() for tensor in (q, k, v)]
         options = {"scale": width**-0.5, "causal": True}
@@ -227,10 +224,22 @@ def attention(bench: Bench) -> None:
         bench.compare(f"attention both {name}", stock_both, both, flops=seen * 7)
 
 
+def of_steps(section: Callable[[bench_steps.Runs], None]) -> Callable[[Bench], None]:
+    """A section of whole runs: those load the library that registers the kernels with PyTorch."""
+    return lambda bench: section(
+        bench_steps.Runs(
+            isa=bench.isa, threads=bench.threads, seconds=bench.seconds, only=bench.only
+        )
+    )
+
+
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "gemm": gemm,
     "decode": decode,
     "attention": attention,
+    "train": of_steps(bench_steps.train),
+    "optimizer": of_steps(bench_steps.optimizer),
+    "generate": of_steps(bench_steps.generate),
 }
 
 
@@ -269,7 +278,9 @@ def main() -> None:
         only=arguments.only,
     )
     print(f"{cpu_model()}; kernels {isa}; {bench.threads} threads; torch {torch.__version__}")
-    print(f"stock: {torch.backends.cpu.get_cpu_capability()}; peak of one thread {peak(library, isa):.0f} GF/s")
+    print(
+        f"stock: {torch.backends.cpu.get_cpu_capability()}; peak of one thread {peak(library, isa):.0f} GF/s"
+    )
     for section in arguments.section or SECTIONS:
         SECTIONS[section](bench)
 
