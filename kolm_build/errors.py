@@ -167,6 +167,12 @@ class MachineMismatchError(MachineError):
     code = "machine.mismatch"
 
 
+class FloatingPointEnvironmentError(MachineError):
+    """A thread rounds in another direction, or flushes small numbers to zero."""
+
+    code = "machine.floating-point"
+
+
 class StoreError(KolmError):
     """The store cannot do what was asked."""
 
@@ -216,6 +222,24 @@ class StepKilledError(BuildError):
 
     code = "build.step-killed"
     exit = Exit.BUILD | Exit.MACHINE
+
+
+class UncertifiedOperatorError(BuildError):
+    """The model calls an operation that does not give the same bits on every machine."""
+
+    code = "build.uncertified-operator"
+
+
+class UncertifiedSettingError(BuildError):
+    """A switch that can change bits was moved during a portable build."""
+
+    code = "build.uncertified-setting"
+
+
+class NotFiniteError(BuildError):
+    """A loss, gradient norm, weight or logit is NaN or infinite."""
+
+    code = "build.not-finite"
 
 
 class WrongContentError(BuildError):
