@@ -234,7 +234,7 @@ def reductions(x, overload: str) -> list[tuple]:
 
 def extremes(at: Inputs) -> tuple:
     """What to look for a maximum in: with NaN, without, with zeros of both signs."""
-        if at.name not in FLOATS:
+    if at.name not in FLOATS:
         return at.x, at.z
     return at.x, at.x.nan_to_num(0.5), at.ties, -at.ties
 

@@ -9,8 +9,6 @@ from functools import cache
 from kolm_build.numerics.operations import SECTIONS, How, Section
 
 CONDITIONS: Mapping[str, str] = {
-    "alpha-1": "alpha is 1, or every number is an integer; no complex numbers",
-    "assigns": "accumulate is false",
     "converts": "what becomes an integer fits it; no complex numbers",
     "integers": "integers and booleans alone",
     "real": "no complex numbers",

@@ -124,23 +124,6 @@ const IValue* argument(const c10::FunctionSchema& schema, const Stack& stack, co
   return nullptr;
 }
 
-bool is_one(const IValue* value) {
-  return value == nullptr || !value->isScalar() || value->toScalar().equal(1);
-}
-
-// alpha is 1, or everything is an integer.
-bool alpha_is_one(const c10::FunctionSchema& schema, const Stack& stack) {
-  if (is_one(argument(schema, stack, "alpha"))) return no_complex(schema, stack);
-  for (const char* name : {"self", "other", "source"}) {
-    const IValue* value = argument(schema, stack, name);
-    if (value == nullptr) continue;
-    if (value->isTensor() ? !c10::isIntegralType(value->toTensor().scalar_type(), true)
-                          : !value->isInt())
-      return false;
-  }
-  return true;
-}
-
 // start, end and step are whole numbers below 2^24: every value is exact.
 bool whole_steps(const c10::FunctionSchema& schema, const Stack& stack) {
   for (const char* name : {"start", "end", "step"}) {
@@ -151,11 +134,6 @@ bool whole_steps(const c10::FunctionSchema& schema, const Stack& stack) {
     if (number != std::nearbyint(number) || std::abs(number) > 16777216.0) return false;
   }
   return true;
-}
-
-bool assigns(const c10::FunctionSchema& schema, const Stack& stack) {
-  const IValue* accumulate = argument(schema, stack, "accumulate");
-  return accumulate == nullptr || !accumulate->toBool();
 }
 
 bool no_floats(const c10::FunctionSchema& schema, const Stack& stack) {
@@ -205,8 +183,6 @@ struct Condition {
 const std::map<std::string, Condition>& conditions() {
   static const std::map<std::string, Condition> table = {
       {"real", {no_complex, "complex numbers are not certified"}},
-      {"assigns", {assigns, "accumulate is true"}},
-      {"alpha-1", {alpha_is_one, "alpha is not 1, or a number is complex"}},
       {"whole", {whole_steps, "a start, end or step is no whole number below 2^24"}},
       {"integers", {no_floats, "it is certified for integers and booleans"}},
       {"converts", {converts, "a number does not fit the integer type, or is complex"}},
