@@ -9,10 +9,9 @@ from functools import cache
 from kolm_build.numerics.operations import SECTIONS, How, Section
 
 CONDITIONS: Mapping[str, str] = {
-    "converts": "what becomes an integer fits it; no complex numbers",
+    "converts": "no complex numbers; what an integer cannot hold becomes as NUM-93 says",
     "integers": "integers and booleans alone",
     "real": "no complex numbers",
-    "whole": "start, end and step are whole numbers below 2^24",
 }
 """What must hold of a call's arguments, by name."""
 
@@ -22,7 +21,8 @@ class Operator:
     """A certified operation.
 
     Attributes:
-        name: Its name and overload, such as ``aten::add.Tensor``.
+        name: Its name and overload, such as ``aten::add.Tensor``; another name space than
+            ``aten`` is a library's operation in Python.
         how: ``exact``, ``composed`` or ``replaced``.
         condition: A name of `CONDITIONS`; empty if none.
         section: The title of its section.
@@ -72,7 +72,7 @@ def _operator(word: str, section: Section) -> Operator:
     if condition and condition not in CONDITIONS:
         raise ValueError(f"{name}: there is no condition {condition!r}")
     return Operator(
-        name=f"aten::{name}",
+        name=name if "::" in name else f"aten::{name}",
         how=section.how,
         condition=condition,
         section=section.title,

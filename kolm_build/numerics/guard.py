@@ -20,6 +20,7 @@ from kolm_build.errors import (
     NotFiniteError,
     UncertifiedOperatorError,
     UncertifiedSettingError,
+    UsageError,
 )
 from kolm_build.numerics import certified, portable
 from kolm_build.numerics.refusal import Refusal
@@ -40,8 +41,8 @@ def activate(*, without: Sequence[str] = ()) -> Iterator[None]:
         FloatingPointEnvironmentError: A thread's rounding or treatment of small numbers is off.
     """
     with ExitStack() as stack:
-        stack.enter_context(portable.activated(without=without))
         stack.enter_context(held_switches())
+        stack.enter_context(_portable(without))
         stack.enter_context(_no_compiler())
         check_floating_point()
         stack.enter_context(_installed())
@@ -50,6 +51,32 @@ def activate(*, without: Sequence[str] = ()) -> Iterator[None]:
         check_kernels()
         check_switches()
         check_floating_point()
+
+
+@contextmanager
+def _portable(without: Sequence[str]) -> Iterator[None]:
+    """The portable kernels inside the block, but for those of `without`."""
+    portable.load()
+    was_active = portable.is_active()
+    torch.ops.kolm_guard.remember(_overloads(without))
+    portable.activate()
+    try:
+        yield
+    finally:
+        if not was_active:
+            portable.deactivate()
+
+
+def _overloads(names: Sequence[str]) -> Sequence[str]:
+    """``mm``, ``mm_``, ``mm.out`` and the like of every name that a portable kernel has."""
+    wanted = {name.removeprefix("aten::").removesuffix("_") for name in names}
+    found = {
+        name: name.removeprefix("aten::").partition(".")[0].removesuffix("_")
+        for name in certified.names("replaced")
+    }
+    for name in wanted - set(found.values()):
+        raise UsageError(f"no portable kernel computes {name!r}", where="without")
+    return [name for name, base in found.items() if base in wanted]
 
 
 @contextmanager

@@ -66,16 +66,10 @@ SECTIONS = (
         """,
     ),
     Section(
-        "ranges",
-        "exact",
-        "start + i * step is exact for whole numbers below 2^24.",
-        "arange.out[whole] arange.start_out[whole]",
-    ),
-    Section(
         "ranges, made",
         "composed",
-        "empty, then arange.out or arange.start_out.",
-        "arange arange.start arange.start_step",
+        "A new tensor, then one of this project's ranges.",
+        "arange arange.out arange.start arange.start_step linspace",
     ),
     Section(
         "moving data",
@@ -104,7 +98,7 @@ SECTIONS = (
     Section(
         "converting",
         "exact",
-        "Widening is exact, narrowing rounds once to nearest even; a number must fit its integer.",
+        "Widening is exact, narrowing rounds once to nearest even; integers as NUM-93 says.",
         "copy_[converts]",
     ),
     Section(
@@ -164,8 +158,8 @@ SECTIONS = (
     Section(
         "counting",
         "exact",
-        "Integers, summed in 64 bits or compared.",
-        "bincount[integers] count_nonzero count_nonzero.dim_IntList nonzero",
+        "Integers, summed in 64 bits or compared; histc counts in ones, which floats add exactly.",
+        "bincount[integers] count_nonzero count_nonzero.dim_IntList histc nonzero",
     ),
     Section(
         "arithmetic",
@@ -248,10 +242,22 @@ SECTIONS = (
         """,
     ),
     Section(
+        "grouped products",
+        "composed",
+        "mm for each group in order.",
+        "_grouped_mm transformers::grouped_mm_fallback transformers::grouped_mm_fallback_backward",
+    ),
+    Section(
         "sums, rows and orders, made",
         "composed",
         "Operations of this project with default arguments.",
         "_safe_softmax mean sort sum",
+    ),
+    Section(
+        "ranges",
+        "replaced",
+        "NUM-56: binary64, rounded once to the type of the result.",
+        "arange.start_out linspace.out",
     ),
     Section(
         "matrix products",

@@ -9,7 +9,7 @@
 
 #include <algorithm>
 #include <cfenv>
-#include <cmath>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -124,18 +124,6 @@ const IValue* argument(const c10::FunctionSchema& schema, const Stack& stack, co
   return nullptr;
 }
 
-// start, end and step are whole numbers below 2^24: every value is exact.
-bool whole_steps(const c10::FunctionSchema& schema, const Stack& stack) {
-  for (const char* name : {"start", "end", "step"}) {
-    const IValue* value = argument(schema, stack, name);
-    if (value == nullptr || value->isInt()) continue;
-    if (!value->isDouble()) return false;
-    const double number = value->toDouble();
-    if (number != std::nearbyint(number) || std::abs(number) > 16777216.0) return false;
-  }
-  return true;
-}
-
 bool no_floats(const c10::FunctionSchema& schema, const Stack& stack) {
   const size_t n = schema.arguments().size();
   return std::none_of(stack.end() - n, stack.end(), [](const IValue& value) {
@@ -146,35 +134,6 @@ bool no_floats(const c10::FunctionSchema& schema, const Stack& stack) {
   });
 }
 
-// What a processor makes of a number that the integer type cannot hold is its own affair.
-bool fits(const at::Tensor& from, at::ScalarType to) {
-  if (from.numel() == 0) return true;
-  const auto [low, high] = from.aminmax();
-  const double least = low.item<double>(), most = high.item<double>();
-  switch (to) {
-    case at::kByte:
-      return least > -1.0 && most < 256.0;
-    case at::kChar:
-      return least > -129.0 && most < 128.0;
-    case at::kShort:
-      return least > -32769.0 && most < 32768.0;
-    case at::kInt:
-      return least > -2147483649.0 && most < 2147483648.0;
-    case at::kLong:
-      return least >= -9223372036854775808.0 && most < 9223372036854775808.0;
-    default:
-      return false;
-  }
-}
-
-bool converts(const c10::FunctionSchema& schema, const Stack& stack) {
-  const at::Tensor& to = argument(schema, stack, "self")->toTensor();
-  const at::Tensor& from = argument(schema, stack, "src")->toTensor();
-  if (to.is_complex() || from.is_complex()) return false;
-  if (!c10::isIntegralType(to.scalar_type(), false)) return true;
-  return !c10::isFloatingType(from.scalar_type()) || fits(from, to.scalar_type());
-}
-
 struct Condition {
   bool (*holds)(const c10::FunctionSchema&, const Stack&);
   const char* reason;
@@ -183,9 +142,7 @@ struct Condition {
 const std::map<std::string, Condition>& conditions() {
   static const std::map<std::string, Condition> table = {
       {"real", {no_complex, "complex numbers are not certified"}},
-      {"whole", {whole_steps, "a start, end or step is no whole number below 2^24"}},
       {"integers", {no_floats, "it is certified for integers and booleans"}},
-      {"converts", {converts, "a number does not fit the integer type, or is complex"}},
   };
   return table;
 }
@@ -201,6 +158,62 @@ struct Checked final : c10::OperatorKernel {
   const Condition& condition;
   c10::SafeKernelFunction kernel;
 };
+
+// copy_: what a processor makes of a number that the integer type cannot hold is its own affair, so
+// such numbers become integers here (NUM-93).
+struct Converting final : c10::OperatorKernel {
+  explicit Converting(c10::SafeKernelFunction kernel) : kernel(std::move(kernel)) {}
+  void operator()(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+    const at::Tensor& to = argument(op.schema(), *stack, "self")->toTensor();
+    IValue& source = (*stack)[stack->size() - op.schema().arguments().size() + 1];
+    const at::Tensor& from = source.toTensor();
+    if (to.is_complex() || from.is_complex()) refuse(op, *stack, conditions().at("real").reason);
+    if (c10::isIntegralType(to.scalar_type(), false) && c10::isFloatingType(from.scalar_type()))
+      source = whole(from);
+    kernel.callBoxed(op, keys, stack);
+  }
+  c10::SafeKernelFunction kernel;
+
+ private:
+  // Rounded towards zero; -2^63 for NaN and what 64 bits do not hold.
+  static at::Tensor whole(const at::Tensor& from) {
+    const at::Tensor wide = from.to(at::kDouble).contiguous();
+    at::Tensor out = at::empty(from.sizes(), from.options().dtype(at::kLong));
+    const double* x = wide.const_data_ptr<double>();
+    int64_t* y = out.mutable_data_ptr<int64_t>();
+    constexpr double kLimit = 9223372036854775808.0;
+    at::parallel_for(0, wide.numel(), 32768, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        y[i] = x[i] >= -kLimit && x[i] < kLimit ? static_cast<int64_t>(x[i])
+                                                : std::numeric_limits<int64_t>::min();
+    });
+    return out;
+  }
+};
+
+// PyTorch's own kernel in place of the portable one: to show what a kernel is for.
+struct Stock final : c10::OperatorKernel {
+  explicit Stock(c10::SafeKernelFunction kernel) : kernel(std::move(kernel)) {}
+  void operator()(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+    kernel.callBoxed(op, keys, stack);
+  }
+  c10::SafeKernelFunction kernel;
+};
+
+std::map<std::string, c10::SafeKernelFunction>& remembered() {
+  static std::map<std::string, c10::SafeKernelFunction> kernels;
+  return kernels;
+}
+
+// Keeps the kernels that run now for the next guard; called before the portable ones are there.
+void remember(const std::vector<std::string>& names) {
+  remembered().clear();
+  for (const auto& name : c10::Dispatcher::singleton().getAllOpNames()) {
+    if (std::find(names.begin(), names.end(), name_of(name)) == names.end()) continue;
+    const auto op = c10::Dispatcher::singleton().findSchema(name);
+    remembered().emplace(name_of(name), op->getComputedKernelForDispatchKey(DispatchKey::CPU));
+  }
+}
 
 // ---------------------------------------------------------------------------- installing
 
@@ -254,7 +267,9 @@ class Guard {
       const auto op = c10::Dispatcher::singleton().findSchema(name);
       if (!op || !computes(space_of(name)) || !has_cpu_kernel(*op)) continue;
       const auto seen = kernels_.find(name_of(name));
-      if (seen == kernels_.end() || seen->second != kernel_of(*op)) names.push_back(name_of(name));
+      const bool late = seen == kernels_.end();
+      if (late ? certified_.count(name_of(name)) == 0 : seen->second != kernel_of(*op))
+        names.push_back(name_of(name));
     }
     std::sort(names.begin(), names.end());
     return names;
@@ -275,11 +290,15 @@ class Guard {
 
   void cover_cpu(const OperatorHandle& op, const std::string& full) {
     const auto condition = conditional_.find(full);
-    if (condition != conditional_.end()) {
+    const auto stock = remembered().find(full);
+    if (stock != remembered().end()) {
+      put(op, DispatchKey::CPU, functor<Stock>(stock->second));
+    } else if (condition != conditional_.end()) {
       put(op, DispatchKey::CPU,
-          torch::CppFunction::makeFromBoxedFunctor(
-              std::make_unique<Checked>(conditions().at(condition->second),
-                                        op.getComputedKernelForDispatchKey(DispatchKey::CPU))));
+          condition->second == "converts"
+              ? functor<Converting>(op.getComputedKernelForDispatchKey(DispatchKey::CPU))
+              : functor<Checked>(conditions().at(condition->second),
+                                 op.getComputedKernelForDispatchKey(DispatchKey::CPU)));
     } else if (certified_.count(full) == 0) {
       put(op, DispatchKey::CPU, refusing());
       ++refused_;
@@ -290,6 +309,12 @@ class Guard {
   // Where the kernel that runs was registered.
   static std::string kernel_of(const OperatorHandle& op) {
     return op.getComputedKernelForDispatchKey(DispatchKey::CPU).debug();
+  }
+
+  template <class Kernel, class... Arguments>
+  static torch::CppFunction functor(Arguments&&... arguments) {
+    return torch::CppFunction::makeFromBoxedFunctor(
+        std::make_unique<Kernel>(std::forward<Arguments>(arguments)...));
   }
 
   static torch::CppFunction refusing() {
@@ -327,7 +352,10 @@ int64_t install(const std::vector<std::string>& certified,
   return installed()->refused();
 }
 
-void release() { installed().reset(); }
+void release() {
+  installed().reset();
+  remembered().clear();
+}
 
 std::vector<std::string> uncovered() {
   return installed() ? installed()->uncovered() : std::vector<std::string>{};
@@ -461,6 +489,7 @@ std::vector<std::string> operations() {
 
 TORCH_LIBRARY(kolm_guard, library) {
   library.def("install(str[] certified, str[] conditional) -> int", &install);
+  library.def("remember(str[] names) -> ()", &remember);
   library.def("release() -> ()", &release);
   library.def("uncovered() -> str[]", &uncovered);
   library.def("floating_point_trouble() -> str", &floating_point_trouble);
