@@ -18,7 +18,7 @@ from torch import nn
 from kolm_build.errors import UncertifiedOperatorError
 
 _GUARD = re.compile(r"kolm refuses \{(.*?)\} \{(.*?)\} \{(.*?)\} \{(.*)\}", re.DOTALL)
-_KERNEL = re.compile(r"kolm portable-1: (aten::\S+) (.*)", re.DOTALL)
+_KERNEL = re.compile(r"kolm portable-1: (aten::\S+) (is not certified.*)", re.DOTALL)
 _FRAMEWORK = ("torch", "contextlib", "functools")
 
 

@@ -77,7 +77,7 @@ def test_a_refusal_of_a_portable_kernel_is_told_the_same_way():
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied|size") as caught, guard.activate():
+    with pytest.raises(RuntimeError, match="cannot multiply shapes") as caught, guard.activate():
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert Refusal.parse("something else") is None
     assert not isinstance(caught.value, UncertifiedOperatorError)
