@@ -9,7 +9,7 @@ TESTS ?=
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test check lint types contracts vectors spec readme pytest quick storm bench lockfiles dev format clean
+.PHONY: help demo test check lint types contracts vectors spec readme pytest quick storm bench lockfiles portability dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ lockfiles: $(VENV)/.demo ## lock the examples anew, after a change to a step or 
 	for name in icd-triage tiny; do \
 	  $(BIN)/kolm lock -C examples/$$name --lock lockfiles/$$name.lock --update environment --update code; \
 	done
+
+portability: $(VENV)/.dev ## one table: models trained in every setting, one digest a row
+	$(BIN)/python tools/portability.py
 
 dev: $(VENV)/.dev ## .venv with everything a developer needs
 
