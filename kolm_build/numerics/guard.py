@@ -159,6 +159,13 @@ def switches() -> Sequence[Switch]:
             torch.use_deterministic_algorithms,
             True,  # noqa: FBT003 -- the switch's value
         ),
+        # Every certified operation writes all it allocates.
+        _attribute(
+            "torch.utils.deterministic.fill_uninitialized_memory",
+            torch.utils.deterministic,
+            "fill_uninitialized_memory",
+            wanted=False,
+        ),
         Switch(
             "torch.set_float32_matmul_precision",
             torch.get_float32_matmul_precision,
