@@ -332,6 +332,7 @@ Tensor prod_dim(const Tensor& x, int64_t dim, bool keepdim, std::optional<Scalar
 
 Tensor cumsum(const Tensor& x, int64_t dim, std::optional<ScalarType> dtype) {
   if (sums_exactly(x, dtype)) return at::cpu::cumsum(x, dim, dtype);
+  if (dtype && at::isIntegralType(*dtype, false)) return at::cpu::cumsum(x.to(*dtype), dim, dtype);
   const Tensor values = source("cumsum", x, dtype).contiguous();
   const ScalarType type = result_type_of(x, dtype);
   Tensor out = new_floats(values.sizes());
