@@ -57,7 +57,7 @@ def activate(*, isa: str | None = None) -> None:
     if isa is not None:
         set_isa(isa)
     torch.use_deterministic_algorithms(True)  # noqa: FBT003 -- torch's own signature
-    torch.set_flush_denormal(False)  # noqa: FBT003
+    torch.set_flush_denormal(False)
 
 
 def deactivate() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass
+from math import fsum
 from typing import Any
 
 import torch
@@ -85,8 +86,8 @@ def log_likelihoods(prefix: Prefix, continuations: Sequence[Sequence[int]]) -> l
             seen = prefix.network(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
             logits = torch.cat([logits, _finite(seen.logits.float())], dim=1)
         chances = logits.log_softmax(dim=-1).gather(-1, ids[..., None])
-        totals = chances.double().sum(dim=(1, 2)).reshape(rows, count)
-    return [[float(total) for total in row] for row in totals]
+    totals = [fsum(tokens) for tokens in chances.squeeze(-1).tolist()]
+    return [totals[row * count : (row + 1) * count] for row in range(rows)]
 
 
 def _next(prefix: Prefix, chosen: torch.Tensor) -> torch.Tensor:
