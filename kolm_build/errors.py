@@ -173,6 +173,12 @@ class KernelsMissingError(MachineError):
     code = "machine.no-portable-kernels"
 
 
+class FloatingPointEnvironmentError(MachineError):
+    """A thread rounds in another direction, or flushes small numbers to zero."""
+
+    code = "machine.floating-point"
+
+
 class StoreError(KolmError):
     """The store cannot do what was asked."""
 
@@ -228,6 +234,24 @@ class PackedWeightError(BuildError):
     """A weight changed while its packed copy was in use: what was computed may be of either."""
 
     code = "build.packed-weight-changed"
+
+
+class UncertifiedOperatorError(BuildError):
+    """The model calls an operation that does not give the same bits on every machine."""
+
+    code = "build.uncertified-operator"
+
+
+class UncertifiedSettingError(BuildError):
+    """A switch that can change bits was moved during a portable build."""
+
+    code = "build.uncertified-setting"
+
+
+class NotFiniteError(BuildError):
+    """A loss, gradient norm, weight or logit is NaN or infinite."""
+
+    code = "build.not-finite"
 
 
 class WrongContentError(BuildError):

@@ -147,6 +147,7 @@ void register_reductions(Registrar& registrar);
 void register_rows(Registrar& registrar);
 void register_indexing(Registrar& registrar);
 void register_random(Registrar& registrar);
+void register_ranges(Registrar& registrar);
 void register_sorting(Registrar& registrar);
 void register_attention(Registrar& registrar);
 void register_optimisers(Registrar& registrar);

@@ -41,6 +41,7 @@ void register_all(Registrar& registrar) {
   register_rows(registrar);
   register_indexing(registrar);
   register_random(registrar);
+  register_ranges(registrar);
   register_sorting(registrar);
   register_attention(registrar);
   register_optimisers(registrar);

@@ -332,6 +332,7 @@ Tensor prod_dim(const Tensor& x, int64_t dim, bool keepdim, std::optional<Scalar
 
 Tensor cumsum(const Tensor& x, int64_t dim, std::optional<ScalarType> dtype) {
   if (sums_exactly(x, dtype)) return at::cpu::cumsum(x, dim, dtype);
+  if (dtype && at::isIntegralType(*dtype, false)) return at::cpu::cumsum(x.to(*dtype), dim, dtype);
   const Tensor values = source("cumsum", x, dtype).contiguous();
   const ScalarType type = result_type_of(x, dtype);
   Tensor out = new_floats(values.sizes());
@@ -361,8 +362,11 @@ Tensor settled(Tensor x) {
   return result.masked_fill_(result.isnan(), std::numeric_limits<double>::quiet_NaN());
 }
 
+// Comparing rounds nothing, so float64 is as good as the storage formats.
 void require_order(const char* op, const Tensor& x) {
-  if (!at::isIntegralType(x.scalar_type(), true)) require_storage(op, x);
+  if (!at::isIntegralType(x.scalar_type(), true) && x.scalar_type() != at::kDouble) {
+    require_storage(op, x);
+  }
 }
 
 Tensor amax(const Tensor& x, IntArrayRef dims, bool keepdim) {

@@ -1,0 +1,378 @@
+"""The table of certified operations: a literal, for reviewers (spec/numerics.md, NUM-90 to NUM-92).
+
+Every operation of PyTorch 2.13.0 that a portable build may reach. `tools/audit_ops.py` runs what is
+exact on every instruction set; the tests hold the table against PyTorch's dispatcher.
+A condition stands in brackets: ``mul.Tensor[real]``; `kolm_build.numerics.certified` explains them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+How = Literal["exact", "composed", "replaced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Operations that are certified for one reason.
+
+    Attributes:
+        title: What they do.
+        how: ``exact`` (PyTorch's kernel gives the same bits everywhere), ``composed`` (it computes
+            nothing itself: every step is another operation of the table) or ``replaced`` (a
+            kernel of this project).
+        why: The reason, one line.
+        operators: Their names without ``aten::``, separated by white space.
+    """
+
+    title: str
+    how: How
+    why: str
+    operators: str
+
+
+SECTIONS = (
+    Section(
+        "views",
+        "exact",
+        "Another view of the same memory; nothing is computed.",
+        """
+        _reshape_alias _unsafe_view alias as_strided as_strided_ detach detach_ diagonal expand
+        lift lift_fresh permute select.int slice.Tensor split.Tensor split_with_sizes squeeze
+        squeeze.dim squeeze.dims squeeze_ squeeze_.dim squeeze_.dims t t_ transpose.int transpose_
+        unbind.int unfold unsafe_split.Tensor unsafe_split_with_sizes unsqueeze unsqueeze_ view
+        view.dtype
+        """,
+    ),
+    Section(
+        "memory",
+        "exact",
+        "Makes, resizes or fills memory with a given value.",
+        """
+        empty.memory_format empty_like empty_permuted empty_strided eye eye.m eye.m_out eye.out
+        fill_.Scalar fill_.Tensor is_pinned is_same_size is_set_to new_empty new_empty_strided
+        resize_ resize_as_ set_ set_.source_Storage set_.source_Storage_storage_offset
+        set_.source_Tensor tril_indices triu_indices zero_
+        """,
+    ),
+    Section(
+        "filled tensors",
+        "composed",
+        "Memory as above, then fill_ or zero_.",
+        """
+        fill.Scalar fill.Tensor full full.out full_like new_full new_ones new_zeros ones ones.out
+        ones_like scalar_tensor zeros zeros.out zeros_like
+        """,
+    ),
+    Section(
+        "ranges, made",
+        "composed",
+        "A new tensor, then one of this project's ranges.",
+        "arange arange.out arange.start arange.start_step linspace",
+    ),
+    Section(
+        "moving data",
+        "exact",
+        "Copies elements to other places, chosen by integers or booleans.",
+        """
+        cat cat.out constant_pad_nd diagonal_copy embedding flip gather
+        gather.out index.Tensor index.Tensor_out index_copy_ index_copy.out index_fill_.int_Scalar
+        index_fill_.int_Tensor index_select index_select.out
+        masked_fill_.Scalar masked_fill_.Tensor masked_scatter_ masked_select masked_select.out
+        repeat_interleave.Tensor roll scatter.src scatter.src_out scatter.value scatter.value_out
+        scatter_.src scatter_.value stack stack.out take take.out tril tril.out tril_ triu
+        triu.out triu_ where.self where.self_out
+        """,
+    ),
+    Section(
+        "moving data, in steps",
+        "composed",
+        "A copy, then one of the moves above.",
+        """
+        _to_copy clone copy diag_embed index_copy index_fill.int_Scalar index_fill.int_Tensor
+        index_put index_put_ masked_fill.Scalar masked_fill.Tensor masked_scatter repeat select_backward
+        select_scatter slice_backward slice_scatter
+        """,
+    ),
+    Section(
+        "converting",
+        "exact",
+        "Widening is exact, narrowing rounds once to nearest even; integers as NUM-93 says.",
+        "copy_[converts]",
+    ),
+    Section(
+        "reading",
+        "exact",
+        "One element, or a comparison of all, for Python.",
+        "_local_scalar_dense equal",
+    ),
+    Section(
+        "comparisons",
+        "exact",
+        "True or false by IEEE comparison; nothing is rounded.",
+        """
+        eq.Scalar eq.Scalar_out eq.Tensor eq.Tensor_out eq_.Scalar eq_.Tensor
+        ge.Scalar ge.Scalar_out ge.Tensor ge.Tensor_out ge_.Scalar ge_.Tensor
+        gt.Scalar gt.Scalar_out gt.Tensor gt.Tensor_out gt_.Scalar gt_.Tensor
+        isnan isneginf isneginf.out isposinf isposinf.out
+        le.Scalar le.Scalar_out le.Tensor le.Tensor_out le_.Scalar le_.Tensor
+        lt.Scalar lt.Scalar_out lt.Tensor lt.Tensor_out lt_.Scalar lt_.Tensor
+        ne.Scalar ne.Scalar_out ne.Tensor ne.Tensor_out ne_.Scalar ne_.Tensor
+        isin.Tensor_Scalar isin.Tensor_Tensor
+        signbit signbit.out
+        """,
+    ),
+    Section(
+        "infinities",
+        "composed",
+        "abs, then a comparison.",
+        "isinf",
+    ),
+    Section(
+        "logic",
+        "exact",
+        "Booleans and bits.",
+        """
+        all all.all_out all.dim all.dims all.out any any.all_out any.dim any.dims any.out
+        bitwise_and.Tensor bitwise_and.Tensor_out bitwise_and_.Tensor
+        bitwise_left_shift.Tensor bitwise_left_shift.Tensor_out bitwise_left_shift_.Tensor
+        bitwise_not bitwise_not.out bitwise_not_
+        bitwise_or.Tensor bitwise_or.Tensor_out bitwise_or_.Tensor
+        bitwise_right_shift.Tensor bitwise_right_shift.Tensor_out bitwise_right_shift_.Tensor
+        bitwise_xor.Tensor bitwise_xor.Tensor_out bitwise_xor_.Tensor
+        logical_and.out logical_not.out logical_or.out logical_xor.out
+        """,
+    ),
+    Section(
+        "logic, made",
+        "composed",
+        "The operations above on a new tensor, or with a number made a tensor.",
+        """
+        bitwise_and.Scalar bitwise_and_.Scalar bitwise_or.Scalar bitwise_or_.Scalar
+        bitwise_xor.Scalar bitwise_xor_.Scalar bitwise_left_shift.Tensor_Scalar
+        bitwise_right_shift.Tensor_Scalar logical_and logical_and_ logical_not logical_not_
+        logical_or logical_or_ logical_xor logical_xor_
+        """,
+    ),
+    Section(
+        "counting",
+        "exact",
+        "Integers, summed in 64 bits or compared; histc counts in ones, which floats add exactly.",
+        "bincount[integers] count_nonzero count_nonzero.dim_IntList histc nonzero",
+    ),
+    Section(
+        "arithmetic",
+        "exact",
+        "One IEEE operation an element, rounded once; without complex numbers nothing contracts.",
+        """
+        abs[real] abs.out[real] abs_[real]
+        ceil ceil.out ceil_ floor floor.out floor_ round round.out round_ trunc trunc.out trunc_
+        neg neg.out neg_ sign sign.out sign_
+        """,
+    ),
+    Section(
+        "arithmetic with numbers",
+        "composed",
+        "The number becomes a tensor, then as above.",
+        """
+        add.Scalar add_.Scalar div.Scalar div_.Scalar mul.Scalar mul_.Scalar rsub.Scalar
+        sub.Scalar sub_.Scalar
+        """,
+    ),
+    Section(
+        "division of integers",
+        "exact",
+        "Whole numbers; for floating point the quotient is corrected in several steps.",
+        """
+        div.Tensor_mode[integers] div.out_mode[integers] div_.Tensor_mode[integers]
+        floor_divide[integers] floor_divide.out[integers] floor_divide_.Tensor[integers]
+        fmod.Tensor[integers] fmod.Tensor_out[integers]
+        remainder.Tensor[integers] remainder.Tensor_out[integers] remainder_.Tensor[integers]
+        """,
+    ),
+    Section(
+        "division of integers by a number",
+        "composed",
+        "The number becomes a tensor, then as above.",
+        """
+        div.Scalar_mode floor_divide.Scalar fmod.Scalar remainder.Scalar remainder_.Scalar
+        """,
+    ),
+    Section(
+        "choosing",
+        "exact",
+        "The result is an operand, zero, or an operand times a number.",
+        """
+        clamp clamp.out clamp_ clamp.Tensor clamp.Tensor_out clamp_max clamp_max.out clamp_max_
+        clamp_max.Tensor clamp_min clamp_min.out clamp_min_ clamp_min.Tensor
+        hardtanh hardtanh_ leaky_relu leaky_relu.out leaky_relu_ leaky_relu_backward relu relu_
+        threshold threshold_backward threshold_backward.grad_input
+        argmax argmax.out argmin argmin.out
+        """,
+    ),
+    Section(
+        "lists of tensors",
+        "composed",
+        "The operation of one tensor, for each in order.",
+        """
+        _foreach_abs _foreach_abs_ _foreach_add.List _foreach_add.Scalar _foreach_add.ScalarList
+        _foreach_add_.List _foreach_add_.Scalar _foreach_add_.ScalarList _foreach_add_.Tensor
+        _foreach_copy_ _foreach_div.List _foreach_div.Scalar _foreach_div.ScalarList
+        _foreach_div_.List _foreach_div_.Scalar _foreach_div_.ScalarList _foreach_div_.Tensor
+        _foreach_maximum_.List _foreach_mul.List _foreach_mul.Scalar _foreach_mul.ScalarList
+        _foreach_mul.Tensor _foreach_mul_.List _foreach_mul_.Scalar _foreach_mul_.ScalarList
+        _foreach_mul_.Tensor _foreach_neg _foreach_neg_ _foreach_sub.List _foreach_sub.Scalar
+        _foreach_sub_.List _foreach_sub_.Scalar _foreach_zero_ _foreach_addcdiv_.Scalar
+        _foreach_addcdiv_.ScalarList _foreach_addcmul_.Scalar _foreach_lerp_.Scalar
+        _foreach_norm.Scalar _foreach_sqrt _foreach_sqrt_ _foreach_pow.ScalarAndTensor
+        _foreach_reciprocal_
+        """,
+    ),
+    Section(
+        "random numbers, made",
+        "composed",
+        "A new tensor, then a generator of this project.",
+        """
+        bernoulli bernoulli.p normal.Tensor_Tensor normal.Tensor_float normal.float_Tensor
+        normal.float_float rand rand.generator rand_like rand_like.generator randint
+        randint.generator randint.low randint.low_generator randint_like randint_like.low_dtype
+        randn randn.generator randn_like randn_like.generator randperm randperm.generator
+        randperm.out
+        """,
+    ),
+    Section(
+        "grouped products",
+        "composed",
+        "mm for each group in order.",
+        "_grouped_mm transformers::grouped_mm_fallback transformers::grouped_mm_fallback_backward",
+    ),
+    Section(
+        "sums, rows and orders, made",
+        "composed",
+        "Operations of this project with default arguments.",
+        "_safe_softmax mean sort sum",
+    ),
+    Section(
+        "ranges",
+        "replaced",
+        "NUM-56: binary64, rounded once to the type of the result.",
+        "arange.start_out linspace.out",
+    ),
+    Section(
+        "matrix products",
+        "replaced",
+        "NUM-10 to NUM-13: chunks of 256 along the depth, in order.",
+        """
+        _addmm_activation _addmm_activation.out addmm addmm.out addmm_ addmv addmv.out addmv_
+        baddbmm baddbmm.out baddbmm_ bmm bmm.out dot mm mm.out vdot
+        """,
+    ),
+    Section(
+        "sums and products of elements",
+        "replaced",
+        "NUM-4, NUM-54: each operation rounded once, in any storage format.",
+        """
+        add.Tensor[real] add.out[real] add_.Tensor[real] addcdiv[real] addcdiv.out[real]
+        addcdiv_[real] addcmul[real] addcmul.out[real] addcmul_[real] div.Tensor[real]
+        div.out[real] div_.Tensor[real] lerp.Scalar lerp.Scalar_out lerp.Tensor lerp.Tensor_out
+        lerp_.Scalar lerp_.Tensor mul.Tensor[real] mul.out[real] mul_.Tensor[real]
+        rsub.Tensor[real] sub.Tensor[real] sub.out[real] sub_.Tensor[real]
+        """,
+    ),
+    Section(
+        "functions",
+        "replaced",
+        "NUM-50 to NUM-53: the correctly rounded value; a power within one ulp.",
+        """
+        cos cos.out cos_ erf erf.out erf_ erfc erfc.out erfc_ exp exp.out exp_ exp2 exp2.out
+        exp2_ expm1 expm1.out expm1_ gelu gelu.out gelu_ log log.out log_ log10 log10.out log10_
+        log1p log1p.out log1p_ log2 log2.out log2_ log_sigmoid_forward log_sigmoid_forward.output
+        mish mish.out mish_ pow.Scalar pow.Scalar_out pow.Tensor_Scalar pow.Tensor_Scalar_out
+        pow.Tensor_Tensor pow.Tensor_Tensor_out pow_.Scalar pow_.Tensor reciprocal reciprocal.out
+        reciprocal_ rsqrt rsqrt.out rsqrt_ sigmoid sigmoid.out sigmoid_ silu silu.out silu_ sin
+        sin.out sin_ softplus softplus.out sqrt sqrt.out sqrt_ tanh tanh.out tanh_
+        """,
+    ),
+    Section(
+        "gradients of functions",
+        "replaced",
+        "NUM-52: the gradient times the correctly rounded derivative.",
+        """
+        gelu_backward gelu_backward.grad_input log_sigmoid_backward
+        log_sigmoid_backward.grad_input mish_backward sigmoid_backward
+        sigmoid_backward.grad_input silu_backward silu_backward.grad_input softplus_backward
+        softplus_backward.grad_input tanh_backward tanh_backward.grad_input
+        """,
+    ),
+    Section(
+        "reductions",
+        "replaced",
+        "NUM-20 to NUM-26: 64 lanes, blocks of 4096, one tree.",
+        """
+        amax amax.out amin amin.out cumsum cumsum.out cumsum_ linalg_vector_norm
+        linalg_vector_norm.out logsumexp logsumexp.out max max.dim max.dim_max max.unary_out
+        maximum maximum.out mean.dim mean.out min min.dim min.dim_min min.unary_out minimum
+        minimum.out prod prod.dim_int prod.int_out std.correction std.correction_out
+        std_mean.correction sum.IntList_out sum.dim_IntList var.correction var.correction_out
+        var_mean.correction
+        """,
+    ),
+    Section(
+        "rows",
+        "replaced",
+        "NUM-30 to NUM-36: softmax, norms and losses, with the sums above.",
+        """
+        _fused_rms_norm _fused_rms_norm_backward _log_softmax _log_softmax.out
+        _log_softmax_backward_data _log_softmax_backward_data.out _softmax _softmax.out
+        _softmax_backward_data _softmax_backward_data.out native_layer_norm
+        native_layer_norm_backward nll_loss_backward nll_loss_backward.grad_input
+        nll_loss_forward nll_loss_forward.output
+        """,
+    ),
+    Section(
+        "adding at indices",
+        "replaced",
+        "NUM-37: in ascending order of the source.",
+        """
+        _index_put_impl_ embedding_dense_backward index_add index_add.out index_add_ scatter_add
+        scatter_add.out scatter_add_ scatter_reduce.two scatter_reduce.two_out
+        scatter_reduce_.two
+        """,
+    ),
+    Section(
+        "attention",
+        "replaced",
+        "NUM-40 to NUM-43: the bits of the written-out form.",
+        """
+        _scaled_dot_product_attention_math _scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_flash_attention_for_cpu_backward scaled_dot_product_attention
+        """,
+    ),
+    Section(
+        "random numbers",
+        "replaced",
+        "NUM-60 to NUM-65: Philox by seed, stream and element.",
+        """
+        bernoulli.out bernoulli_.Tensor bernoulli_.float exponential_ multinomial multinomial.out
+        native_dropout native_dropout_backward normal_ random_ random_.from random_.to
+        randperm.generator_out uniform_
+        """,
+    ),
+    Section(
+        "orders",
+        "replaced",
+        "NUM-70: stable by index.",
+        "sort.stable sort.values_stable topk topk.values",
+    ),
+    Section(
+        "optimisers",
+        "replaced",
+        "NUM-80: the bits of the loop over single operations.",
+        """
+        _fused_adam_ _fused_adam_.tensor_lr _fused_adamw_ _fused_adamw_.tensor_lr _fused_sgd_
+        _fused_sgd_.tensor_lr
+        """,
+    ),
+)
+"""Every section; those of the project's own kernels come last."""
