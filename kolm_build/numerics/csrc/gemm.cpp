@@ -41,23 +41,46 @@ struct Block {
   bool first, last;
 };
 
+// Where a tile's t lies between two chunks of a block: tile after tile in a thread's own memory,
+// since rows of c may lie a power of two apart and then share few cache lines.
+struct Between {
+  float* data;
+  int64_t column_tiles;
+
+  float* tile(int64_t i, int64_t j) const {
+    return data + (i / kRows * column_tiles + j / kColumns) * (kRows * kColumns);
+  }
+};
+
+TileTask tile_task(const Block& block, const Between& between, int64_t k, int64_t i, int64_t j) {
+  float* c = block.c + i * block.ldc + j;
+  float* t = between.tile(i, j);
+  const bool first = k == 0, last = k + kChunk >= block.depth;
+  TileTask task;
+  task.a = block.a + i / kRows * block.a_strip + k * kRows;
+  task.a_step = kRows;
+  task.b = block.b + j / kColumns * block.b_strip + k * kColumns;
+  task.b_step = kColumns;
+  task.depth = std::min(kChunk, block.depth - k);
+  task.from = !first ? t : block.first ? nullptr : c;
+  task.from_step = first ? block.ldc : kColumns;
+  task.to = last ? c : t;
+  task.to_step = last ? block.ldc : kColumns;
+  task.last = block.last && last;
+  return task;
+}
+
 void multiply(const Block& block) {
+  static thread_local Scratch scratch;
+  const int64_t row_tiles = ceil_div(block.rows, kRows);
+  const int64_t column_tiles = ceil_div(block.columns, kColumns);
+  const Between between{scratch.floats(row_tiles * column_tiles * kRows * kColumns), column_tiles};
   for (int64_t k = 0; k < block.depth; k += kChunk)
     for (int64_t j = 0; j < block.columns; j += kColumns)
-      for (int64_t i = 0; i < block.rows; i += kRows) {
-        TileTask task;
-        task.a = block.a + i / kRows * block.a_strip + k * kRows;
-        task.a_step = kRows;
-        task.b = block.b + j / kColumns * block.b_strip + k * kColumns;
-        task.b_step = kColumns;
-        task.depth = std::min(kChunk, block.depth - k);
-        task.c = block.c + i * block.ldc + j;
-        task.ldc = block.ldc;
-        task.first = block.first && k == 0;
-        task.last = block.last && k + kChunk >= block.depth;
+      for (int64_t i = 0; i < block.rows; i += kRows)
         run_tile(static_cast<int>(std::min<int64_t>(kRows, block.rows - i)),
-                 static_cast<int>(std::min<int64_t>(kColumns, block.columns - j)), task);
-      }
+                 static_cast<int>(std::min<int64_t>(kColumns, block.columns - j)),
+                 tile_task(block, between, k, i, j));
 }
 
 // The block's tiles as tasks.

@@ -21,19 +21,19 @@ constexpr int kRows = 4, kVectors = 2;
 #endif
 constexpr int kColumns = kVectors * kLanes;
 
-// One chunk of one tile. Row i of a at depth k is a[k * a_step + i], column j of b is b[k * b_step
-// + j].
+// One chunk of one tile. Row i of a at depth k is a[k * a_step + i], column j of b is b[k * b_step + j].
 struct TileTask {
   const float* a;
   int64_t a_step;
   const float* b;
   int64_t b_step;
-  int64_t depth;  // at most kChunk
-  float* c;
-  int64_t ldc;
-  int tail;    // columns in the last vector
-  bool first;  // the chunk at depth 0: t starts from +0
-  bool last;   // no chunk follows: a NaN becomes the canonical one
+  int64_t depth;      // at most kChunk
+  const float* from;  // t before this chunk; null at depth 0: t starts from +0
+  int64_t from_step;
+  float* to;  // t after it
+  int64_t to_step;
+  int tail;   // columns in the last vector
+  bool last;  // no chunk follows: a NaN becomes the canonical one
 };
 
 template <int Rows, int Vectors>
@@ -59,15 +59,44 @@ inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
 }
 
 // t = t + s for one vector of a row; `n` of its lanes are columns.
-inline void fold(float* c, Vector s, int64_t n, bool first, bool last) {
-  const bool whole = n == kLanes;
-  const Vector t = first ? zero() : whole ? load(c) : load_partial(c, n);
+template <bool First, bool Last, bool Whole>
+inline __attribute__((always_inline)) void fold(const float* from, Vector s, float* to, int64_t n) {
+  Vector t = zero();
+  if constexpr (!First) t = Whole ? load(from) : load_partial(from, n);
   Vector sum = add(t, s);
-  if (last) sum = canonical(sum);
-  if (whole)
-    store(c, sum);
+  if constexpr (Last) sum = canonical(sum);
+  if constexpr (Whole)
+    store(to, sum);
   else
-    store_partial(c, sum, n);
+    store_partial(to, sum, n);
+}
+
+template <bool First, bool Last, bool Whole, int Rows, int Vectors>
+inline __attribute__((always_inline)) void fold_rows(const TileTask& task,
+                                                     const Vector (&sums)[Rows][Vectors]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    const float* from = First ? nullptr : task.from + i * task.from_step;
+    float* to = task.to + i * task.to_step;
+#pragma GCC unroll 4
+    for (int v = 0; v + 1 < Vectors; ++v)
+      fold<First, Last, true>(First ? nullptr : from + v * kLanes, sums[i][v], to + v * kLanes,
+                              kLanes);
+    constexpr int v = Vectors - 1;
+    fold<First, Last, Whole>(First ? nullptr : from + v * kLanes, sums[i][v], to + v * kLanes,
+                             task.tail);
+  }
+}
+
+template <bool Whole, int Rows, int Vectors>
+inline __attribute__((always_inline)) void fold_tile(const TileTask& task,
+                                                     const Vector (&sums)[Rows][Vectors]) {
+  if (task.from == nullptr)
+    task.last ? fold_rows<true, true, Whole>(task, sums)
+              : fold_rows<true, false, Whole>(task, sums);
+  else
+    task.last ? fold_rows<false, true, Whole>(task, sums)
+              : fold_rows<false, false, Whole>(task, sums);
 }
 
 template <int Rows, int Vectors>
@@ -75,15 +104,14 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(task.c + i * task.ldc + v * kLanes, 1);
+    for (int v = 0; v < Vectors; ++v)
+      __builtin_prefetch(task.to + i * task.to_step + v * kLanes, 1);
   Vector sums[Rows][Vectors];
   chunk_sums<Rows, Vectors>(task, sums);
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v)
-      fold(task.c + i * task.ldc + v * kLanes, sums[i][v], v + 1 < Vectors ? kLanes : task.tail,
-           task.first, task.last);
+  if (task.tail == kLanes)
+    fold_tile<true>(task, sums);
+  else
+    fold_tile<false>(task, sums);
 }
 
 using TileFunction = void (*)(const TileTask&);

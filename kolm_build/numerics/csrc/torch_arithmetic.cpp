@@ -204,13 +204,37 @@ std::optional<Unary> operation_of_exponent(double exponent) {
   return std::nullopt;
 }
 
+// `x` to the power of 1, in its storage format.
+void copy(Tensor& out, const Tensor& x) {
+  require_storage("pow", x);
+  if (!out.defined()) {
+    out = x.clone();
+  } else if (!out.is_same(x)) {
+    deliver(x, out);
+  }
+}
+
+// `x` to the power of 0: the number 1, of a NaN too.
+void constant(Tensor& out, const Tensor& x, double value) {
+  require_storage("pow", x);
+  if (!out.defined()) {
+    out = at::empty_like(x);
+  } else {
+    at::native::resize_output(out, x.sizes());
+  }
+  out.fill_(value);
+}
+
 void pow_tensor_scalar(Tensor& out, const Tensor& x, const Scalar& exponent) {
   if (at::isIntegralType(at::result_type(x, exponent), true)) {
     return stock(
         out, [&] { return at::cpu::pow(x, exponent); },
         [&](Tensor& y) { at::cpu::pow_out(y, x, exponent); });
   }
-  const auto operation = operation_of_exponent(exponent.to<double>());
+  const double value = exponent.to<double>();
+  if (value == 0.0) return constant(out, x, 1.0);
+  if (value == 1.0) return copy(out, x);
+  const auto operation = operation_of_exponent(value);
   if (!operation) return power(out, x, at::native::wrapped_scalar_tensor(exponent));
   auto iter = at::TensorIterator::unary_float_op(out, x);
   const auto run = kernels().maps.unary;
