@@ -1,4 +1,4 @@
-"""Where two runs of one training step part: the operation, the element, the distance (spec/bisect.md).
+"""Where two runs of a training step part: operation, element, distance (spec/bisect.md).
 
 Pure: logs of operations and tensors' bytes come in, values go out. No framework is known here.
 """
@@ -269,9 +269,7 @@ class Finding:
 def _operation(number: int, line: bytes) -> Operation:
     try:
         fields = Fields(strict_json.loads(line))
-        made = Operation(
-            name=fields.text("name"), outputs=tuple(map(str, fields.array("outputs")))
-        )
+        made = Operation(name=fields.text("name"), outputs=tuple(map(str, fields.array("outputs"))))
         fields.done()
     except InvalidRecordError as error:
         raise error.under(f"line {number}") from None
