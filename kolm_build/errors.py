@@ -167,6 +167,12 @@ class MachineMismatchError(MachineError):
     code = "machine.mismatch"
 
 
+class KernelsMissingError(MachineError):
+    """The compiled kernels of portable-1 are not there, or not those that the step needs."""
+
+    code = "machine.no-portable-kernels"
+
+
 class StoreError(KolmError):
     """The store cannot do what was asked."""
 
@@ -216,6 +222,12 @@ class StepKilledError(BuildError):
 
     code = "build.step-killed"
     exit = Exit.BUILD | Exit.MACHINE
+
+
+class PackedWeightError(BuildError):
+    """A weight changed while its packed copy was in use: what was computed may be of either."""
+
+    code = "build.packed-weight-changed"
 
 
 class WrongContentError(BuildError):

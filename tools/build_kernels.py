@@ -20,7 +20,7 @@ LIBRARY = "kolm_build/numerics/libkolm_portable.so"
 
 def build(root: Path) -> Path:
     """The library compiled from the sources below `root`, in its place there."""
-    folder = root / "build" / "kernels"
+    folder = root / "build"
     ninja, compiler = _program("ninja"), which("c++") or which("g++") or which("clang++")
     if compiler is None:
         sys.exit("A C++ compiler is needed. Debian: apt install g++")

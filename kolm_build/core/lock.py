@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from kolm_build.core.digest import Digest, Sha256
 from kolm_build.core.environment import Distribution, Environment
 from kolm_build.core.fields import Fields
 from kolm_build.core.name import parse_entry, parse_label
-from kolm_build.core.numerics import Numerics
+from kolm_build.core.numerics import PORTABLE, Numerics
 from kolm_build.core.recipe import Recipe
 from kolm_build.core.toml import read_toml
 from kolm_build.core.toml_writer import render
@@ -148,6 +149,8 @@ class Lock:
         environment: What steps run in.
         inputs: Sorted by name.
         code: The tree of every step's code, by the step's name.
+        kernels: The digest of the portable kernels' sources in that code; None in other classes
+            and where no step computes.
     """
 
     name: str
@@ -156,6 +159,7 @@ class Lock:
     environment: Environment
     inputs: tuple[LockedInput, ...]
     code: Mapping[str, Digest] = field(hash=False)
+    kernels: Sha256 | None = None
 
     def __post_init__(self) -> None:
         _check_sorted([one.name for one in self.inputs], "input")
@@ -177,7 +181,8 @@ class Lock:
             "version": VERSION,
             "name": self.name,
             "recipe": _texts(self.sections),
-            "numerics": self.numerics.to_value(),
+            "numerics": self.numerics.to_value()
+            | ({} if self.kernels is None else {"kernels": str(self.kernels)}),
             "input": [one.to_value() for one in self.inputs],
             "code": [{"step": step, "tree": str(self.code[step])} for step in sorted(self.code)],
             "environment": {
@@ -198,7 +203,7 @@ class Lock:
         made = cls(
             name=fields.parsed("name", parse_label),
             sections=fields.record("recipe", _digests),
-            numerics=fields.record("numerics", Numerics.from_value),
+            **fields.record("numerics", _numerics),
             inputs=fields.records("input", LockedInput.from_value),
             code=_code(fields),
             environment=_environment(fields),
@@ -271,6 +276,22 @@ def check_inputs(lock: Lock, found: Mapping[str, Digest], *, file: str = FILE) -
                 actual=str(found[name]),
                 advice=_ADVICE,
             )
+
+
+class _Arithmetic(TypedDict):
+    numerics: Numerics
+    kernels: Sha256 | None
+
+
+def _numerics(value: object) -> _Arithmetic:
+    """The numerics, and the kernels' sources that stand beside them."""
+    fields = Fields(value)
+    kernels = fields.parsed("kernels", Sha256.parse) if fields.has("kernels") else None
+    rest = {name: value[name] for name in value if name != "kernels"}  # type: ignore[attr-defined,index]  # Fields has checked that it is a map
+    numerics = Numerics.from_value(rest)
+    if kernels is not None and numerics.cls != PORTABLE:
+        raise InvalidRecordError(f"kernels belong to {PORTABLE}", where="kernels")
+    return {"numerics": numerics, "kernels": kernels}
 
 
 def _file_path(text: str) -> str:

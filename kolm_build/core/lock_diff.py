@@ -59,6 +59,8 @@ def _entries(lock: Lock) -> Iterator[tuple[tuple[str, str], str]]:
         yield key, f"{distribution.version} {distribution.content}"
     for name, value in lock.numerics.to_value().items():
         yield ("numerics", name), str(value)
+    if lock.kernels is not None:
+        yield ("numerics", "kernels"), str(lock.kernels)
     for section, digest in lock.sections.items():
         yield ("recipe", f"[{section}]"), str(digest)
 

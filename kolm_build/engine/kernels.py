@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.numerics import PORTABLE
-from kolm_build.errors import MachineMismatchError
+from kolm_build.errors import KernelsMissingError
 
 LIBRARY = "numerics/libkolm_portable.so"
 """Where the library is in the installed package."""
@@ -40,12 +40,12 @@ class Kernels:
         """The library that the step of `derivation` needs; None where it needs none.
 
         Raises:
-            MachineMismatchError: It is not installed.
+            KernelsMissingError: It is not installed.
         """
         if derivation.numerics.cls != PORTABLE:
             return None
         if self.library is None or not self.library.is_file():
-            raise MachineMismatchError(
+            raise KernelsMissingError(
                 f"the kernels of the class {PORTABLE} are not compiled",
                 file=None if self.library is None else str(self.library),
                 where=derivation.name,

@@ -1,10 +1,12 @@
-"""The one door to arithmetic: a step says how its derivation computes, and computes so.
+"""The one door to arithmetic: what a derivation says of it holds inside a block.
 
-`apply` comes first in everything that computes with floating point.
+Everything that computes with floating point does so inside `applied`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from kolm_build.core.numerics import NATIVE, PORTABLE, Numerics
@@ -13,18 +15,14 @@ from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import kernels, native, portable
 
 
-def apply_request(request: StepRequest) -> None:
-    """Make this process compute as the derivation of `request` says.
-
-    Raises:
-        InvalidRecordError: The class allows no floating point, or the seed is too large.
-        MachineMismatchError: The compiled kernels are missing, or not those of this code.
-    """
-    apply(request.numerics, request.circumstances)
+def applied_as(request: StepRequest) -> AbstractContextManager[None]:
+    """`applied`, as the derivation of `request` says and in its circumstances."""
+    return applied(request.numerics, request.circumstances)
 
 
-def apply(numerics: Numerics, circumstances: Circumstances | None = None) -> None:
-    """Make this process compute as `numerics` says.
+@contextmanager
+def applied(numerics: Numerics, circumstances: Circumstances | None = None) -> Iterator[None]:
+    """Compute as `numerics` says inside the block.
 
     Args:
         numerics: Class, seed and, in `native-1`, threads.
@@ -33,13 +31,18 @@ def apply(numerics: Numerics, circumstances: Circumstances | None = None) -> Non
 
     Raises:
         InvalidRecordError: The class allows no floating point, or the seed is too large.
-        MachineMismatchError: The compiled kernels are missing, or not those of this code.
+        KernelsMissingError: The compiled kernels are missing, or not those of this code.
+        UncertifiedOperatorError: The block called an operation without a portable kernel.
+        UncertifiedSettingError: The block moved a switch that can change bits.
+        FloatingPointEnvironmentError: A thread does not compute by IEEE 754's defaults.
     """
     if numerics.cls == NATIVE:
         native.apply(numerics)
+        yield
     elif numerics.cls == PORTABLE:
         here = circumstances or Circumstances(kernels=str(kernels.LIBRARY), threads=1)
-        portable.apply(numerics, library=Path(here.kernels), threads=here.threads)
+        with portable.applied(numerics, library=Path(here.kernels), threads=here.threads):
+            yield
     else:
         raise InvalidRecordError(
             "this step computes with floating point",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kolm_build.core.digest import Sha256
 from kolm_build.core.kernels import sources_digest
-from kolm_build.errors import MachineMismatchError
+from kolm_build.errors import KernelsMissingError
 
 CODE_DATA = (
     "csrc/**/*.cmake",
@@ -37,19 +37,19 @@ def sources() -> Sha256:
 
 
 def load(library: Path) -> CDLL:
-    """The library of compiled kernels, which registers them; torch must be imported.
+    """The library of compiled kernels; torch must be imported.
 
     Raises:
-        MachineMismatchError: It is not there, does not load, or was compiled from other sources.
+        KernelsMissingError: It is not there, does not load, or was compiled from other sources.
     """
     if not library.is_file():
-        raise MachineMismatchError(
+        raise KernelsMissingError(
             "the portable kernels are not compiled", file=str(library), advice=_ADVICE
         )
     try:
         loaded = CDLL(str(library))
     except OSError as error:
-        raise MachineMismatchError(
+        raise KernelsMissingError(
             "the portable kernels do not load: they were compiled for another torch or machine",
             file=str(library),
             actual=str(error),
@@ -63,7 +63,7 @@ def _check(loaded: CDLL, library: Path) -> None:
     try:
         loaded.kolm_sources.restype = c_char_p
     except AttributeError:
-        raise MachineMismatchError(
+        raise KernelsMissingError(
             "the library does not say which sources it was made from",
             file=str(library),
             advice=_ADVICE,
@@ -71,7 +71,7 @@ def _check(loaded: CDLL, library: Path) -> None:
     said = str(loaded.kolm_sources().decode())
     wanted = str(sources())
     if said != wanted:
-        raise MachineMismatchError(
+        raise KernelsMissingError(
             "the compiled kernels were made from other sources than the step's",
             file=str(library),
             expected=wanted,

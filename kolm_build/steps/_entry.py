@@ -11,6 +11,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from kolm_build.core.request import EXIT_OK, EXIT_REFUSED, StepRequest
@@ -66,10 +67,20 @@ class Events:
 
 
 Run = Callable[[StepRequest, Events], None]
+Within = Callable[[StepRequest], AbstractContextManager[None]]
 
 
-def run_step(argv: list[str], run: Run) -> int:
+def _nothing(_request: StepRequest) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def run_step(argv: list[str], run: Run, *, within: Within = _nothing) -> int:
     """The exit status of the step `run` on the request file that `argv` names.
+
+    Args:
+        argv: The command line.
+        run: The step.
+        within: What it runs inside of: a step that computes applies its arithmetic there.
 
     Raises:
         KolmError: The request itself cannot be read; there is no descriptor to say so on.
@@ -79,7 +90,8 @@ def run_step(argv: list[str], run: Run) -> int:
     request = StepRequest.decode(Path(argv[1]).read_bytes())
     events = Events(request.events_fd)
     try:
-        run(request, events)
+        with within(request):
+            run(request, events)
     except KolmError as error:
         events.error(error)
         return EXIT_REFUSED

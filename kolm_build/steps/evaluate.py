@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from kolm_build.core.numerics import PORTABLE
 from kolm_build.core.request import StepRequest
-from kolm_build.numerics.apply import apply_request
+from kolm_build.numerics.apply import applied_as
 from kolm_build.runtime.load import Model, load
 from kolm_build.steps._conversations import Conversation, read_conversations
 from kolm_build.steps._counts import Architecture, mean_counts
@@ -23,14 +23,13 @@ from kolm_build.steps._verifier import Verifier
 
 def main(argv: list[str]) -> int:
     """The step's exit status."""
-    return run_step(argv, run)
+    return run_step(argv, run, within=applied_as)
 
 
 def run(request: StepRequest, events: Events) -> None:
     """Write results.jsonl, one line a row of `holdout`, and summary.json."""
     params = EvaluateParams.parse(request.params)
     verifier = Verifier.parse(params.verifier, params.labels)
-    apply_request(request)
     rows = read_conversations(input_folder(request, "holdout") / "holdout.jsonl")
     folder = input_folder(request, "model")
     model = load(folder)

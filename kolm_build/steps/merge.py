@@ -14,7 +14,7 @@ import torch
 
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
-from kolm_build.numerics.apply import apply_request
+from kolm_build.numerics.apply import applied_as
 from kolm_build.steps._adapter import Adapter
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import files_of, input_folder, output_folder
@@ -27,13 +27,12 @@ WEIGHTS = "model.safetensors"
 
 def main(argv: list[str]) -> int:
     """The step's exit status."""
-    return run_step(argv, run)
+    return run_step(argv, run, within=applied_as)
 
 
 def run(request: StepRequest, events: Events) -> None:
     """Write the model of input `model` with the adapter of input `adapter` merged in."""
     check_none(request.params)
-    apply_request(request)
     source, out = input_folder(request, "model"), output_folder(request)
     merged = merge(read_weights(source / WEIGHTS), Adapter.read(input_folder(request, "adapter")))
     write_weights(

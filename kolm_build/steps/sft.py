@@ -24,7 +24,7 @@ from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import StepRequest
 from kolm_build.core.trace import Trace
 from kolm_build.errors import InvalidDataError, InvalidRecordError
-from kolm_build.numerics.apply import apply_request
+from kolm_build.numerics.apply import applied_as
 from kolm_build.runtime.load import Model, load
 from kolm_build.runtime.weights import COMPUTE_DTYPES
 from kolm_build.steps._adapter import adapter_config
@@ -52,7 +52,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": 
 
 def main(argv: list[str]) -> int:
     """The step's exit status."""
-    return run_step(argv, run)
+    return run_step(argv, run, within=applied_as)
 
 
 def run(request: StepRequest, events: Events) -> None:
@@ -81,7 +81,7 @@ class Training:
 def train(
     request: StepRequest, events: Events, watchers: Sequence[TrainerCallback] = ()
 ) -> Training:
-    """Train as `request` says; nothing is written.
+    """Train as `request` says, its arithmetic applied already; nothing is written.
 
     Args:
         request: The step's request.
@@ -89,7 +89,6 @@ def train(
         watchers: Told of every step before the trace is; they may end the training early.
     """
     params = SftParams.parse(request.params)
-    apply_request(request)
     rows = read_conversations(input_folder(request, "train") / "train.jsonl")
     model = load(input_folder(request, "model"), dtype=COMPUTE_DTYPES[params.compute_dtype])
     _check_modules(model.network, params.target_modules)

@@ -25,6 +25,7 @@ from kolm_build.engine.scheduler import Realised, realise
 from kolm_build.steps.table import STEPS
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.code import keep_locked_code
+from kolm_build.surfaces.kernels import check_kernels
 from kolm_build.surfaces.lookup import find_output
 from kolm_build.surfaces.project import Project, read_lock, shown_path
 from kolm_build.surfaces.sources import keep_local_inputs
@@ -100,6 +101,7 @@ def prepare(project: Project, store: LocalStore) -> Prepared:
     check(project.recipe, lock, file=file)
     keep_local_inputs(project.root, lock, store, file=file)
     keep_locked_code(lock, store)
+    check_kernels(lock, store)
     story = Storyteller(recipe_text=project.recipe_text, lock=lock, store=store)
     instance = instantiate(
         project.recipe, lock, steps=STEPS, platform=probe_platform(), story=story

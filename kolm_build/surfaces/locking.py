@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kolm_build.core.derivation import Derivation
-from kolm_build.core.digest import Digest
+from kolm_build.core.digest import Digest, Sha256
 from kolm_build.core.environment import Environment
 from kolm_build.core.lock import Lock, LockedInput
 from kolm_build.core.numerics import Numerics
@@ -25,6 +25,7 @@ from kolm_build.steps.table import STEPS
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.building import Options, make_builder
 from kolm_build.surfaces.code import lock_code
+from kolm_build.surfaces.kernels import kernels_of
 from kolm_build.surfaces.project import Project
 from kolm_build.surfaces.sources import local_path, locked_input
 
@@ -76,7 +77,16 @@ class Locking:
             environment=environment,
             inputs=tuple(sorted(inputs, key=lambda one: one.name)),
             code=code,
+            kernels=self._kernels(code),
         )
+
+    def _kernels(self, code: Mapping[str, Digest]) -> Sha256 | None:
+        before, numerics = self.before, self.project.recipe.numerics
+        found = kernels_of(numerics, code, self.store)
+        if found is None and before is not None and before.code == code:
+            # Code that was locked elsewhere need not be in this store.
+            return before.kernels if before.numerics.cls == numerics.cls else None
+        return found
 
     def _check_update(self) -> None:
         known = {source.name for source in self.project.recipe.sources}

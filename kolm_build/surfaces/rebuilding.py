@@ -33,6 +33,7 @@ from kolm_build.surfaces.compare import (
     side_of_artifact,
     side_of_tree,
 )
+from kolm_build.surfaces.kernels import check_kernels
 from kolm_build.surfaces.project import Project
 from kolm_build.surfaces.results import Targets, entries_of, expected_outputs
 from kolm_build.surfaces.story import CODE, SOURCES, Storyteller, local_inputs
@@ -125,6 +126,7 @@ def prepare_artifact(container: Container, store: LocalStore) -> Prepared:
         _keep_named(files, f"{SOURCES}/{one.name}/", one.tree, store)
     for step, tree in lock.code.items():
         _keep_named(files, f"{CODE}/{step}/", tree, store)
+    check_kernels(lock, store)
     nowhere = Path("/nowhere")  # what it tells is in the store; no path of it is ever opened
     project = Project(
         root=nowhere, recipe=recipe, recipe_text=recipe_text, lock_file=nowhere / story.LOCK

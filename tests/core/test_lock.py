@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from kolm_build.core.digest import Sha256
 from kolm_build.core.lock import check, check_inputs, parse_lock, render_lock
 from kolm_build.core.pipeline import step_names
 from kolm_build.errors import InvalidRecordError, StaleLockError, UnsupportedVersionError
@@ -125,6 +126,23 @@ def test_a_broken_lock_is_refused_at_its_path(before, after, where):
     with pytest.raises(InvalidRecordError) as caught:
         parse_lock(text.replace(before, after, 1), file="kolm.lock")
     assert (caught.value.file, caught.value.where) == ("kolm.lock", where)
+
+
+def test_a_portable_lock_names_the_kernels_sources():
+    """LOCK-11."""
+    made = replace(lock(recipe(TINY)), kernels=Sha256.of_blob(b"kernels"))
+    text = render_lock(made)
+    assert f'kernels = "{made.kernels}"\n' in text.partition("[numerics]")[2]
+    assert parse_lock(text) == made
+    assert "kernels" not in render_lock(lock(recipe(TINY)))
+
+
+def test_a_lock_of_another_class_names_no_kernels():
+    """LOCK-11."""
+    text = render_lock(replace(lock(recipe()), kernels=Sha256.of_blob(b"kernels")))
+    with pytest.raises(InvalidRecordError) as caught:
+        parse_lock(text)
+    assert caught.value.where == "numerics.kernels"
 
 
 def test_a_digest_of_another_spelling_is_refused():

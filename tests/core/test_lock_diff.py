@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from kolm_build.core.digest import Sha256
 from kolm_build.core.lock_diff import effects, lock_changes
 from kolm_build.core.pipeline import instantiate
 from kolm_build.steps.table import STEPS
-from tests.core.samples import FULL, PLATFORM, digest, environment, lock, recipe
+from tests.core.samples import FULL, PLATFORM, TINY, digest, environment, lock, recipe
 
 
 def nodes(made, locked):
@@ -93,3 +94,12 @@ def test_every_part_of_a_lock_is_compared():
     for change in lock_changes(LOCKED, other):
         assert change.to_value()["kind"] == change.kind
         assert "->" in str(change)
+
+
+def test_a_change_of_the_kernels_is_told_by_their_digest():
+    """LOCK-11."""
+    one, other = Sha256.of_blob(b"1"), Sha256.of_blob(b"2")
+    made = lock(recipe(TINY))
+    (change,) = lock_changes(replace(made, kernels=one), replace(made, kernels=other))
+    assert (change.kind, change.name) == ("numerics", "kernels")
+    assert (change.before, change.after) == (str(one), str(other))

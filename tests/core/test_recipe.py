@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 
 from kolm_build.core.generic_step import LocalPath, NodeOutput
+from kolm_build.core.numerics import Numerics
 from kolm_build.core.recipe import DISTRIBUTIONS, parse_recipe
 from kolm_build.core.training import sft_params
 from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
@@ -302,6 +303,15 @@ def test_a_section_digest_changes_with_the_section_alone():
     differing = {name for name in before.sections if before.sections[name] != after.sections[name]}
     assert differing == {"numerics"}
     assert recipe(changed("[numerics]", "# a comment\n[numerics]")) == before
+
+
+def test_a_recipe_that_names_no_class_is_read_with_that_of_its_lock():
+    """RECIPE-14."""
+    assert recipe(TINY).numerics == Numerics(cls="portable-1")
+    old = parse_recipe(TINY, numerics_class="native-1")
+    assert old.numerics == Numerics(cls="native-1")
+    named = changed("base =", 'numerics = {class = "native-1"}\nbase =', TINY)
+    assert old == recipe(named) == parse_recipe(named, numerics_class="portable-1")
 
 
 def test_a_default_written_out_is_the_same_section():

@@ -10,7 +10,7 @@ import pytest
 from kolm_build.core.numerics import Numerics
 from kolm_build.engine.builder import SandboxBuilder, UnsafeOpenBuilder
 from kolm_build.engine.kernels import Kernels
-from kolm_build.errors import MachineMismatchError
+from kolm_build.errors import KernelsMissingError
 from tests.engine.steps import SHAPES, code, derivation
 
 BODY = """
@@ -67,6 +67,6 @@ def test_neither_threads_nor_the_librarys_bytes_are_in_a_derivation(store, tmp_p
 @pytest.mark.parametrize("missing", [True, False])
 def test_without_compiled_kernels_no_portable_step_runs(store, tmp_path, missing):
     kernels = Kernels() if missing else Kernels(library=tmp_path / "nowhere.so")
-    with pytest.raises(MachineMismatchError, match="not compiled") as caught:
+    with pytest.raises(KernelsMissingError, match="not compiled") as caught:
         built(store, tmp_path, kernels)
     assert "make kernels" in (caught.value.advice or "")

@@ -11,7 +11,7 @@ import torch  # noqa: F401 -- the library finds it loaded
 
 from kolm_build.core.digest import Sha256
 from kolm_build.core.kernels import sources_digest
-from kolm_build.errors import MachineMismatchError
+from kolm_build.errors import KernelsMissingError
 from kolm_build.numerics import kernels
 
 OTHER = 'extern "C" const char* kolm_sources() { return "sha256:%s"; }'
@@ -32,7 +32,7 @@ def test_the_installed_library_was_made_from_these_sources():
 
 def test_a_library_made_from_other_sources_is_refused(tmp_path):
     """NUM-102."""
-    with pytest.raises(MachineMismatchError, match="other sources") as caught:
+    with pytest.raises(KernelsMissingError, match="other sources") as caught:
         kernels.load(compiled(tmp_path, OTHER % ("0" * 64)))
     assert caught.value.expected == str(kernels.sources())
     assert caught.value.actual == "sha256:" + "0" * 64
@@ -40,14 +40,14 @@ def test_a_library_made_from_other_sources_is_refused(tmp_path):
 
 def test_a_library_that_does_not_say_its_sources_is_refused(tmp_path):
     """NUM-102."""
-    with pytest.raises(MachineMismatchError, match="does not say"):
+    with pytest.raises(KernelsMissingError, match="does not say"):
         kernels.load(compiled(tmp_path, "int nothing;"))
 
 
 @pytest.mark.parametrize("name", ["nothing.so", "text.so"])
 def test_what_is_no_library_is_refused_with_advice(tmp_path, name):
     (tmp_path / "text.so").write_text("not a library")
-    with pytest.raises(MachineMismatchError) as caught:
+    with pytest.raises(KernelsMissingError) as caught:
         kernels.load(tmp_path / name)
     assert "make kernels" in (caught.value.advice or "")
 

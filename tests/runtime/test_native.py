@@ -11,7 +11,7 @@ import torch
 from kolm_build.core.numerics import Numerics
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import native
-from kolm_build.numerics.apply import apply
+from kolm_build.numerics.apply import applied
 
 
 def draws() -> tuple:
@@ -51,14 +51,15 @@ def test_a_seed_that_numpy_cannot_take_is_refused():
 
 def test_the_exact_class_has_no_floating_point():
     """NAT-4."""
-    with pytest.raises(InvalidRecordError, match="floating point"):
-        apply(Numerics(cls="exact-1"))
+    numerics = Numerics(cls="exact-1")
+    with pytest.raises(InvalidRecordError, match="floating point"), applied(numerics):
+        pytest.fail("nothing may be computed")
 
 
 def test_the_door_of_all_classes_applies_the_native_one():
     """NAT-2, NAT-3."""
-    apply(Numerics(cls="native-1", seed=11, threads=2))
-    first = draws()
-    assert torch.get_num_threads() == 2
-    apply(Numerics(cls="native-1", seed=11, threads=1))
-    assert draws() == first
+    with applied(Numerics(cls="native-1", seed=11, threads=2)):
+        first = draws()
+        assert torch.get_num_threads() == 2
+    with applied(Numerics(cls="native-1", seed=11, threads=1)):
+        assert draws() == first

@@ -68,20 +68,12 @@ def trained(inputs, scratch, *, cls="portable-1", seed=3, **params):
 
 
 @pytest.fixture
-def stock(monkeypatch):
-    """Trainings that ask for portable-1 get stock kernels: what is tested is the order."""
-    from kolm_build.steps import sft
-
-    monkeypatch.setattr(sft, "apply_request", lambda _request: None)
-
-
-@pytest.fixture
-def whole(inputs, tmp_path, stock):
+def whole(inputs, tmp_path):
     return trained(inputs, tmp_path, batch_size=8, gradient_accumulation=1)
 
 
 @pytest.mark.parametrize("split", [(4, 2), (2, 4), (1, 8)])
-def test_a_batch_in_parts_gives_the_same_bits(inputs, tmp_path, stock, whole, split):
+def test_a_batch_in_parts_gives_the_same_bits(inputs, tmp_path, whole, split):
     """NUM-110, NUM-112, NUM-115: 21 rows, so the last step of an epoch is a short one."""
     size, times = split
     trace, adapters = trained(inputs, tmp_path, batch_size=size, gradient_accumulation=times)
@@ -92,7 +84,7 @@ def test_a_batch_in_parts_gives_the_same_bits(inputs, tmp_path, stock, whole, sp
         assert torch.equal(adapters[name], tensor), name
 
 
-def test_the_sum_of_shards_is_the_gradient_of_the_batch(inputs, tmp_path, stock):
+def test_the_sum_of_shards_is_the_gradient_of_the_batch(inputs, tmp_path):
     """NUM-110: the trainer that runs whole batches is the oracle, up to rounding."""
     params = {"batch_size": 8, "lora_dropout": "0", "max_steps": 3}
     ours, _ = trained(inputs, tmp_path, **params)

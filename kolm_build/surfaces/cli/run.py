@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kolm_build.surfaces.cli.options import add_json, positive
@@ -44,11 +45,11 @@ def run(args: Namespace, terminal: Terminal) -> int:
         from kolm_build.errors import UsageError
 
         raise UsageError("no such file", file=str(args.file))
-    _compute_as(args.file, args.threads)
-    from kolm_build.runtime.load import load
+    with _computing_as(args.file, args.threads):
+        from kolm_build.runtime.load import load
 
-    model = load(args.file)
-    answer = model.generate(prompt, system=args.system, max_new_tokens=args.max_new_tokens)
+        model = load(args.file)
+        answer = model.generate(prompt, system=args.system, max_new_tokens=args.max_new_tokens)
     if args.json:
         terminal.give(
             {
@@ -62,8 +63,8 @@ def run(args: Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _compute_as(file: Path, threads: int | None) -> None:
-    """Compute in the numerics class that the model in `file` was judged in."""
+def _computing_as(file: Path, threads: int | None) -> AbstractContextManager[None]:
+    """The arithmetic in which the model in `file` was judged."""
     from kolm_build.core.numerics import NATIVE, PORTABLE, Numerics
 
     native = file.is_file() and _class_of(file) == NATIVE
@@ -72,13 +73,13 @@ def _compute_as(file: Path, threads: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from kolm_build.core.request import Circumstances
-    from kolm_build.numerics.apply import apply
+    from kolm_build.numerics.apply import applied
     from kolm_build.numerics.kernels import LIBRARY
 
     if native:
-        apply(Numerics(cls=NATIVE, threads=count))
-    else:
-        apply(Numerics(cls=PORTABLE), Circumstances(kernels=str(LIBRARY), threads=count))
+        return applied(Numerics(cls=NATIVE, threads=count))
+    here = Circumstances(kernels=str(LIBRARY), threads=count)
+    return applied(Numerics(cls=PORTABLE), here)
 
 
 def _class_of(artifact: Path) -> str:
