@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM = false
 KERNELS := kolm_build/numerics/libkolm_portable.so
 KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
 
-.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench lockfiles dev format clean
+.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench conformance exhaustive lockfiles dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,14 @@ bench: $(VENV)/.dev ## ratios against nix and dvc (needs nix-bin); docs/performa
 	$(BIN)/python tools/bench_store.py
 	$(BIN)/python tools/bench_noop.py
 	$(BIN)/python tools/bench_verify.py
+
+conformance: $(VENV)/.dev ## every kernel's hashes: GCC, Clang, -O1, -O3, every instruction set, aarch64 emulated; mutants
+	$(BIN)/python tools/conformance.py
+
+exhaustive: ## every function at all 2^32 inputs against MPFR (needs libmpfr-dev; about half an hour)
+	cmake -S . -B build/exhaustive -G Ninja -DKOLM_TORCH=OFF -DKOLM_TESTING=OFF -DKOLM_EXHAUSTIVE=ON
+	cmake --build build/exhaustive --target exhaustive
+	build/exhaustive/exhaustive $(FUNCTIONS)
 
 lockfiles: $(VENV)/.demo ## lock the examples anew, after a change to a step or the environment
 	for name in icd-triage tiny; do \

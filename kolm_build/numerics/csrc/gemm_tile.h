@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "mutants.h"
 #include "vector.h"
 
 namespace kolm::KOLM_ISA {
 
-constexpr int64_t kChunk = 256;  // NUM-10: the depth of one chunk
+constexpr int64_t kChunk = kProductChunk;  // NUM-10: the depth of one chunk
 
 // The largest tile: kRows x (kVectors * kLanes) sums in registers.
 #if defined(KOLM_ISA_AVX512)
@@ -39,13 +40,16 @@ struct TileTask {
 template <int Rows, int Vectors>
 inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
                                                       Vector (&sums)[Rows][Vectors]) {
-  const float* a = task.a;
-  const float* b = task.b;
+  const int64_t start = kProductReversed ? task.depth - 1 : 0;
+  const int64_t a_step = kProductReversed ? -task.a_step : task.a_step;
+  const int64_t b_step = kProductReversed ? -task.b_step : task.b_step;
+  const float* a = task.a + start * task.a_step;
+  const float* b = task.b + start * task.b_step;
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) sums[i][v] = zero();
-  for (int64_t k = 0; k < task.depth; ++k, a += task.a_step, b += task.b_step) {
+  for (int64_t k = 0; k < task.depth; ++k, a += a_step, b += b_step) {
     Vector columns[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) columns[v] = load(b + v * kLanes);
