@@ -10,7 +10,8 @@ multiply-adds. To hold stock to AVX2 as well, set MKL_ENABLE_INSTRUCTIONS=AVX2 (
 The kernels come from the testing library (tests/numerics/testing_library.py says how it is built).
 A section is one function of SECTIONS: it takes the bench and prints its lines.
 
-examples:
+For example:
+
     python tools/bench_numerics.py --section gemm --only lm_head
     MKL_ENABLE_INSTRUCTIONS=AVX2 python tools/bench_numerics.py --isa avx2 --section gemm
 """
@@ -28,7 +29,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.numerics.testing_library import BFLOAT16, FLOAT32, Library, Matrix
+from tests.numerics.testing_library import (
+    BFLOAT16,
+    FLOAT32,
+    AttentionOptions,
+    Library,
+    Matrix,
+    Product,
+)
 
 WARM_UP = 2
 MOST_PAIRS = 2000
@@ -45,6 +53,7 @@ class Bench:
     only: str
 
     def clock(self) -> float:
+        """Seconds: of this thread's CPU where it does all the work, else of the wall."""
         return time.thread_time() if self.threads == 1 else time.perf_counter()
 
     def compare(
@@ -93,9 +102,7 @@ def operand(tensor: torch.Tensor) -> Matrix:
     """The tensor's memory as the kernels see it."""
     if tensor.dtype is torch.float32:
         return Matrix(array=tensor.numpy(), element=FLOAT32, strides=tensor.stride())
-    return Matrix(
-        array=tensor.view(torch.int16).numpy(), element=BFLOAT16, strides=tensor.stride()
-    )
+    return Matrix(array=tensor.view(torch.int16).numpy(), element=BFLOAT16, strides=tensor.stride())
 
 
 # Matrix products. A layout has a letter for each operand: t where it is a transpose in memory.
@@ -108,10 +115,10 @@ SMOLLM2 = [  # the linear layers of SmolLM2-135M: name, outputs, inputs
     ("down", 576, 1536),
 ]
 LM_HEAD = ("lm_head", 49152, 576)
-Product = tuple[str, int, int, int, str]
+Named = tuple[str, int, int, int, str]
 
 
-def linear_products(name: str, outputs: int, inputs: int, tokens: int) -> list[Product]:
+def linear_products(name: str, outputs: int, inputs: int, tokens: int) -> list[Named]:
     return [
         (f"{name} forward", tokens, outputs, inputs, "nt"),
         (f"{name} dX", tokens, inputs, outputs, "nn"),
@@ -119,7 +126,7 @@ def linear_products(name: str, outputs: int, inputs: int, tokens: int) -> list[P
     ]
 
 
-def products() -> Iterator[Product]:
+def products() -> Iterator[Named]:
     for tokens in (512, 2048):
         for name, outputs, inputs in SMOLLM2:
             yield from linear_products(name, outputs, inputs, tokens)
@@ -148,13 +155,11 @@ def gemm(bench: Bench) -> None:
     for name, m, n, k, layout in products():
         a, b = random_operands(m, n, k, layout)
         theirs, ours = torch.empty(m, n), torch.empty(m, n)
-        x, y, out = operand(a), operand(b), ours.numpy()
+        task = Product(operand(a), operand(b), (m, n, k))
         bench.compare(
             f"{name} {m}x{n}x{k} {layout}",
             lambda a=a, b=b, theirs=theirs: torch.mm(a, b, out=theirs),
-            lambda x=x, y=y, out=out, shape=(m, n, k): bench.library.gemm(
-                bench.isa, bench.threads, x, y, shape, out
-            ),
+            bench.library.gemm_call(bench.isa, bench.threads, task, ours.numpy()),
             flops=2.0 * m * n * k,
         )
 
@@ -165,15 +170,12 @@ def decode(bench: Bench) -> None:
     for n, k in [*shapes, (4096, 4096), (11008, 4096)]:
         a, weight = torch.randn(1, k), torch.randn(n, k)
         theirs, ours = torch.empty(1, n), torch.empty(1, n)
-        x, y, out = operand(a), operand(weight.t()), ours.numpy()
-        packed = bench.library.pack(bench.isa, bench.threads, y, (k, n))
+        task = Product(operand(a), operand(weight.t()), (1, n, k))
+        packed = bench.library.pack(bench.isa, bench.threads, task)
+        which = bench.isa, bench.threads, task
         runs = {
-            "packed": lambda x=x, packed=packed, out=out, shape=(1, n, k): (
-                bench.library.gemm_packed(bench.isa, bench.threads, x, packed, shape, out)
-            ),
-            "as it lies": lambda x=x, y=y, out=out, shape=(1, n, k): bench.library.gemm(
-                bench.isa, bench.threads, x, y, shape, out
-            ),
+            "packed": bench.library.gemm_packed_call(*which, packed, out=ours.numpy()),
+            "as it lies": bench.library.gemm_call(*which, ours.numpy()),
         }
         for how, run in runs.items():
             bench.compare(
@@ -193,12 +195,11 @@ def attention(bench: Bench) -> None:
     """Causal attention, forward alone and with its gradient, against stock's fused kernel."""
     for batch, heads, key_heads, tokens, width in ATTENTION:
         q = torch.randn(batch, heads, tokens, width, requires_grad=True)
-        k, v = (
-            torch.randn(batch, key_heads, tokens, width, requires_grad=True) for _ in range(2)
-        )
+        k, v = (torch.randn(batch, key_heads, tokens, width, requires_grad=True) for _ in range(2))
         dout = torch.randn(batch, heads, tokens, width)
+        upstream = dout.numpy()
         arrays = [tensor.detach().numpy() for tensor in (q, k, v)]
-        options = {"scale": width**-0.5, "causal": True}
+        options = AttentionOptions(scale=width**-0.5, causal=True)
 
         def stock(q=q, k=k, v=v):
             return torch.nn.functional.scaled_dot_product_attention(
@@ -213,12 +214,14 @@ def attention(bench: Bench) -> None:
                 return stock()
 
         def forward(arrays=arrays, options=options):
-            return bench.library.attention_forward(bench.isa, bench.threads, *arrays, **options)
+            return bench.library.attention_forward(
+                bench.isa, bench.threads, *arrays, options=options
+            )
 
-        def both(forward=forward, arrays=arrays, dout=dout.numpy(), options=options):
+        def both(forward=forward, arrays=arrays, dout=upstream, options=options):
             forward()
             return bench.library.attention_backward(
-                bench.isa, bench.threads, *arrays, dout, **options
+                bench.isa, bench.threads, *arrays, dout=dout, options=options
             )
 
         name = f"{batch}x{heads}/{key_heads}x{tokens}x{width}"
@@ -269,7 +272,7 @@ def main() -> None:
         only=arguments.only,
     )
     print(f"{cpu_model()}; kernels {isa}; {bench.threads} threads; torch {torch.__version__}")
-    print(f"stock: {torch.backends.cpu.get_cpu_capability()}; peak of one thread {peak(library, isa):.0f} GF/s")
+
     for section in arguments.section or SECTIONS:
         SECTIONS[section](bench)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 Array = NDArray[Any]
+Call = Callable[[], object]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -68,6 +70,24 @@ def matrix(values: Array, *, element: int = FLOAT32) -> Matrix:
     return Matrix(array=values, element=element, strides=(row, column))
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Two operands: a of rows x depth, b of depth x columns; `shape` is rows, columns, depth."""
+
+    a: Matrix
+    b: Matrix
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionOptions:
+    """The scale, and what hides keys: an additive mask that broadcasts, the causal one, or both."""
+
+    scale: float
+    causal: bool = False
+    mask: Array | None = None
+
+
 def library_path() -> Path:
     """Where the testing library is.
 
@@ -100,59 +120,67 @@ class Library:
         """The instruction sets that this machine can run."""
         return list(self._index)
 
-    def gemm_reference(self, a: Matrix, b: Matrix, *, shape: tuple[int, int, int]) -> Array:
-        """NUM-10 word for word in scalar C; `shape` is rows, columns, depth."""
-        m, n, k = shape
-        out = np.empty((m, n), np.float32)
+    def gemm_reference(self, product: Product) -> Array:
+        """NUM-10 word for word in scalar C."""
+        out = np.empty(product.shape[:2], np.float32)
         self._lib.kolm_gemm_reference(
-            *_longs(m, n, k), *a.arguments(), *b.arguments(), _data(out), *_longs(n)
+            *_longs(*product.shape),
+            *product.a.arguments(),
+            *product.b.arguments(),
+            _data(out),
+            *_longs(product.shape[1]),
         )
         return out
 
-    def gemm(
-        self, isa: str, threads: int, a: Matrix, b: Matrix, shape: tuple[int, int, int], out: Array
-    ) -> Array:
-        """`out` (binary32, unit column stride) becomes GEMM(a, b)."""
-        self._lib.kolm_gemm(
+    def gemm_call(self, isa: str, threads: int, product: Product, out: Array) -> Call:
+        """What makes `out` (binary32, unit column stride) GEMM(a, b); its arguments are ready."""
+        return partial(
+            self._lib.kolm_gemm,
             self._index[isa],
             threads,
-            *_longs(*shape),
-            *a.arguments(),
-            *b.arguments(),
+            *_longs(*product.shape),
+            *product.a.arguments(),
+            *product.b.arguments(),
             _data(out),
             *_longs(out.strides[0] // 4),
         )
+
+    def gemm(self, isa: str, threads: int, product: Product, out: Array) -> Array:
+        """`out` becomes GEMM(a, b)."""
+        self.gemm_call(isa, threads, product, out)()
         return out
 
-    def pack(self, isa: str, threads: int, b: Matrix, shape: tuple[int, int]) -> Array:
-        """`b` of depth x columns as `gemm_packed` reads it, aligned to a cache line."""
-        count = self._lib.kolm_packed_floats(self._index[isa], *_longs(*shape))
+    def pack(self, isa: str, threads: int, product: Product) -> Array:
+        """The product's b as `gemm_packed` reads it, aligned to a cache line."""
+        _, n, k = product.shape
+        count = self._lib.kolm_packed_floats(self._index[isa], *_longs(k, n))
         packed = aligned(count)
         packed[:] = np.nan
         self._lib.kolm_pack(
-            self._index[isa], threads, *_longs(*shape), *b.arguments(), _data(packed)
+            self._index[isa], threads, *_longs(k, n), *product.b.arguments(), _data(packed)
         )
         return packed
 
-    def gemm_packed(
-        self,
-        isa: str,
-        threads: int,
-        a: Matrix,
-        packed: Array,
-        shape: tuple[int, int, int],
-        out: Array,
-    ) -> Array:
-        """`out` becomes GEMM(a, b) for the b that `pack` packed."""
-        self._lib.kolm_gemm_packed(
+    def gemm_packed_call(
+        self, isa: str, threads: int, product: Product, packed: Array, *, out: Array
+    ) -> Call:
+        """The same with the b that `pack` packed."""
+        return partial(
+            self._lib.kolm_gemm_packed,
             self._index[isa],
             threads,
-            *_longs(*shape),
-            *a.arguments(),
+            *_longs(*product.shape),
+            *product.a.arguments(),
             _data(packed),
             _data(out),
             *_longs(out.strides[0] // 4),
         )
+
+    def gemm_packed(
+        self, isa: str, threads: int, product: Product, packed: Array, *, out: Array
+    ) -> Array:
+        """`out` becomes GEMM(a, b) for the b that `pack` packed."""
+        self.gemm_packed_call(isa, threads, product, packed, out=out)()
         return out
 
     def multiply_adds(self, isa: str, rounds: int) -> float:
@@ -197,18 +225,14 @@ class Library:
         k: Array,
         v: Array,
         *,
-        scale: float,
-        causal: bool = False,
-        mask: Array | None = None,
-        out: Array | None = None,
+        options: AttentionOptions,
     ) -> Array:
         """Attention over [batch, heads, rows, width] arrays of unit stride along the width."""
-        if out is None:
-            out = np.empty((*q.shape[:3], v.shape[3]), np.float32)
+        out = np.empty((*q.shape[:3], v.shape[3]), np.float32)
         self._lib.kolm_attention_forward(
             self._index[isa],
             threads,
-            *_attention_arguments(q, k, v, scale, causal, mask),
+            *_attention_arguments(q, k, v, options),
             *_strided(out),
         )
         return out
@@ -220,18 +244,16 @@ class Library:
         q: Array,
         k: Array,
         v: Array,
-        dout: Array,
         *,
-        scale: float,
-        causal: bool = False,
-        mask: Array | None = None,
+        dout: Array,
+        options: AttentionOptions,
     ) -> tuple[Array, Array, Array]:
         """The gradients of q, k and v."""
         grads = tuple(np.empty(x.shape, np.float32) for x in (q, k, v))
         self._lib.kolm_attention_backward(
             self._index[isa],
             threads,
-            *_attention_arguments(q, k, v, scale, causal, mask),
+            *_attention_arguments(q, k, v, options),
             *_strided(dout),
             *(argument for grad in grads for argument in _strided(grad)),
         )
@@ -254,15 +276,14 @@ def _data(array: Array) -> ctypes.c_void_p:
 
 
 def _strided(array: Array) -> tuple[Any, Any]:
-    if array.shape[3] > 1 and array.strides[3] != 4:
+    if array.size and array.shape[3] > 1 and array.strides[3] != 4:
         raise ValueError(f"the width has stride {array.strides[3] // 4}, expected 1")
     strides = _Strides(*(stride // 4 for stride in array.strides[:3]))
     return _data(array), ctypes.byref(strides)
 
 
-def _attention_arguments(
-    q: Array, k: Array, v: Array, scale: float, causal: bool, mask: Array | None
-) -> list[Any]:
+def _attention_arguments(q: Array, k: Array, v: Array, options: AttentionOptions) -> list[Any]:
+    scale, causal, mask = options.scale, options.causal, options.mask
     batch, heads, queries, width = q.shape
     shape = _Shape(batch, heads, k.shape[1], queries, k.shape[2], width, v.shape[3], scale, causal)
     seen = _Mask(None, 0, 0, 0, 0)

@@ -22,7 +22,8 @@ constexpr int kRows = 4, kVectors = 2;
 #endif
 constexpr int kColumns = kVectors * kLanes;
 
-// One chunk of one tile. Row i of a at depth k is a[k * a_step + i], column j of b is b[k * b_step + j].
+// One chunk of one tile. Row i of a at depth k is a[k * a_step + i], column j of b is b[k * b_step
+// + j].
 struct TileTask {
   const float* a;
   int64_t a_step;
