@@ -182,6 +182,19 @@ void minimum(Tensor& out, const Tensor& a, const Tensor& b) {
   binary_function("minimum", out, a, b, smaller);
 }
 
+// Bounds that are tensors: ATen's kernel takes either zero at a tie, by where an element lies.
+void clamp_min(Tensor& out, const Tensor& x, const Tensor& low) { maximum(out, x, low); }
+
+void clamp_max(Tensor& out, const Tensor& x, const Tensor& high) { minimum(out, x, high); }
+
+void clamp(Tensor& out, const Tensor& x, const std::optional<Tensor>& low,
+           const std::optional<Tensor>& high) {
+  const bool from_below = low && low->defined(), from_above = high && high->defined();
+  TORCH_CHECK(from_below || from_above, "kolm portable-1: aten::clamp needs a bound");
+  if (!from_above) return maximum(out, x, *low);
+  minimum(out, from_below ? Forms<maximum>::functional(x, *low) : x, *high);
+}
+
 void power(Tensor& out, const Tensor& a, const Tensor& b) {
   kernel_map("pow", Binary::pow, out, a, b, 0.0f);
 }
@@ -276,6 +289,9 @@ void register_arithmetic(Registrar& registrar) {
   registrar.add_out<maximum>("maximum.out");
   registrar.add_functional<minimum>("minimum");
   registrar.add_out<minimum>("minimum.out");
+  add_overload<clamp>(registrar, "clamp", "Tensor", "Tensor_out");
+  add_overload<clamp_min>(registrar, "clamp_min", "Tensor", "Tensor_out");
+  add_overload<clamp_max>(registrar, "clamp_max", "Tensor", "Tensor_out");
   registrar.add_functional<pow_tensor_tensor>("pow.Tensor_Tensor");
   registrar.add_in_place<pow_tensor_tensor>("pow_.Tensor");
   registrar.add_out<pow_tensor_tensor>("pow.Tensor_Tensor_out");
