@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM = false
 KERNELS := kolm_build/numerics/libkolm_portable.so
 KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
 
-.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench conformance exhaustive lockfiles dev format clean
+.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench conformance exhaustive lockfiles portability dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,9 @@ lockfiles: $(VENV)/.demo ## lock the examples anew, after a change to a step or 
 	done
 
 kernels: $(KERNELS) ## compile the portable kernels, where a source changed
+
+portability: $(VENV)/.dev ## one table: models trained in every setting, one digest a row
+	$(BIN)/python tools/portability.py
 
 dev: $(VENV)/.dev ## .venv with everything a developer needs
 

@@ -150,6 +150,7 @@ def _attribute(name: str, holder: object, attribute: str, wanted: object) -> Swi
 
 def switches() -> Sequence[Switch]:
     """Every switch that is held."""
+    # Among them torch.backends.cuda.matmul.allow_tf32, which the precision of products sets.
     backends = torch.backends
     return (
         Switch(
@@ -171,7 +172,6 @@ def switches() -> Sequence[Switch]:
             False,  # noqa: FBT003
         ),
         _attribute("torch.backends.opt_einsum.enabled", backends.opt_einsum, "enabled", False),
-        _attribute("torch.backends.cuda.matmul.allow_tf32", backends.cuda.matmul, "allow_tf32", False),
         _attribute("torch.backends.cudnn.allow_tf32", backends.cudnn, "allow_tf32", False),
         _attribute("torch.backends.cudnn.benchmark", backends.cudnn, "benchmark", False),
         _attribute("torch.backends.cudnn.deterministic", backends.cudnn, "deterministic", True),

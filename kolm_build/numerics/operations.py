@@ -52,7 +52,7 @@ SECTIONS = (
         """
         empty.memory_format empty_like empty_permuted empty_strided eye eye.m eye.m_out eye.out
         fill_.Scalar fill_.Tensor is_pinned is_same_size is_set_to new_empty new_empty_strided
-        resize_ resize_as_ set_ set_.source_Storage set_.source_Storage_storage_offset
+        resize_ resize_as_ scalar_tensor set_ set_.source_Storage set_.source_Storage_storage_offset
         set_.source_Tensor tril_indices triu_indices zero_
         """,
     ),
@@ -62,7 +62,7 @@ SECTIONS = (
         "Memory as above, then fill_ or zero_.",
         """
         fill.Scalar fill.Tensor full full.out full_like new_full new_ones new_zeros ones ones.out
-        ones_like scalar_tensor zeros zeros.out zeros_like
+        ones_like zeros zeros.out zeros_like
         """,
     ),
     Section(

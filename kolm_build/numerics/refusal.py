@@ -18,7 +18,24 @@ from torch import nn
 from kolm_build.errors import UncertifiedOperatorError
 
 _GUARD = re.compile(r"kolm refuses \{(.*?)\} \{(.*?)\} \{(.*?)\} \{(.*)\}", re.DOTALL)
-_KERNEL = re.compile(r"kolm portable-1: (aten::\S+) (.*)", re.DOTALL)
+_KERNEL = re.compile(r"kolm portable-1: (aten::\S+) (is not certified.*)", re.DOTALL)
+DTYPES = {
+    "Float": "float32",
+    "Double": "float64",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
+}
+"""PyTorch's names of types in Python, by those in C++."""
+
+_DTYPE = re.compile(rf"\b({'|'.join(DTYPES)})(?=\[)")
 _FRAMEWORK = ("torch", "contextlib", "functools")
 
 
@@ -43,6 +60,7 @@ class Refusal:
         """The refusal that `message`, an error's text, tells of; None if it tells of none."""
         if found := _GUARD.search(message):
             operator, reason, node, arguments = found.groups()
+            arguments = _DTYPE.sub(lambda one: DTYPES[one[1]], arguments)
             return cls(operator=operator, reason=reason, node=node, arguments=arguments)
         if found := _KERNEL.search(message):
             operator, reason = found.groups()

@@ -53,7 +53,7 @@ def test_a_refusal_names_operation_dtypes_shapes_module_and_line():
     error = caught.value
     assert error.code == "build.uncertified-operator"
     assert error.reason == "aten::special_i0e is refused: the operation is not certified"
-    assert error.actual == "aten::special_i0e(self=Float[2, 4])"
+    assert error.actual == "aten::special_i0e(self=float32[2, 4])"
     place, line = error.where.split(", ", 1)
     assert place == "layers.1.act_fn (Bessel)"
     assert line.startswith("tests/numerics/test_guard.py:")
@@ -77,7 +77,7 @@ def test_a_refusal_of_a_portable_kernel_is_told_the_same_way():
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied|size") as caught, guard.activate():
+    with pytest.raises(RuntimeError, match="cannot multiply shapes") as caught, guard.activate():
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert Refusal.parse("something else") is None
     assert not isinstance(caught.value, UncertifiedOperatorError)

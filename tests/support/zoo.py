@@ -222,3 +222,58 @@ CASES: Sequence[Case] = (
 """What the tests run in every setting."""
 
 Runner = Callable[[], str]
+
+
+def trainer_digest() -> str:
+    """A digest of the LoRA adapters that TRL's SFTTrainer makes of the tiny Llama in 3 steps."""
+    import tempfile
+
+    import datasets
+    import peft
+    import transformers
+    import trl
+
+    transformers.set_seed(0)
+    model = make("llama")
+    rows = [{"input_ids": [3 + (7 * i + j) % 120 for j in range(5 + i % 9)]} for i in range(24)]
+    with tempfile.TemporaryDirectory() as folder:
+        options = trl.SFTConfig(
+            output_dir=folder,
+            max_steps=3,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-3,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            seed=3,
+            disable_tqdm=True,
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+        trainer = trl.SFTTrainer(
+            model=model,
+            args=options,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=_tokenizer(),
+            peft_config=peft.LoraConfig(
+                r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+            ),
+        )
+        loss = trainer.train().training_loss
+    return digest(trainer.model, loss)
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": PAD, "<s>": START, "</s>": END, **{f"w{i}": i for i in range(3, VOCABULARY)}}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w3")),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
