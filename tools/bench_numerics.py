@@ -93,9 +93,7 @@ def operand(tensor: torch.Tensor) -> Matrix:
     """The tensor's memory as the kernels see it."""
     if tensor.dtype is torch.float32:
         return Matrix(array=tensor.numpy(), element=FLOAT32, strides=tensor.stride())
-    return Matrix(
-        array=tensor.view(torch.int16).numpy(), element=BFLOAT16, strides=tensor.stride()
-    )
+    return Matrix(array=tensor.view(torch.int16).numpy(), element=BFLOAT16, strides=tensor.stride())
 
 
 # Matrix products. A layout has a letter for each operand: t where it is a transpose in memory.
@@ -193,9 +191,7 @@ def attention(bench: Bench) -> None:
     """Causal attention, forward alone and with its gradient, against stock's fused kernel."""
     for batch, heads, key_heads, tokens, width in ATTENTION:
         q = torch.randn(batch, heads, tokens, width, requires_grad=True)
-        k, v = (
-            torch.randn(batch, key_heads, tokens, width, requires_grad=True) for _ in range(2)
-        )
+        k, v = (torch.randn(batch, key_heads, tokens, width, requires_grad=True) for _ in range(2))
         dout = torch.randn(batch, heads, tokens, width)
         arrays = [tensor.detach().numpy() for tensor in (q, k, v)]
         options = {"scale": width**-0.5, "causal": True}
@@ -269,7 +265,9 @@ def main() -> None:
         only=arguments.only,
     )
     print(f"{cpu_model()}; kernels {isa}; {bench.threads} threads; torch {torch.__version__}")
-    print(f"stock: {torch.backends.cpu.get_cpu_capability()}; peak of one thread {peak(library, isa):.0f} GF/s")
+    print(
+        f"stock: {torch.backends.cpu.get_cpu_capability()}; peak of one thread {peak(library, isa):.0f} GF/s"
+    )
     for section in arguments.section or SECTIONS:
         SECTIONS[section](bench)
 

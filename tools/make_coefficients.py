@@ -117,18 +117,47 @@ def approximations() -> list[Approximation]:
     root2 = (mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)
     unit = lambda _: mpf(1)  # noqa: E731 -- the weight of an absolute error
     return [
-        Approximation(name="EXP", target=_exp_rest, weight=lambda r: r * r * mp.exp(-r) + mpf(10) ** -30,
-                      low=-half_log2, high=half_log2, degree=9),
-        Approximation(name="EXP2", target=_exp2_rest, weight=unit, low=mpf(-1) / 2, high=mpf(1) / 2,
-                      degree=10),
-        Approximation(name="LOG", target=_log_rest, weight=unit, low=mpf(0),
-                      high=root2**2 * (1 + mpf(2) ** -20), degree=7),
-        Approximation(name="SIN", target=_sin_rest, weight=unit, low=mpf(0), high=quarter_pi**2, degree=6),
-        Approximation(name="COS", target=_cos_rest, weight=unit, low=mpf(0), high=quarter_pi**2, degree=6),
-        Approximation(name="ERF", target=_erf_rest, weight=lambda z: 1 / _erf_rest(z), low=mpf(0),
-                      high=mpf(1), degree=12),
-        Approximation(name="TAIL", target=_tail_rest, weight=lambda w: 1 / _tail_rest(w), low=mpf(-1),
-                      high=(TAIL_END - TAIL_CENTRE) / (TAIL_END + TAIL_CENTRE), degree=20),
+        Approximation(
+            name="EXP",
+            target=_exp_rest,
+            weight=lambda r: r * r * mp.exp(-r) + mpf(10) ** -30,
+            low=-half_log2,
+            high=half_log2,
+            degree=9,
+        ),
+        Approximation(
+            name="EXP2", target=_exp2_rest, weight=unit, low=mpf(-1) / 2, high=mpf(1) / 2, degree=10
+        ),
+        Approximation(
+            name="LOG",
+            target=_log_rest,
+            weight=unit,
+            low=mpf(0),
+            high=root2**2 * (1 + mpf(2) ** -20),
+            degree=7,
+        ),
+        Approximation(
+            name="SIN", target=_sin_rest, weight=unit, low=mpf(0), high=quarter_pi**2, degree=6
+        ),
+        Approximation(
+            name="COS", target=_cos_rest, weight=unit, low=mpf(0), high=quarter_pi**2, degree=6
+        ),
+        Approximation(
+            name="ERF",
+            target=_erf_rest,
+            weight=lambda z: 1 / _erf_rest(z),
+            low=mpf(0),
+            high=mpf(1),
+            degree=12,
+        ),
+        Approximation(
+            name="TAIL",
+            target=_tail_rest,
+            weight=lambda w: 1 / _tail_rest(w),
+            low=mpf(-1),
+            high=(TAIL_END - TAIL_CENTRE) / (TAIL_END + TAIL_CENTRE),
+            degree=20,
+        ),
     ]
 
 
