@@ -168,4 +168,6 @@ def test_exact_operations_give_the_same_bits_in_every_setting():
 
 if __name__ == "__main__":
     portable.load()
-    DISPATCHER.write_text("".join(f"{name} {text}\n" for name, text in sorted(fingerprint().items())))
+    DISPATCHER.write_text(
+        "".join(f"{name} {text}\n" for name, text in sorted(fingerprint().items()))
+    )

@@ -140,7 +140,10 @@ def test_autocast_that_is_off_is_allowed():
 def test_compiling_is_refused_and_what_was_compiled_runs_as_it_is_written():
     """NUM-95."""
     compiled = torch.compile(lambda x: torch.special.i0e(x), backend="eager")
-    with pytest.raises(UncertifiedOperatorError, match=r"torch\.compile is refused"), guard.activate():
+    with (
+        pytest.raises(UncertifiedOperatorError, match=r"torch\.compile is refused"),
+        guard.activate(),
+    ):
         torch.compile(lambda x: x)
     with pytest.raises(UncertifiedOperatorError, match="aten::special_i0e"), guard.activate():
         compiled(torch.ones(2))
@@ -245,7 +248,10 @@ def test_leaving_a_kernel_out_brings_pytorchs_own_back():
 
 
 def test_a_kernel_that_is_not_there_cannot_be_left_out():
-    with pytest.raises(UsageError, match="no portable kernel computes 'nonsense'"), guard.activate(without=["nonsense"]):
+    with (
+        pytest.raises(UsageError, match="no portable kernel computes 'nonsense'"),
+        guard.activate(without=["nonsense"]),
+    ):
         pass
 
 
@@ -285,7 +291,9 @@ except FloatingPointEnvironmentError as error:
 
 def test_one_worker_that_flushes_small_numbers_is_found():
     """NUM-3."""
-    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "thread 1 of the pool\n"
 
 

@@ -44,7 +44,10 @@ def test_a_model_trains_and_generates_with_the_same_bits_on_every_instruction_se
 def test_fused_and_written_out_attention_give_one_model():
     """NUM-42: llama keeps its heads' keys in groups, gpt2 drops out."""
     for name in ("llama", "gpt2", "qwen3"):
-        digests = {digest_of(zoo.Case(model=name, attention=one), portable.isas()[0], 2) for one in ("sdpa", "eager")}
+        digests = {
+            digest_of(zoo.Case(model=name, attention=one), portable.isas()[0], 2)
+            for one in ("sdpa", "eager")
+        }
         assert len(digests) == 1, name
 
 

@@ -81,7 +81,11 @@ def make(name: str, *, attention: str = "sdpa", dtype: torch.dtype = torch.float
     import transformers
 
     prefix, options = ARCHITECTURES[name]
-    kind = "ForConditionalGeneration" if name == "t5" else ("LMHeadModel" if name == "gpt2" else "ForCausalLM")
+    kind = (
+        "ForConditionalGeneration"
+        if name == "t5"
+        else ("LMHeadModel" if name == "gpt2" else "ForCausalLM")
+    )
     config = getattr(transformers, f"{prefix}Config")(**options, attn_implementation=attention)
     model = getattr(transformers, f"{prefix}{kind}")(config)
     return model.to(dtype)
@@ -155,9 +159,15 @@ def generate(model: Any, *, sample: bool) -> list[list[int]]:
     """Six tokens after each of two prompts, greedily or sampled."""
     model.eval()
     prompt = (torch.arange(10).reshape(2, 5) * 11) % (VOCABULARY - 3) + 3
-    options = {"do_sample": True, "top_k": 20, "top_p": 0.9, "temperature": 0.8} if sample else {"do_sample": False}
+    options = (
+        {"do_sample": True, "top_k": 20, "top_p": 0.9, "temperature": 0.8}
+        if sample
+        else {"do_sample": False}
+    )
     with torch.no_grad():
-        made = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, **options)
+        made = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, **options
+        )
     return made.tolist()
 
 
