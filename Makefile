@@ -9,10 +9,12 @@ TESTS ?=
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
+EXAMPLES := tiny icd-small icd-triage
+NODES := base base-evaluation dataset evaluation gate merge-1 package score train-1
 KERNELS := kolm_build/numerics/libkolm_portable.so
 KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
 
-.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench conformance exhaustive portability portability-emulated lockfiles dev format clean
+.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench conformance exhaustive lockfiles outputs portability portability-emulated dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,9 +68,15 @@ exhaustive: ## every function at all 2^32 inputs against MPFR (needs libmpfr-dev
 	cmake --build build/exhaustive --target exhaustive
 	build/exhaustive/exhaustive $(FUNCTIONS)
 
-lockfiles: $(VENV)/.demo ## lock the examples anew, after a change to a step or the environment
-	for name in icd-triage tiny; do \
-	  $(BIN)/kolm lock -C examples/$$name --lock lockfiles/$$name.lock --update environment --update code; \
+lockfiles: $(VENV)/.demo ## lock the examples anew, after a change to a step, a kernel or the environment
+	for name in $(EXAMPLES); do \
+	  $(BIN)/kolm lock -C examples/$$name --lock lockfiles/$$name.lock --update environment --update code || exit; \
+	done
+
+outputs: $(VENV)/.demo ## build the examples from their locks and note what they are, in lockfiles/*.outputs
+	for name in $(EXAMPLES); do \
+	  rm -f lockfiles/$$name.outputs; \
+	  $(BIN)/kolm build -C examples/$$name --lock lockfiles/$$name.lock --no-sign --record $(NODES) || exit; \
 	done
 
 kernels: $(KERNELS) ## compile the portable kernels, where a source changed

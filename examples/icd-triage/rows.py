@@ -1,8 +1,8 @@
 """Real diagnosis texts from the ICD-10-CM tabular list, each with the chapter it belongs to.
 
 A row is an inclusion term: a wording that coders meet in practice, such as "Chronic catarrhal
-gastritis". Ten chapters, the same number of rows each, at most `PER_CATEGORY` of one 3-character
-category. Rows are chosen by the SHA-256 of their text, so there is no seed and no order to trust.
+gastritis". Ten chapters, the same number of rows each (`per_chapter`, 100 unless the recipe says
+otherwise), at most `PER_CATEGORY` of one 3-character category. Rows are chosen by the SHA-256 of their text, so there is no seed and no order to trust.
 Standard library only.
 """
 
@@ -34,10 +34,11 @@ CODE = re.compile(r"\b[A-Z][0-9][0-9A-Z]")
 Row = dict[str, str]
 
 
-def run(inputs: Mapping[str, Path], out: Path, _params: Mapping[str, str | int]) -> None:
+def run(inputs: Mapping[str, Path], out: Path, params: Mapping[str, str | int]) -> None:
     """Write rows.jsonl to `out` from the one XML file in the input ``source``."""
     (file,) = inputs["source"].glob("*.xml")
-    rows = chosen(terms(ET.parse(file).getroot()))
+    per_chapter = int(params.get("per_chapter", PER_CHAPTER))
+    rows = chosen(terms(ET.parse(file).getroot()), per_chapter)
     lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     (out / "rows.jsonl").write_text("".join(lines), "utf-8")
 
@@ -54,15 +55,15 @@ def terms(root: ET.Element) -> Iterator[Row]:
                     yield {"cat": code[:3], "code": code, "label": label, "text": text}
 
 
-def chosen(rows: Iterable[Row]) -> list[Row]:
-    """`PER_CHAPTER` rows of each chapter, no two with the same words."""
+def chosen(rows: Iterable[Row], per_chapter: int = PER_CHAPTER) -> list[Row]:
+    """`per_chapter` rows of each chapter, no two with the same words."""
     taken: list[Row] = []
     words: set[frozenset[str]] = set()
     chapters: Counter[str] = Counter()
     categories: Counter[str] = Counter()
     for row in sorted(rows, key=place):
         key = frozenset(re.findall(r"\w+", row["text"].casefold()))
-        full = chapters[row["label"]] == PER_CHAPTER or categories[row["cat"]] == PER_CATEGORY
+        full = chapters[row["label"]] == per_chapter or categories[row["cat"]] == PER_CATEGORY
         if full or key in words:
             continue
         taken.append(row)

@@ -1,4 +1,4 @@
-"""Where two runs of one training step part: the operation, the element, the distance (spec/bisect.md).
+"""Where two runs of a training step part: operation, element, distance (spec/bisect.md).
 
 Pure: logs of operations and tensors' bytes come in, values go out. No framework is known here.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 from kolm_build.core.numerics import NATIVE, PORTABLE, Numerics
 from kolm_build.core.request import Circumstances, StepRequest
 from kolm_build.errors import InvalidRecordError
-from kolm_build.numerics import kernels, native, portable
+from kolm_build.numerics import guard, kernels, native, portable
 
 
 def applied_as(request: StepRequest) -> AbstractContextManager[None]:
@@ -41,7 +41,10 @@ def applied(numerics: Numerics, circumstances: Circumstances | None = None) -> I
         yield
     elif numerics.cls == PORTABLE:
         here = circumstances or Circumstances(kernels=str(kernels.LIBRARY), threads=1)
-        with portable.applied(numerics, library=Path(here.kernels), threads=here.threads):
+        native.set_threads(here.threads)
+        portable.load(Path(here.kernels))
+        native.seed(numerics.seed)
+        with guard.activate():
             yield
     else:
         raise InvalidRecordError(

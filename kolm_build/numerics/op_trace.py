@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -170,5 +171,5 @@ def _line() -> str:
 
 def _shortened(file: str) -> str:
     """`file` from its package on."""
-    parts = file.split(os.sep)
-    return os.sep.join(parts[parts.index("kolm_build") :]) if "kolm_build" in parts else parts[-1]
+    _, inside, rest = file.rpartition(f"{os.sep}kolm_build{os.sep}")
+    return f"kolm_build{os.sep}{rest}" if inside else Path(file).name

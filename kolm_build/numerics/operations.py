@@ -256,7 +256,7 @@ SECTIONS = (
     Section(
         "ranges",
         "replaced",
-        "NUM-57: binary64, rounded once to the type of the result.",
+        "NUM-56: binary64, rounded once to the type of the result.",
         "arange.start_out linspace.out",
     ),
     Section(

@@ -12,31 +12,11 @@ from pathlib import Path
 
 import torch
 
-from kolm_build.core.numerics import Numerics
 from kolm_build.errors import KernelsMissingError, MachineError, PackedWeightError
-from kolm_build.numerics import kernels, native
+from kolm_build.numerics import kernels
 
 REFUSAL = "kolm portable-1: "
 """What the message of every refusal of a kernel begins with."""
-
-
-@contextmanager
-def applied(numerics: Numerics, *, library: Path, threads: int) -> Iterator[None]:
-    """Compute by the kernels of `library` inside the block, with `threads` threads.
-
-    Raises:
-        KernelsMissingError: The library is missing, or was built for another PyTorch or other
-            sources.
-        InvalidRecordError: The seed is too large.
-    """
-    native.set_threads(threads)
-    load(library)
-    activate()
-    native.seed(numerics.seed)
-    try:
-        yield
-    finally:
-        deactivate()
 
 
 def activate(*, isa: str | None = None) -> None:

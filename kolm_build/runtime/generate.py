@@ -1,7 +1,8 @@
-"""Greedy generation and likelihoods, for prompts of one length at a time (spec/evaluation.md).
+"""Greedy generation and likelihoods (spec/evaluation.md).
 
-Prompts are never padded: a batch holds prompts of equal length, so that every row is computed on
-its own tokens and nothing else. Ties go to the lowest token.
+Prompts are never padded: those of equal length are read together, so that every row is computed
+on its own tokens and nothing else. What was read can be joined and continued together. Ties go to
+the lowest token.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass
+from math import fsum
 from typing import Any
 
 import torch
 
 from kolm_build.errors import BuildError
+from kolm_build.runtime.ragged import RaggedCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,28 @@ def read_prompts(network: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
         seen = network(input_ids=torch.tensor(prompts), use_cache=True, logits_to_keep=1)
     return Prefix(
         network=network, cache=seen.past_key_values, logits=_finite(seen.logits[:, -1].float())
+    )
+
+
+def joined(prefixes: Sequence[Prefix], *, room: int) -> Prefix:
+    """Prompts of several lengths as one, to be continued together; a single one as it is.
+
+    Args:
+        prefixes: Prompts that one network has read, each of one length; they are copied.
+        room: Most tokens of a continuation.
+
+    Determinism:
+        Under `portable-1` every row is continued as it is alone, bit for bit.
+
+    Raises:
+        BuildError: The network's cache is not of a kind that can be joined.
+    """
+    if len(prefixes) == 1:
+        return prefixes[0]
+    return Prefix(
+        network=prefixes[0].network,
+        cache=RaggedCache([prefix.cache for prefix in prefixes], room=room),
+        logits=torch.cat([prefix.logits for prefix in prefixes]),
     )
 
 
@@ -85,15 +110,21 @@ def log_likelihoods(prefix: Prefix, continuations: Sequence[Sequence[int]]) -> l
             seen = prefix.network(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
             logits = torch.cat([logits, _finite(seen.logits.float())], dim=1)
         chances = logits.log_softmax(dim=-1).gather(-1, ids[..., None])
-        totals = chances.double().sum(dim=(1, 2)).reshape(rows, count)
-    return [[float(total) for total in row] for row in totals]
+    totals = [fsum(tokens) for tokens in chances.squeeze(-1).tolist()]
+    return [totals[row * count : (row + 1) * count] for row in range(rows)]
 
 
 def _next(prefix: Prefix, chosen: torch.Tensor) -> torch.Tensor:
+    cache = prefix.cache
+    where: dict[str, torch.Tensor] = {}
+    if isinstance(cache, RaggedCache):
+        where = {"position_ids": cache.lengths[:, None].clone(), "attention_mask": cache.mask()}
     with torch.inference_mode():
         seen = prefix.network(
-            input_ids=chosen[:, None], past_key_values=prefix.cache, use_cache=True
+            input_ids=chosen[:, None], past_key_values=cache, use_cache=True, **where
         )
+        if isinstance(cache, RaggedCache):
+            cache.advance()
     return _finite(seen.logits[:, -1].float())
 
 

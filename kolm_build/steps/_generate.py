@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from kolm_build.errors import InvalidDataError
-from kolm_build.runtime.generate import Prefix, continue_greedily, log_likelihoods, read_prompts
+from kolm_build.runtime.generate import (
+    Prefix,
+    continue_greedily,
+    joined,
+    log_likelihoods,
+    read_prompts,
+)
 from kolm_build.runtime.load import Model
 from kolm_build.steps._conversations import Conversation
 from kolm_build.steps._params import EvaluateParams
@@ -37,6 +44,8 @@ def outputs_of(
     rows: Sequence[Conversation],
     params: EvaluateParams,
     on_rows: Callable[[int], None],
+    *,
+    mixed: bool = False,
 ) -> list[Output]:
     """The model's outputs, in the order of `rows`.
 
@@ -45,6 +54,8 @@ def outputs_of(
         rows: The rows.
         params: How to ask.
         on_rows: Is told how many rows are done.
+        mixed: Whether prompts of several lengths may be continued together; only where that
+            changes no bit, under `portable-1`.
 
     Raises:
         InvalidDataError: A row does not fit the model's window.
@@ -52,21 +63,27 @@ def outputs_of(
     prompts = [_prompt(model, number, row, params) for number, row in enumerate(rows, 1)]
     labels = {label: model.chat.answer_ids(label) for label in params.labels}
     outputs: dict[int, Output] = {}
-    for batch in batches([len(prompt) for prompt in prompts], params.batch_size):
+    for batch in batches([len(prompt) for prompt in prompts], params.batch_size, mixed=mixed):
         said = _outputs(model, [prompts[index] for index in batch], labels, params)
         outputs |= dict(zip(batch, said, strict=True))
         on_rows(len(outputs))
     return [outputs[index] for index in range(len(rows))]
 
 
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """The indices of `lengths` in runs of one length, at most `size` each, shortest first."""
+def batches(lengths: Sequence[int], size: int, *, mixed: bool = False) -> Iterator[list[int]]:
+    """The indices of `lengths` in runs of at most `size`, shortest first.
+
+    Args:
+        lengths: The lengths.
+        size: Most indices of a run.
+        mixed: Whether a run may hold several lengths.
+    """
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     start = 0
     while start < len(order):
         end = start + 1
         while end < min(start + size, len(order)) and (
-            lengths[order[end]] == lengths[order[start]]
+            mixed or lengths[order[end]] == lengths[order[start]]
         ):
             end += 1
         yield order[start:end]
@@ -88,10 +105,15 @@ def _outputs(
     labels: Mapping[str, Sequence[int]],
     params: EvaluateParams,
 ) -> list[Output]:
-    prefix = read_prompts(model.network, prompts)
-    likeliest = _likeliest(prefix, labels)
+    prefixes = [
+        read_prompts(model.network, list(group))
+        for _, group in groupby(prompts, key=len)  # a batch is sorted by length
+    ]
+    likeliest = [label for prefix in prefixes for label in _likeliest(prefix, labels)]
     said = continue_greedily(
-        prefix, max_new_tokens=params.max_new_tokens, stop_ids=model.chat.stop_ids
+        joined(prefixes, room=params.max_new_tokens),
+        max_new_tokens=params.max_new_tokens,
+        stop_ids=model.chat.stop_ids,
     )
     return [
         Output(

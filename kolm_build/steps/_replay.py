@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from kolm_build.core import strict_json
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError, UsageError
+from kolm_build.numerics.apply import applied_as
 from kolm_build.numerics.op_trace import OpTrace
 from kolm_build.steps import sft
 from kolm_build.steps._entry import Events, run_step
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     def run(request: StepRequest, events: Events) -> None:
         replay(request, events, step=step, watch=watch)
 
-    return run_step([program, request], run)
+    return run_step([program, request], run, within=applied_as)
 
 
 def replay(request: StepRequest, events: Events, *, step: int, watch: int | None) -> None:

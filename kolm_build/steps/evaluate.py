@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kolm_build.core.numerics import PORTABLE
 from kolm_build.core.request import StepRequest
 from kolm_build.numerics.apply import applied_as
 from kolm_build.runtime.load import Model, load
@@ -33,7 +34,11 @@ def run(request: StepRequest, events: Events) -> None:
     folder = input_folder(request, "model")
     model = load(folder)
     outputs = outputs_of(
-        model, rows, params, lambda done: events.progress(done, len(rows), unit="row")
+        model,
+        rows,
+        params,
+        lambda done: events.progress(done, len(rows), unit="row"),
+        mixed=request.numerics.cls == PORTABLE,
     )
     results = [
         result_of(row, output, metric=params.metric, verifier=verifier)

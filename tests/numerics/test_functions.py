@@ -291,7 +291,7 @@ def as_float32(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["e4m3", "e5m2", "e2m1"])
 def test_every_code_of_a_small_format_has_its_value(name: str) -> None:
-    """NUM-56: widening is exact."""
+    """NUM-57: widening is exact."""
     want = as_float32(name)
     got = BEST.widen(name, np.arange(want.size, dtype=np.uint8))
     assert got.view(np.uint32).tolist() == bits(want)
@@ -299,7 +299,7 @@ def test_every_code_of_a_small_format_has_its_value(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["e4m3", "e5m2", "e2m1"])
 def test_narrowing_takes_the_nearest_code_and_the_even_one_of_two(name: str) -> None:
-    """NUM-56: rounds to nearest, ties to even, once."""
+    """NUM-57: rounds to nearest, ties to even, once."""
     values = as_float32(name)
     half = values[: values.size // 2].astype(np.float64)
     finite = half[np.isfinite(half)]
@@ -316,7 +316,7 @@ def test_narrowing_takes_the_nearest_code_and_the_even_one_of_two(name: str) -> 
 
 
 def test_beyond_the_largest_number_each_format_has_its_own_end() -> None:
-    """NUM-56: infinity in bf16, f16 and e5m2, NaN in e4m3, 6 in e2m1."""
+    """NUM-57: infinity in bf16, f16 and e5m2, NaN in e4m3, 6 in e2m1."""
     x = np.float32([3.4e38, 1e38, 465.0, 464.0, 61440.0, 5.1, 7.0, np.inf, -np.inf, np.nan])
     assert BEST.narrow("e4m3", x).tolist()[1:5] == [0x7F, 0x7F, 0x7E, 0x7F]
     assert BEST.narrow("e4m3", x).tolist()[7:] == [0x7F, 0xFF, 0x7F]
@@ -353,7 +353,7 @@ def test_bfloat16_is_the_high_half_rounded_to_even() -> None:
 @pytest.mark.parametrize("other", ALL[1:], ids=repr)
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_every_instruction_set_converts_alike(name: str, other: Kernels) -> None:
-    """NUM-4, NUM-56."""
+    """NUM-4, NUM-57."""
     x = np.concatenate([special_values(), numbers(15, 5003, 500.0), numbers(16, 999, 1e-4)])
     assert same_bits(BEST.narrow(name, x), other.narrow(name, x))
     _, size = FORMATS[name]

@@ -238,7 +238,7 @@ def _integer(value: float, to: torch.dtype) -> int:
 
 
 def test_ranges_are_computed_in_binary64_and_rounded_once():
-    """NUM-57."""
+    """NUM-56."""
     with guard.activate():
         steps = torch.arange(0.1, 2000.0, 0.3).tolist()
         line = torch.linspace(-1.0, 3.0, 1001).tolist()

@@ -56,7 +56,7 @@ def test_the_digest_of_sources_is_what_sha256sum_says(tmp_path):
     """NUM-104."""
     folder = tmp_path / "csrc"
     shutil.copytree(kernels.SOURCES, folder)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*.*"))
     listing = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True)
     whole = subprocess.run(
         ["sha256sum"], input=listing.stdout, capture_output=True, check=True

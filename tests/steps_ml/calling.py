@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kolm_build.core import strict_json
 from kolm_build.core.numerics import Numerics
-from kolm_build.core.request import EXIT_OK, EXIT_REFUSED, StepRequest
+from kolm_build.core.request import EXIT_OK, EXIT_REFUSED, Circumstances, StepRequest
+from kolm_build.numerics.kernels import LIBRARY
 from kolm_build.steps.table import INHERIT, STEPS
 from tests.support.models import ROOT
 
@@ -40,14 +41,19 @@ class Ran:
         return [event["text"] for event in self.events if event["event"] == "log"]
 
 
-def run_step(step, root, *, inputs, params=None, env=None, seed=0) -> Ran:
-    """Run `step` in this process; or with `env` in one of its own, in no other environment."""
+def run_step(step, root, *, inputs, params=None, env=None, seed=0, portable=None) -> Ran:
+    """Run `step` in this process; or with `env` in one of its own, in no other environment.
+
+    With `portable`, threads and an instruction set (None for the best), in the class portable-1.
+    """
     spec = STEPS[step]
     place = root / f"{step}-{len(list(root.glob('*')))}"
     outputs = {name: place / "outputs" / name for name in spec.outputs}
     for folder in (*outputs.values(), place / "scratch"):
         folder.mkdir(parents=True)
-    numerics = "native-1" if spec.numerics == INHERIT else "exact-1"
+    inherited = "native-1" if portable is None else "portable-1"
+    numerics = inherited if spec.numerics == INHERIT else "exact-1"
+    threads, isa = portable or (1, None)
     fd = os.open(place / "events", os.O_CREAT | os.O_WRONLY)
     request = StepRequest(
         step=step,
@@ -57,10 +63,17 @@ def run_step(step, root, *, inputs, params=None, env=None, seed=0) -> Ran:
         scratch=str(place / "scratch"),
         numerics=Numerics(cls=numerics, seed=seed, threads=1),
         events_fd=fd,
+        circumstances=Circumstances(kernels=str(LIBRARY), threads=threads)
+        if numerics == "portable-1"
+        else None,
     )
     (place / "request").write_bytes(request.encode())
     try:
-        status = _here(spec.module, place) if env is None else _fresh(spec.module, place, fd, env)
+        status = (
+            _here(spec.module, place)
+            if env is None
+            else _fresh(spec.module, place, fd, env, _choosing(isa))
+        )
     finally:
         os.close(fd)
     events = [json.loads(line) for line in (place / "events").read_text().splitlines()]
@@ -72,9 +85,16 @@ def _here(module: str, place: Path) -> int:
     return main(["step.py", str(place / "request")])
 
 
-def _fresh(module: str, place: Path, fd: int, env: dict[str, str]) -> int:
+def _choosing(isa: str | None) -> str:
+    """Code that lets the portable kernels of one instruction set compute."""
+    if isa is None:
+        return ""
+    return f"from kolm_build.numerics import portable; portable.load(); portable.set_isa({isa!r}); "
+
+
+def _fresh(module: str, place: Path, fd: int, env: dict[str, str], first: str) -> int:
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); {first}"
         f"from kolm_build.steps.{module} import main; sys.exit(main(sys.argv))"
     )
     done = subprocess.run(

@@ -36,7 +36,7 @@ SURROUNDINGS = (
 )
 
 
-def chain(root, env):
+def chain(root, env, portable=None, **training):
     """Train, merge, evaluate below `root`: every step that ran."""
     model = tiny_llama(root / "inputs" / "model")
     rows = tiny_rows(root / "inputs" / "rows").read_text().splitlines()
@@ -47,13 +47,19 @@ def chain(root, env):
     runs = root / "runs"
     runs.mkdir()
     steps["sft"] = run_step(
-        "sft", runs, inputs={"model": model, "train": train}, params=TRAINING, env=env
+        "sft",
+        runs,
+        inputs={"model": model, "train": train},
+        params=TRAINING | training,
+        env=env,
+        portable=portable,
     )
     steps["merge"] = run_step(
         "merge",
         runs,
         inputs={"model": model, "adapter": steps["sft"].folder("adapter")},
         env=env,
+        portable=portable,
     )
     steps["evaluate"] = run_step(
         "evaluate",
@@ -61,6 +67,7 @@ def chain(root, env):
         inputs={"model": steps["merge"].folder(), "holdout": holdout},
         params=ASKING,
         env=env,
+        portable=portable,
     )
     return steps
 
@@ -136,3 +143,26 @@ def test_the_task_is_learnt_and_judged(chains):
     assert summary["verified"] > 21
     model = chains[0]["merge"].folder() / "model.safetensors"
     assert summary["weight_bytes"] == model.stat().st_size
+
+
+@pytest.fixture(scope="module")
+def portable_chains(tmp_path_factory):
+    """The chain in portable-1: as fast as it goes, and by the plainest kernels on one thread."""
+    from kolm_build.numerics import portable
+
+    kinds = ((2, portable.isas()[0]), (1, "baseline"))
+    roots = [tmp_path_factory.mktemp(f"portable-{isa}") / "root" for _, isa in kinds]
+    return [
+        chain(root, env, kind, max_steps=6, compute_dtype="bf16")
+        for root, env, kind in zip(roots, SURROUNDINGS, kinds, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("step", "output"),
+    [("sft", "adapter"), ("sft", "trace"), ("merge", "out"), ("evaluate", "out")],
+)
+def test_neither_threads_nor_instruction_set_change_a_byte(portable_chains, step, output):
+    """NUM-100, NUM-105."""
+    one, other = (files_of(steps[step].folder(output)) for steps in portable_chains)
+    assert one == other

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from itertools import chain
 
 import pytest
@@ -10,9 +13,9 @@ import torch
 
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import Circumstances, StepRequest
-from kolm_build.numerics import native
+from kolm_build.numerics import kernels, native
 from tests.steps_ml.calling import write_rows
-from tests.support.models import tiny_llama, tiny_rows
+from tests.support.models import ROOT, tiny_llama, tiny_rows
 
 pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]
 
@@ -44,6 +47,12 @@ def inputs(tmp_path_factory):
 
 def trained(inputs, scratch, *, cls="portable-1", seed=3, **params):
     """The trace of a training and its adapters; the kernels are stock here."""
+    native.apply(Numerics(cls="native-1", seed=seed))
+    return run(inputs, scratch, cls=cls, seed=seed, **params)
+
+
+def run(inputs, scratch, *, cls="portable-1", seed=3, **params):
+    """The trace of a training and its adapters, on the kernels that are active."""
     from kolm_build.steps import sft
 
     numerics = Numerics(cls=cls, seed=seed)
@@ -57,7 +66,6 @@ def trained(inputs, scratch, *, cls="portable-1", seed=3, **params):
         events_fd=1,
         circumstances=Circumstances(kernels="", threads=1) if cls == "portable-1" else None,
     )
-    native.apply(Numerics(cls="native-1", seed=seed))
     done = sft.train(request, Deaf())
     adapters = {
         name: one.detach().clone()
@@ -166,3 +174,45 @@ def test_one_bit_of_the_state_is_another_digest():
     state = generator_digest()
     torch.rand(1)
     assert generator_digest() != state
+
+
+PORTABLE = """
+import json, sys
+from kolm_build.core.numerics import Numerics
+from kolm_build.core.request import Circumstances
+from kolm_build.numerics import kernels, portable
+from kolm_build.numerics.apply import applied
+from tests.steps_ml.test_shard_trainer import run
+
+model, train, scratch, isa, threads, size, times = sys.argv[1:]
+here = Circumstances(kernels=str(kernels.LIBRARY), threads=int(threads))
+with applied(Numerics(cls="portable-1", seed=3), here):
+    if isa in portable.isas():
+        portable.set_isa(isa)
+    trace, _ = run({"model": model, "train": train}, scratch,
+                   batch_size=int(size), gradient_accumulation=int(times))
+    print(json.dumps([line.decode() for line in trace.lines]))
+"""
+
+WAYS = (("avx512", 1, 8, 1), ("avx2", 2, 2, 4), ("avx512", 2, 1, 8))
+
+
+@pytest.mark.skipif(not kernels.LIBRARY.is_file(), reason="the portable kernels are not compiled")
+def test_instruction_set_threads_and_parts_change_no_bit(inputs, tmp_path):
+    """NUM-110: every leaf of the trace, on the portable kernels themselves."""
+    found = []
+    for number, way in enumerate(WAYS):
+        (tmp_path / str(number)).mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", PORTABLE, *inputs.values(), str(tmp_path / str(number)),
+             *map(str, way)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert len(found[0]) == 6
+    for lines in found[1:]:
+        assert lines == found[0]

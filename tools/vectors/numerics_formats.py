@@ -1,4 +1,4 @@
-"""The value of every code of the small storage formats, from their definition (NUM-56)."""
+"""The value of every code of the small storage formats, from their definition (NUM-57)."""
 
 import math
 import struct

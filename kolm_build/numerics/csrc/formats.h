@@ -1,4 +1,4 @@
-// Storage formats (spec/numerics.md, NUM-4 and NUM-56): widening is exact, narrowing rounds to
+// Storage formats (spec/numerics.md, NUM-4 and NUM-57): widening is exact, narrowing rounds to
 // nearest, ties to even, once, by integer arithmetic alone. Free of torch and of the standard
 // library.
 #pragma once

@@ -1,4 +1,4 @@
-// Numbers at equal distances (spec/numerics.md, NUM-57): PyTorch's own kernels contract them.
+// Numbers at equal distances (spec/numerics.md, NUM-56): PyTorch's own kernels contract them.
 #include <cmath>
 
 #include "torch_binding.h"

@@ -22,6 +22,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "log": "print the log of a node's build",
         "show": "show a node, a digest or an artifact",
         "diff": "compare two artifacts, trees or derivations",
+        "bisect": "find the step, operation and element where two trainings part",
         "numerics": "show which operations give the same bits everywhere",
     },
     "keep house": {
