@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels.h"
+
 #if defined(__CUDACC__)
 
 #include <cuda_bf16.h>
@@ -14,8 +16,6 @@
 #include <string>
 
 namespace kolm::cuda {
-
-using Stream = cudaStream_t;
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess)
@@ -89,10 +89,5 @@ constexpr int warp_size = 32;
 constexpr unsigned whole_warp = 0xffffffffu;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// NUM-5: the NaN that is stored.
-__device__ __forceinline__ float canonical(float x) {
-  return x == x ? x : __uint_as_float(0x7fc00000u);
-}
 
 }  // namespace kolm::cuda

@@ -272,8 +272,6 @@ inline uint32_t __umulhi(uint32_t a, uint32_t b) {
 
 namespace kolm::cuda {
 
-using Stream = void*;
-
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Stream,
             Arguments... arguments) {

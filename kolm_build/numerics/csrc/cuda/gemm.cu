@@ -1,6 +1,10 @@
 // GEMM of spec/numerics.md, section matrix products. Each thread keeps a block of sums in registers
 // and walks the depth upwards; at the end of a chunk of 256 they are added to the totals.
+#include <utility>
+
+#include "device.h"
 #include "kernels.h"
+#include "math.cuh"
 
 namespace kolm::cuda {
 namespace {
@@ -51,7 +55,6 @@ struct Bf16 {
 struct F16 {
   uint16_t bits;
 };
-__device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(Bf16 x) { return widen_bf16(x.bits); }
 __device__ __forceinline__ float widen(F16 x) { return widen_f16(x.bits); }
 
