@@ -18,3 +18,11 @@
 #if defined(__FAST_MATH__)
 #error "the portable kernels need IEEE arithmetic: -ffast-math is not allowed"
 #endif
+
+// Before a loop whose iterations touch different elements: an output that is an input does not keep
+// the compiler from vectorising.
+#if defined(__clang__)
+#define KOLM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define KOLM_INDEPENDENT _Pragma("GCC ivdep")
+#endif

@@ -1,0 +1,105 @@
+// Packs strips of an operand for the tiles, widening 16-bit elements on the way. Free of torch.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "vector.h"
+
+namespace kolm::KOLM_ISA {
+
+// A strip of an operand: `width` lines (rows of A or columns of B) of `depth` elements.
+struct Strip {
+  const void* data;
+  int64_t line_step;
+  int64_t depth_step;
+  int64_t width;
+  int64_t depth;
+};
+
+// Stores lanes of depth k: the whole vector where the strip goes on after it (what spills over is
+// written again by depth k + 1), exactly the lanes that belong to the strip at its end.
+template <int Width>
+inline void put(float* packed, int64_t k, int64_t depth, int64_t line, Vector v) {
+  float* to = packed + k * Width + line;
+  if (line + kLanes <= Width || k + 1 < depth)
+    store(to, v);
+  else
+    store_partial(to, v, Width - line);
+}
+
+template <Element E, int Width>
+inline void pack_along_lines(const Strip& strip, float* packed) {
+  const auto* data = static_cast<const Storage<E>*>(strip.data);
+  for (int64_t k = 0; k < strip.depth; ++k, data += strip.depth_step)
+#pragma GCC unroll 4
+    for (int64_t line = 0; line < Width; line += kLanes) {
+      const int64_t left = strip.width - line;
+      const Vector v = left >= kLanes ? widen<E>(data + line)
+                       : left > 0     ? widen_partial<E>(data + line, left)
+                                      : zero();
+      put<Width>(packed, k, strip.depth, line, v);
+    }
+}
+
+template <Element E, int Width>
+inline void pack_block(const Strip& strip, int64_t k, int64_t line, float* packed) {
+  const auto* data = static_cast<const Storage<E>*>(strip.data) + line * strip.line_step + k;
+  const int64_t lines = strip.width - line, deep = std::min<int64_t>(kLanes, strip.depth - k);
+  Vector block[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    block[i] = i >= lines       ? zero()
+               : deep == kLanes ? widen<E>(data + i * strip.line_step)
+                                : widen_partial<E>(data + i * strip.line_step, deep);
+  transpose(block);
+  if (deep == kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) put<Width>(packed, k + i, strip.depth, line, block[i]);
+  } else {
+    for (int64_t i = 0; i < deep; ++i) put<Width>(packed, k + i, strip.depth, line, block[i]);
+  }
+}
+
+template <Element E, int Width>
+inline void pack_along_depth(const Strip& strip, float* packed) {
+  for (int64_t k = 0; k < strip.depth; k += kLanes)
+    for (int64_t line = 0; line < Width; line += kLanes)
+      pack_block<E, Width>(strip, k, line, packed);
+}
+
+template <Element E, int Width>
+inline void pack_scattered(const Strip& strip, float* packed) {
+  const auto* data = static_cast<const Storage<E>*>(strip.data);
+  for (int64_t k = 0; k < strip.depth; ++k)
+    for (int64_t line = 0; line < Width; ++line)
+      packed[k * Width + line] =
+          line < strip.width ? widen_one<E>(data[line * strip.line_step + k * strip.depth_step])
+                             : 0.0f;
+}
+
+template <Element E, int Width>
+inline void pack_strip_of(const Strip& strip, float* packed) {
+  static_assert(Width % kLanes == 0 || Width < kLanes, "a spilled store must stay in its strip");
+  if (strip.line_step == 1)
+    pack_along_lines<E, Width>(strip, packed);
+  else if (strip.depth_step == 1)
+    pack_along_depth<E, Width>(strip, packed);
+  else
+    pack_scattered<E, Width>(strip, packed);
+}
+
+// packed[k * Width + line] = strip[line][k], +0 for lines the strip does not have.
+template <int Width>
+inline void pack_strip(Element element, const Strip& strip, float* packed) {
+  switch (element) {
+    case Element::f32:
+      return pack_strip_of<Element::f32, Width>(strip, packed);
+    case Element::bf16:
+      return pack_strip_of<Element::bf16, Width>(strip, packed);
+    case Element::f16:
+      return pack_strip_of<Element::f16, Width>(strip, packed);
+  }
+}
+
+}  // namespace kolm::KOLM_ISA
