@@ -106,7 +106,7 @@ Tensor dot(const Tensor& a, const Tensor& b) {
               a.sizes(), " and ", b.sizes());
   const Tensor row = a.unsqueeze(0), column = b.unsqueeze(1);
   check_product("dot", row, column, 2);
-  return narrowed(product(row, column).view({}), a.scalar_type());
+  return narrowed(product(row, column).view(IntArrayRef()), a.scalar_type());
 }
 
 Tensor batched_product(const Tensor& a, const Tensor& b) {

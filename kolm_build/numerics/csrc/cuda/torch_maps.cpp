@@ -165,7 +165,7 @@ kolm::Stream next_stream(const std::optional<Generator>& generator) {
 }
 
 template <class Fill>
-Tensor& draw(const char* op, Tensor& self, const Fill& fill) {
+Tensor& draw(Tensor& self, const Fill& fill) {
   const bool direct = self.scalar_type() == at::kFloat && self.is_contiguous();
   const Tensor values = direct ? self : new_floats(self, self.sizes());
   fill(values.numel(), write(values), stream_of(values));
@@ -177,7 +177,7 @@ Tensor& normal_(Tensor& self, double mean, double std, std::optional<Generator> 
   require_storage("normal_", self);
   TORCH_CHECK(std >= 0.0, "normal expects std >= 0.0, but found std ", std);
   const kolm::Stream words = next_stream(generator);
-  return draw("normal_", self, [&](int64_t n, float* out, Stream stream) {
+  return draw(self, [&](int64_t n, float* out, Stream stream) {
     random_normal(words, n, static_cast<float>(mean), static_cast<float>(std), out, stream);
   });
 }
@@ -185,7 +185,7 @@ Tensor& uniform_(Tensor& self, double low, double high, std::optional<Generator>
   require_storage("uniform_", self);
   TORCH_CHECK(low <= high, "uniform_ expects from <= to, but found from=", low, " > to=", high);
   const kolm::Stream words = next_stream(generator);
-  return draw("uniform_", self, [&](int64_t n, float* out, Stream stream) {
+  return draw(self, [&](int64_t n, float* out, Stream stream) {
     random_uniform(words, n, static_cast<float>(low), static_cast<float>(high), out, stream);
   });
 }
@@ -193,14 +193,14 @@ Tensor& exponential_(Tensor& self, double rate, std::optional<Generator> generat
   require_storage("exponential_", self);
   TORCH_CHECK(rate > 0.0, "exponential_ expects lambda > 0.0, but found lambda=", rate);
   const kolm::Stream words = next_stream(generator);
-  return draw("exponential_", self, [&](int64_t n, float* out, Stream stream) {
+  return draw(self, [&](int64_t n, float* out, Stream stream) {
     random_exponential(words, n, rate, out, stream);
   });
 }
 Tensor& bernoulli_(Tensor& self, double p, std::optional<Generator> generator) {
   TORCH_CHECK(p >= 0.0 && p <= 1.0, "bernoulli_ expects p to be in [0, 1], but got p=", p);
   const kolm::Stream words = next_stream(generator);
-  return draw("bernoulli_", self, [&](int64_t n, float* out, Stream stream) {
+  return draw(self, [&](int64_t n, float* out, Stream stream) {
     random_bernoulli(words, n, p, out, stream);
   });
 }

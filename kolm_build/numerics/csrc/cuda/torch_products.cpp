@@ -99,7 +99,7 @@ Tensor addmv(const Tensor& c, const Tensor& a, const Tensor& v, const Scalar& be
   return narrowed(t.view({a.size(0)}), a.scalar_type());
 }
 Tensor dot(const Tensor& a, const Tensor& b) {
-  return narrowed(product("dot", a.unsqueeze(0), b.unsqueeze(1)).view({}), a.scalar_type());
+  return narrowed(product("dot", a.unsqueeze(0), b.unsqueeze(1)).view(IntArrayRef()), a.scalar_type());
 }
 
 // ---- Attention: NUM-40 and NUM-41, written out.
