@@ -39,13 +39,13 @@ KOLM_FN float open_unit(uint32_t word) {
   return (static_cast<float>(static_cast<int32_t>(word >> 9)) + 0.5f) * 0x1p-23f;
 }
 
-struct Uniform {
+struct UniformDraw {
   float low, width;
   __device__ __forceinline__ void operator()(const Words& w, float (&out)[4]) const {
     for (int i = 0; i < 4; ++i) out[i] = low + width * unit(w.word[i]);
   }
 };
-struct Normal {
+struct NormalDraw {
   float mean, std;
   __device__ __forceinline__ void operator()(const Words& w, float (&out)[4]) const {
     constexpr float two_pi = 0x1.921fb6p+2f;
@@ -57,13 +57,13 @@ struct Normal {
     }
   }
 };
-struct Bernoulli {
+struct BernoulliDraw {
   uint64_t limit;
   __device__ __forceinline__ void operator()(const Words& w, float (&out)[4]) const {
     for (int i = 0; i < 4; ++i) out[i] = w.word[i] < limit ? 1.0f : 0.0f;
   }
 };
-struct Exponential32 {
+struct ExponentialDraw {
   float rate;
   __device__ __forceinline__ void operator()(const Words& w, float (&out)[4]) const {
     for (int i = 0; i < 4; ++i) out[i] = -log_f32(open_unit(w.word[i])) / rate;
@@ -110,17 +110,17 @@ void random_words(kolm::Stream words, int64_t n, uint32_t* out, Stream stream) {
 }
 void random_uniform(kolm::Stream words, int64_t n, float low, float high, float* out,
                     Stream stream) {
-  draw(words, n, Uniform{low, high - low}, out, stream);
+  draw(words, n, UniformDraw{low, high - low}, out, stream);
 }
 void random_normal(kolm::Stream words, int64_t n, float mean, float std, float* out,
                    Stream stream) {
-  draw(words, n, Normal{mean, std}, out, stream);
+  draw(words, n, NormalDraw{mean, std}, out, stream);
 }
 void random_bernoulli(kolm::Stream words, int64_t n, double p, float* out, Stream stream) {
-  draw(words, n, Bernoulli{threshold(p)}, out, stream);
+  draw(words, n, BernoulliDraw{threshold(p)}, out, stream);
 }
 void random_exponential(kolm::Stream words, int64_t n, double rate, float* out, Stream stream) {
-  draw(words, n, Exponential32{static_cast<float>(rate)}, out, stream);
+  draw(words, n, ExponentialDraw{static_cast<float>(rate)}, out, stream);
 }
 
 }  // namespace kolm::cuda
