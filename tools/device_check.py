@@ -305,13 +305,15 @@ def part_step(device: str, *, big: bool) -> Json:
 
 def part_native(device: str, *, big: bool) -> Json:
     """native-1: the switches, the machine's record, and 20 steps."""
+    from dataclasses import asdict
+
     import torch
 
-    from kolm_build.engine.accelerators import probe_accelerators
+    from kolm_build.engine.nvml import read_devices
     from kolm_build.numerics.native import check_switches, set_switches
 
     set_switches()
-    found: Json = {"accelerators": [a.to_value() for a in probe_accelerators()]}
+    found: Json = {"accelerators": [asdict(device) for device in read_devices()]}
     check_switches()
     for kind in ("llama", "gpt2"):
         model = tiny_model(kind, "sdpa")
@@ -529,6 +531,7 @@ def check_native(run: Run) -> None:
     first = run.finish(run.start("native", "cuda"), "native", "cuda", 60)
     second = run.finish(run.start("native", "cuda"), "native", "cuda", 60)
     run.keep("native", [first, second])
+    run.verdict("native-1: NVML tells the GPU", bool(first.get("accelerators")), str(first.get("accelerators")))
     run.verdict("native-1: two runs give the same weights", bool(first) and first == second, json.dumps(first))
 
 

@@ -1,95 +1,28 @@
-"""NVIDIA accelerators of this machine through NVML, the library of NVIDIA's driver.
-
-Read through ctypes: a few calls, so that no package is needed where there is no GPU.
-"""
+"""The accelerators of this machine, as values of its record."""
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 from kolm_build.core.machine import Accelerator
-from kolm_build.errors import MachineError
-
-LIBRARY = "libnvidia-ml.so.1"
-_SUCCESS = 0
-_TEXT_BYTES = 96
-
-
-class _Memory(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
-
-
-class AcceleratorError(MachineError):
-    """NVML is there and does not answer: what the machine has is not known."""
-
-    code = "machine.accelerator-unreadable"
-
-
-def open_library() -> Any | None:
-    """NVML, or None where this machine has no NVIDIA driver."""
-    try:
-        return ctypes.CDLL(LIBRARY)
-    except OSError:
-        return None
+from kolm_build.engine.nvml import read_devices
 
 
 def probe_accelerators(library: Any | None = None) -> tuple[Accelerator, ...]:
-    """The accelerators, in NVML's order; none where there is no driver.
+    """The accelerators, in the driver's order; none where there is no driver.
 
     Args:
         library: NVML, or an object with its functions; opened where None.
 
     Raises:
-        AcceleratorError: NVML is there, and one of its calls fails.
+        AcceleratorError: The driver's library is there, and one of its calls fails.
     """
-    library = open_library() if library is None else library
-    if library is None:
-        return ()
-    _call(library, "nvmlInit_v2")
-    try:
-        return _accelerators(library)
-    finally:
-        library.nvmlShutdown()
-
-
-def _accelerators(library: Any) -> tuple[Accelerator, ...]:
-    count = ctypes.c_uint()
-    _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
-    driver = _text(library, "nvmlSystemGetDriverVersion")
-    return tuple(_accelerator(library, index, driver) for index in range(count.value))
-
-
-def _accelerator(library: Any, index: int, driver: str) -> Accelerator:
-    device = ctypes.c_void_p()
-    _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
-    memory, major, minor = _Memory(), ctypes.c_int(), ctypes.c_int()
-    _call(library, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
-    _call(
-        library, "nvmlDeviceGetCudaComputeCapability", device,
-        ctypes.byref(major), ctypes.byref(minor),
-    )  # fmt: skip
-    return Accelerator(
-        name=_text(library, "nvmlDeviceGetName", device),
-        architecture=f"sm_{major.value}{minor.value}",
-        driver=driver,
-        memory_bytes=memory.total,
-    )
-
-
-def _text(library: Any, function: str, *arguments: Any) -> str:
-    buffer = ctypes.create_string_buffer(_TEXT_BYTES)
-    _call(library, function, *arguments, buffer, ctypes.c_uint(_TEXT_BYTES))
-    return buffer.value.decode("utf-8", "replace")
-
-
-def _call(library: Any, function: str, *arguments: Any) -> None:
-    status = getattr(library, function)(*arguments)
-    if status != _SUCCESS:
-        raise AcceleratorError(
-            "the driver's library does not tell what accelerators there are",
-            where=f"{LIBRARY}: {function}",
-            expected="status 0",
-            actual=f"status {status}",
-            advice="Check the driver with nvidia-smi; without it, no machine can be recorded.",
+    return tuple(
+        Accelerator(
+            name=device.name,
+            architecture=device.architecture,
+            driver=device.driver,
+            memory_bytes=device.memory_bytes,
         )
+        for device in read_devices(library)
+    )
