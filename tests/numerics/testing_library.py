@@ -254,7 +254,7 @@ def _data(array: Array) -> ctypes.c_void_p:
 
 
 def _strided(array: Array) -> tuple[Any, Any]:
-    if array.shape[3] > 1 and array.strides[3] != 4:
+    if array.size and array.shape[3] > 1 and array.strides[3] != 4:
         raise ValueError(f"the width has stride {array.strides[3] // 4}, expected 1")
     strides = _Strides(*(stride // 4 for stride in array.strides[:3]))
     return _data(array), ctypes.byref(strides)

@@ -171,16 +171,38 @@ KOLM_FN double log_rest(double f, double* half) {
   return s * (*half + z * log_polynomial(z));
 }
 
-// log(2^k * (1 + f)).
-KOLM_FN double log_of(Fraction x) {
+// A number as the sum of a large and a small part.
+struct Parts {
+  double large, small;
+};
+
+// log(2^k * (1 + f)), f exact.
+KOLM_FN Parts log_parts(Fraction x) {
   constexpr double high = 0x1.62e42fefap-1;  // k * high is exact
   constexpr double low = 0x1.cf79abc9e3b3ap-40;
   double half;
   const double rest = log_rest(x.f, &half);
-  return x.k * high - ((half - fused(x.k, low, rest)) - x.f);
+  const double whole = x.k * high;
+  const double large = whole + x.f;
+  const double lost = x.f - (large - whole);  // exact: |whole| > |f|, or it is 0
+  return {large, (rest - half) + fused(x.k, low, lost)};
+}
+KOLM_FN double log_of(Fraction x) {
+  const Parts log = log_parts(x);
+  return log.large + log.small;
 }
 
 KOLM_FN double log_f64(double x) { return log_of(fraction(x)); }
+
+// The sum of both parts, rounded to odd: a last bit of 1 says that more follows, so that rounding to
+// binary32 afterwards is as if the exact sum were rounded once.
+KOLM_FN double to_odd(Parts x) {
+  const double sum = x.large + x.small;
+  const double lost = x.small - (sum - x.large);
+  const uint64_t bits = bits_of(sum);
+  const uint64_t away = (bits_of(sum) ^ bits_of(lost)) >> 63 == 0 ? uint64_t{1} : ~uint64_t{0};
+  return binary64_of(lost == 0.0 || (bits & 1) != 0 ? bits : bits + away);
+}
 
 // log(1 + y) for y in [0, 1].
 KOLM_FN double log1p_unit(double y) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gemm_inside.h"
 #include "gemm_pack.h"
 #include "gemm_tile.h"
 #include "isa.h"
@@ -13,11 +14,12 @@
 namespace kolm::KOLM_ISA {
 namespace {
 
-constexpr int64_t kDepthBlock = 4 * kChunk;      // packed at once
-constexpr int64_t kRowBlock = 144 * kRows;       // the same
-constexpr int64_t kColumnBlock = 64 * kColumns;  // the same
-constexpr int64_t kTaskRows = 36 * kRows;        // one task's tiles: A's part stays in L2
-constexpr int64_t kTaskColumns = 8 * kColumns;
+constexpr int64_t kDepthBlock = 4 * kChunk;  // of B, packed at once
+constexpr int64_t kColumnBlock = 1024;       // the same
+// What one task holds in its core's L2 cache: a chunk of A's strips and the t of its tiles.
+constexpr int64_t kTaskRowStrips = 256 / kRows;
+constexpr int64_t kTaskColumnStrips = 1024 / kColumns;
+constexpr int64_t kTasksPerThread = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
@@ -27,53 +29,6 @@ Strip strip_of(const Operand& x, int64_t line_step, int64_t depth_step, int64_t 
   const int64_t offset = line * line_step + depth_from * depth_step;
   const char* data = static_cast<const char*>(x.data) + offset * element_bytes(x.element);
   return {data, line_step, depth_step, width, depth};
-}
-
-// A part of the product whose operands are packed: strips of kRows and kColumns lines.
-struct Block {
-  int64_t rows, columns, depth;
-  const float* a;
-  int64_t a_strip;  // floats from one strip to the next
-  const float* b;
-  int64_t b_strip;
-  float* c;
-  int64_t ldc;
-  bool first, last;
-};
-
-void multiply(const Block& block) {
-  for (int64_t k = 0; k < block.depth; k += kChunk)
-    for (int64_t j = 0; j < block.columns; j += kColumns)
-      for (int64_t i = 0; i < block.rows; i += kRows) {
-        TileTask task;
-        task.a = block.a + i / kRows * block.a_strip + k * kRows;
-        task.a_step = kRows;
-        task.b = block.b + j / kColumns * block.b_strip + k * kColumns;
-        task.b_step = kColumns;
-        task.depth = std::min(kChunk, block.depth - k);
-        task.c = block.c + i * block.ldc + j;
-        task.ldc = block.ldc;
-        task.first = block.first && k == 0;
-        task.last = block.last && k + kChunk >= block.depth;
-        run_tile(static_cast<int>(std::min<int64_t>(kRows, block.rows - i)),
-                 static_cast<int>(std::min<int64_t>(kColumns, block.columns - j)), task);
-      }
-}
-
-// The block's tiles as tasks.
-void multiply(const Block& block, const Parallel& pool) {
-  const int64_t down = ceil_div(block.rows, kTaskRows);
-  const int64_t across = ceil_div(block.columns, kTaskColumns);
-  parallel_for(pool, down * across, [&](int64_t task) {
-    const int64_t i = task % down * kTaskRows, j = task / down * kTaskColumns;
-    Block part = block;
-    part.rows = std::min(kTaskRows, block.rows - i);
-    part.columns = std::min(kTaskColumns, block.columns - j);
-    part.a += i / kRows * block.a_strip;
-    part.b += j / kColumns * block.b_strip;
-    part.c += i * block.ldc + j;
-    multiply(part);
-  });
 }
 
 void pack_rows(const Operand& a, int64_t row, int64_t k, int64_t rows, int64_t depth,
@@ -87,55 +42,180 @@ void pack_columns(const Operand& b, int64_t column, int64_t k, int64_t columns, 
       b.element, strip_of(b, b.column_stride, b.row_stride, column, k, columns, depth), packed);
 }
 
+// B of one product: packed strips of kColumns columns, or the operand as it lies.
+struct Columns {
+  const float* packed;  // null: b is read
+  int64_t strip;        // floats from one packed strip to the next
+  const Operand* b;
+};
+
+// A part of the product. Depths and columns of `b` are counted from the part's first.
+struct Block {
+  const Operand* a;
+  Columns b;
+  int64_t row, column, from;  // where the part starts in the operands
+  int64_t rows, columns, depth;
+  float* c;
+  int64_t ldc;
+  bool first, last;  // whether the part has the first and the last chunk of the depth
+};
+
+// Where a tile's t lies between two chunks of a block: tile after tile in a thread's own memory,
+// since rows of c may lie a power of two apart and then share few cache lines.
+struct Between {
+  float* data;
+  int64_t column_tiles;
+
+  float* tile(int64_t i, int64_t j) const {
+    return data + (i / kRows * column_tiles + j / kColumns) * (kRows * kColumns);
+  }
+};
+
+// The memory of one thread for one task.
+struct Room {
+  Scratch a, b, between;
+};
+
+// One chunk of the columns from j on, as a tile reads them.
+struct StripView {
+  const float* data;
+  int64_t step;
+};
+
+StripView columns_at(const Block& block, int64_t k, int64_t j, Room& room) {
+  const Columns& b = block.b;
+  if (b.packed) return {b.packed + j / kColumns * b.strip + k * kColumns, kColumns};
+  const int64_t width = std::min<int64_t>(kColumns, block.columns - j);
+  const int64_t column = block.column + j, from = block.from + k;
+  if (b.b->element == Element::f32 && b.b->column_stride == 1 && width == kColumns)
+    return {static_cast<const float*>(b.b->data) + from * b.b->row_stride + column,
+            b.b->row_stride};
+  float* packed = room.b.floats(kChunk * kColumns);
+  pack_columns(*b.b, column, from, width, std::min(kChunk, block.depth - k), packed);
+  return {packed, kColumns};
+}
+
+// The tiles of one strip of columns in one chunk; `a` has the chunk's packed rows.
+void multiply_strip(const Block& block, const Between& between, int64_t k, int64_t j,
+                    const float* a, StripView b) {
+  const bool first = k == 0, last = k + kChunk >= block.depth;
+  TileTask task;
+  task.a_step = kRows;
+  task.b = b.data;
+  task.b_step = b.step;
+  task.depth = std::min(kChunk, block.depth - k);
+  task.from_step = first ? block.ldc : kColumns;
+  task.to_step = last ? block.ldc : kColumns;
+  task.last = block.last && last;
+  const int width = static_cast<int>(std::min<int64_t>(kColumns, block.columns - j));
+  for (int64_t i = 0; i < block.rows; i += kRows) {
+    float* c = block.c + i * block.ldc + j;
+    float* t = between.tile(i, j);
+    task.a = a + i * task.depth;
+    task.from = !first ? t : block.first ? nullptr : c;
+    task.to = last ? c : t;
+    run_tile(static_cast<int>(std::min<int64_t>(kRows, block.rows - i)), width, task);
+  }
+}
+
+void multiply(const Block& block) {
+  static thread_local Room room;
+  const int64_t row_tiles = ceil_div(block.rows, kRows);
+  const int64_t column_tiles = ceil_div(block.columns, kColumns);
+  const Between between{room.between.floats(row_tiles * column_tiles * kRows * kColumns),
+                        column_tiles};
+  float* a = room.a.floats(row_tiles * kRows * kChunk);
+  for (int64_t k = 0; k < block.depth; k += kChunk) {
+    const int64_t depth = std::min(kChunk, block.depth - k);
+    for (int64_t i = 0; i < block.rows; i += kRows)
+      pack_rows(*block.a, block.row + i, block.from + k, std::min<int64_t>(kRows, block.rows - i),
+                depth, a + i * depth);
+    for (int64_t j = 0; j < block.columns; j += kColumns)
+      multiply_strip(block, between, k, j, a, columns_at(block, k, j, room));
+  }
+}
+
+// How many strips a task takes, so that there are enough tasks for every thread.
+struct Split {
+  int64_t row_strips, column_strips;
+
+  Split(int64_t rows, int64_t columns, int threads)
+      : row_strips(ceil_div(rows, kRows)), column_strips(ceil_div(columns, kColumns)) {
+    int64_t down = ceil_div(row_strips, kTaskRowStrips);
+    int64_t across = ceil_div(column_strips, kTaskColumnStrips);
+    const int64_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
+    while (down * across < wanted && row_strips / (2 * down) >= 4) down *= 2;
+    while (down * across < wanted && column_strips / (2 * across) >= 2) across *= 2;
+    row_strips = ceil_div(row_strips, down);
+    column_strips = ceil_div(column_strips, across);
+  }
+};
+
+// The block's tiles as tasks.
+void multiply(const Block& block, const Parallel& pool) {
+  const Split split(block.rows, block.columns, pool.threads);
+  const int64_t rows = split.row_strips * kRows, columns = split.column_strips * kColumns;
+  const int64_t down = ceil_div(block.rows, rows);
+  parallel_for(pool, down * ceil_div(block.columns, columns), [&](int64_t task) {
+    const int64_t i = task % down * rows, j = task / down * columns;
+    Block part = block;
+    part.row += i;
+    part.column += j;
+    part.rows = std::min(rows, block.rows - i);
+    part.columns = std::min(columns, block.columns - j);
+    if (block.b.packed) part.b.packed += j / kColumns * block.b.strip;
+    part.c += i * block.ldc + j;
+    multiply(part);
+  });
+}
+
 void clear(int64_t m, int64_t n, float* c, int64_t ldc) {
   for (int64_t i = 0; i < m; ++i) std::fill(c + i * ldc, c + i * ldc + n, 0.0f);
 }
 
-// `packed` is B as `pack` writes it, or null: then b is packed block by block.
-void multiply_blocks(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand* b,
-                     const float* packed, float* c, int64_t ldc, const Parallel& pool) {
-  static thread_local Scratch a_scratch, b_scratch;
-  const int64_t depth_block = std::min(k, kDepthBlock);
-  const int64_t row_strips = ceil_div(std::min(m, kRowBlock), kRows);
-  const int64_t column_strips = ceil_div(std::min(n, kColumnBlock), kColumns);
-  float* a_packed = a_scratch.floats(row_strips * kRows * depth_block);
-  float* b_packed = b ? b_scratch.floats(column_strips * kColumns * depth_block) : nullptr;
-  for (int64_t j = 0; j < n; j += kColumnBlock)
-    for (int64_t from = 0; from < k; from += depth_block)
-      for (int64_t i = 0; i < m; i += kRowBlock) {
-        Block block;
-        block.rows = std::min(kRowBlock, m - i);
-        block.columns = std::min(kColumnBlock, n - j);
-        block.depth = std::min(depth_block, k - from);
-        block.a = a_packed;
-        block.a_strip = kRows * block.depth;
-        block.b = b ? b_packed : packed + j * k + from * kColumns;
-        block.b_strip = kColumns * (b ? block.depth : k);
-        block.c = c + i * ldc + j;
-        block.ldc = ldc;
-        block.first = from == 0;
-        block.last = from + block.depth == k;
-        const int64_t a_strips = ceil_div(block.rows, kRows);
-        const int64_t b_strips = b && i == 0 ? ceil_div(block.columns, kColumns) : 0;
-        parallel_for(pool, a_strips + b_strips, [&](int64_t strip) {
-          if (strip < a_strips) {
-            const int64_t line = strip * kRows;
-            pack_rows(a, i + line, from, std::min<int64_t>(kRows, block.rows - line), block.depth,
-                      a_packed + line * block.depth);
-          } else {
-            const int64_t line = (strip - a_strips) * kColumns;
-            pack_columns(*b, j + line, from, std::min<int64_t>(kColumns, block.columns - line),
-                         block.depth, b_packed + line * block.depth);
-          }
-        });
-        multiply(block, pool);
-      }
+// `block` has every row; its columns and depth are packed first, block by block.
+void multiply_packing(Block whole, const Parallel& pool) {
+  static thread_local Scratch scratch;
+  const Operand& b = *whole.b.b;
+  const int64_t depth_block = std::min(whole.depth, kDepthBlock);
+  const int64_t strips = ceil_div(std::min(whole.columns, kColumnBlock), kColumns);
+  float* packed = scratch.floats(strips * kColumns * depth_block);
+  for (int64_t j = 0; j < whole.columns; j += kColumnBlock)
+    for (int64_t from = 0; from < whole.depth; from += depth_block) {
+      Block block = whole;
+      block.column = j;
+      block.columns = std::min(kColumnBlock, whole.columns - j);
+      block.from = from;
+      block.depth = std::min(depth_block, whole.depth - from);
+      block.b.packed = packed;
+      block.b.strip = kColumns * block.depth;
+      block.c = whole.c + j;
+      block.first = from == 0;
+      block.last = from + block.depth == whole.depth;
+      parallel_for(pool, ceil_div(block.columns, kColumns), [&](int64_t strip) {
+        const int64_t line = strip * kColumns;
+        pack_columns(b, j + line, from, std::min<int64_t>(kColumns, block.columns - line),
+                     block.depth, packed + line * block.depth);
+      });
+      multiply(block, pool);
+    }
+}
+
+Block whole_product(int64_t m, int64_t n, int64_t k, const Operand& a, Columns b, float* c,
+                    int64_t ldc) {
+  return {&a, b, 0, 0, 0, m, n, k, c, ldc, true, true};
 }
 
 void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
           int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
-  multiply_blocks(m, n, k, a, &b, nullptr, c, ldc, pool);
+  const Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
+  // One task has all rows of few: then each part of B is read once, and packed where it is used.
+  if (m <= kTaskRowStrips * kRows)
+    multiply(whole, pool);
+  else
+    multiply_packing(whole, pool);
 }
 
 int64_t packed_floats(int64_t k, int64_t n) { return ceil_div(n, kColumns) * kColumns * k; }
@@ -149,11 +229,27 @@ void pack(int64_t k, int64_t n, const Operand& b, float* packed, const Parallel&
 
 void gemm_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed, float* c,
                  int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
-  multiply_blocks(m, n, k, a, nullptr, packed, c, ldc, pool);
+  multiply(whole_product(m, n, k, a, {packed, kColumns * k, nullptr}, c, ldc), pool);
 }
 
 }  // namespace
+
+void add_product(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+                 int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0 || k == 0) return;
+  Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
+  whole.first = false;
+  multiply(whole, pool);
+}
+
+void gemm_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
+                 int64_t packed_depth, float* c, int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0) return;
+  if (k == 0) return clear(m, n, c, ldc);
+  multiply(whole_product(m, n, k, a, {packed, kColumns * packed_depth, nullptr}, c, ldc), pool);
+}
 
 extern const GemmKernels gemm_kernels;
 const GemmKernels gemm_kernels = {gemm, packed_floats, pack, gemm_packed};

@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "mutants.h"
 #include "vector.h"
 
 namespace kolm::KOLM_ISA {
 
-constexpr int64_t kChunk = 256;  // NUM-10: the depth of one chunk
+constexpr int64_t kChunk = kProductChunk;  // NUM-10: the depth of one chunk
 
 // The largest tile: kRows x (kVectors * kLanes) sums in registers.
 #if defined(KOLM_ISA_AVX512)
@@ -28,24 +29,28 @@ struct TileTask {
   int64_t a_step;
   const float* b;
   int64_t b_step;
-  int64_t depth;  // at most kChunk
-  float* c;
-  int64_t ldc;
-  int tail;    // columns in the last vector
-  bool first;  // the chunk at depth 0: t starts from +0
-  bool last;   // no chunk follows: a NaN becomes the canonical one
+  int64_t depth;      // at most kChunk
+  const float* from;  // t before this chunk; null at depth 0: t starts from +0
+  int64_t from_step;
+  float* to;  // t after it
+  int64_t to_step;
+  int tail;   // columns in the last vector
+  bool last;  // no chunk follows: a NaN becomes the canonical one
 };
 
 template <int Rows, int Vectors>
 inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
                                                       Vector (&sums)[Rows][Vectors]) {
-  const float* a = task.a;
-  const float* b = task.b;
+  const int64_t start = kProductReversed ? task.depth - 1 : 0;
+  const int64_t a_step = kProductReversed ? -task.a_step : task.a_step;
+  const int64_t b_step = kProductReversed ? -task.b_step : task.b_step;
+  const float* a = task.a + start * task.a_step;
+  const float* b = task.b + start * task.b_step;
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) sums[i][v] = zero();
-  for (int64_t k = 0; k < task.depth; ++k, a += task.a_step, b += task.b_step) {
+  for (int64_t k = 0; k < task.depth; ++k, a += a_step, b += b_step) {
     Vector columns[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) columns[v] = load(b + v * kLanes);
@@ -59,15 +64,44 @@ inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
 }
 
 // t = t + s for one vector of a row; `n` of its lanes are columns.
-inline void fold(float* c, Vector s, int64_t n, bool first, bool last) {
-  const bool whole = n == kLanes;
-  const Vector t = first ? zero() : whole ? load(c) : load_partial(c, n);
+template <bool First, bool Last, bool Whole>
+inline __attribute__((always_inline)) void fold(const float* from, Vector s, float* to, int64_t n) {
+  Vector t = zero();
+  if constexpr (!First) t = Whole ? load(from) : load_partial(from, n);
   Vector sum = add(t, s);
-  if (last) sum = canonical(sum);
-  if (whole)
-    store(c, sum);
+  if constexpr (Last) sum = canonical(sum);
+  if constexpr (Whole)
+    store(to, sum);
   else
-    store_partial(c, sum, n);
+    store_partial(to, sum, n);
+}
+
+template <bool First, bool Last, bool Whole, int Rows, int Vectors>
+inline __attribute__((always_inline)) void fold_rows(const TileTask& task,
+                                                     const Vector (&sums)[Rows][Vectors]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    const float* from = First ? nullptr : task.from + i * task.from_step;
+    float* to = task.to + i * task.to_step;
+#pragma GCC unroll 4
+    for (int v = 0; v + 1 < Vectors; ++v)
+      fold<First, Last, true>(First ? nullptr : from + v * kLanes, sums[i][v], to + v * kLanes,
+                              kLanes);
+    constexpr int v = Vectors - 1;
+    fold<First, Last, Whole>(First ? nullptr : from + v * kLanes, sums[i][v], to + v * kLanes,
+                             task.tail);
+  }
+}
+
+template <bool Whole, int Rows, int Vectors>
+inline __attribute__((always_inline)) void fold_tile(const TileTask& task,
+                                                     const Vector (&sums)[Rows][Vectors]) {
+  if (task.from == nullptr)
+    task.last ? fold_rows<true, true, Whole>(task, sums)
+              : fold_rows<true, false, Whole>(task, sums);
+  else
+    task.last ? fold_rows<false, true, Whole>(task, sums)
+              : fold_rows<false, false, Whole>(task, sums);
 }
 
 template <int Rows, int Vectors>
@@ -75,15 +109,14 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(task.c + i * task.ldc + v * kLanes, 1);
+    for (int v = 0; v < Vectors; ++v)
+      __builtin_prefetch(task.to + i * task.to_step + v * kLanes, 1);
   Vector sums[Rows][Vectors];
   chunk_sums<Rows, Vectors>(task, sums);
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v)
-      fold(task.c + i * task.ldc + v * kLanes, sums[i][v], v + 1 < Vectors ? kLanes : task.tail,
-           task.first, task.last);
+  if (task.tail == kLanes)
+    fold_tile<true>(task, sums);
+  else
+    fold_tile<false>(task, sums);
 }
 
 using TileFunction = void (*)(const TileTask&);

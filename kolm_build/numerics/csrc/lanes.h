@@ -2,14 +2,11 @@
 #pragma once
 
 #include "binary64.h"
+#include "mutants.h"
 
 namespace kolm::KOLM_ISA {
 
-#if defined(KOLM_MUTANT_LANES) && defined(KOLM_CONFORMANCE)
-constexpr int kLanes = KOLM_MUTANT_LANES;  // proves that the conformance vectors see the lanes
-#else
-constexpr int kLanes = 64;
-#endif
+constexpr int kLanes = kSumLanes;
 constexpr int64_t kSumBlock = 4096;
 
 #if defined(KOLM_ISA_AVX512)

@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace kolm {
 
 class Scratch {
@@ -23,13 +27,18 @@ class Scratch {
  private:
   void grow(int64_t count) {
     std::free(data_);
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + kPage - 1) / kPage * kPage;
-    data_ = static_cast<float*>(std::aligned_alloc(kPage, bytes));
+    const size_t wanted = static_cast<size_t>(count) * sizeof(float);
+    const size_t page = wanted < kHugePage ? kPage : kHugePage;
+    const size_t bytes = (wanted + page - 1) / page * page;
+    data_ = static_cast<float*>(std::aligned_alloc(page, bytes));
     capacity_ = data_ == nullptr ? 0 : static_cast<int64_t>(bytes / sizeof(float));
     if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (page == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: failure changes nothing
+#endif
   }
 
-  static constexpr size_t kPage = 4096;
+  static constexpr size_t kPage = 4096, kHugePage = size_t{1} << 21;
   float* data_ = nullptr;
   int64_t capacity_ = 0;
 };

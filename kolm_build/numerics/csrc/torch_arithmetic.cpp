@@ -182,6 +182,19 @@ void minimum(Tensor& out, const Tensor& a, const Tensor& b) {
   binary_function("minimum", out, a, b, smaller);
 }
 
+// Bounds that are tensors: ATen's kernel takes either zero at a tie, by where an element lies.
+void clamp_min(Tensor& out, const Tensor& x, const Tensor& low) { maximum(out, x, low); }
+
+void clamp_max(Tensor& out, const Tensor& x, const Tensor& high) { minimum(out, x, high); }
+
+void clamp(Tensor& out, const Tensor& x, const std::optional<Tensor>& low,
+           const std::optional<Tensor>& high) {
+  const bool from_below = low && low->defined(), from_above = high && high->defined();
+  TORCH_CHECK(from_below || from_above, "kolm portable-1: aten::clamp needs a bound");
+  if (!from_above) return maximum(out, x, *low);
+  minimum(out, from_below ? Forms<maximum>::functional(x, *low) : x, *high);
+}
+
 void power(Tensor& out, const Tensor& a, const Tensor& b) {
   kernel_map("pow", Binary::pow, out, a, b, 0.0f);
 }
@@ -204,13 +217,37 @@ std::optional<Unary> operation_of_exponent(double exponent) {
   return std::nullopt;
 }
 
+// `x` to the power of 1, in its storage format.
+void copy(Tensor& out, const Tensor& x) {
+  require_storage("pow", x);
+  if (!out.defined()) {
+    out = x.clone();
+  } else if (!out.is_same(x)) {
+    deliver(x, out);
+  }
+}
+
+// `x` to the power of 0: the number 1, of a NaN too.
+void constant(Tensor& out, const Tensor& x, double value) {
+  require_storage("pow", x);
+  if (!out.defined()) {
+    out = at::empty_like(x);
+  } else {
+    at::native::resize_output(out, x.sizes());
+  }
+  out.fill_(value);
+}
+
 void pow_tensor_scalar(Tensor& out, const Tensor& x, const Scalar& exponent) {
   if (at::isIntegralType(at::result_type(x, exponent), true)) {
     return stock(
         out, [&] { return at::cpu::pow(x, exponent); },
         [&](Tensor& y) { at::cpu::pow_out(y, x, exponent); });
   }
-  const auto operation = operation_of_exponent(exponent.to<double>());
+  const double value = exponent.to<double>();
+  if (value == 0.0) return constant(out, x, 1.0);
+  if (value == 1.0) return copy(out, x);
+  const auto operation = operation_of_exponent(value);
   if (!operation) return power(out, x, at::native::wrapped_scalar_tensor(exponent));
   auto iter = at::TensorIterator::unary_float_op(out, x);
   const auto run = kernels().maps.unary;
@@ -252,6 +289,9 @@ void register_arithmetic(Registrar& registrar) {
   registrar.add_out<maximum>("maximum.out");
   registrar.add_functional<minimum>("minimum");
   registrar.add_out<minimum>("minimum.out");
+  add_overload<clamp>(registrar, "clamp", "Tensor", "Tensor_out");
+  add_overload<clamp_min>(registrar, "clamp_min", "Tensor", "Tensor_out");
+  add_overload<clamp_max>(registrar, "clamp_max", "Tensor", "Tensor_out");
   registrar.add_functional<pow_tensor_tensor>("pow.Tensor_Tensor");
   registrar.add_in_place<pow_tensor_tensor>("pow_.Tensor");
   registrar.add_out<pow_tensor_tensor>("pow.Tensor_Tensor_out");

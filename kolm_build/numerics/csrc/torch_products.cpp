@@ -87,7 +87,7 @@ Tensor addmm(const Tensor& c, const Tensor& a, const Tensor& b, const Scalar& be
 Tensor addmm_activation(const Tensor& c, const Tensor& a, const Tensor& b, const Scalar& beta,
                         const Scalar& alpha, bool use_gelu) {
   Tensor t = addmm_wide("_addmm_activation", c, a, b, beta, alpha);
-  return narrowed(use_gelu ? at::gelu_(t, "tanh") : at::relu_(t), a.scalar_type());
+  return narrowed(use_gelu ? at::gelu_(t) : at::relu_(t), a.scalar_type());
 }
 
 Tensor addmv(const Tensor& c, const Tensor& a, const Tensor& v, const Scalar& beta,
@@ -106,7 +106,7 @@ Tensor dot(const Tensor& a, const Tensor& b) {
               a.sizes(), " and ", b.sizes());
   const Tensor row = a.unsqueeze(0), column = b.unsqueeze(1);
   check_product("dot", row, column, 2);
-  return narrowed(product(row, column).view(IntArrayRef()), a.scalar_type());
+  return narrowed(product(row, column).view(IntArrayRef{}), a.scalar_type());
 }
 
 Tensor batched_product(const Tensor& a, const Tensor& b) {

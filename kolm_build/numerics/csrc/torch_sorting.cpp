@@ -61,14 +61,20 @@ Ordered first_of(const char* op, const Tensor& x, int64_t dim_in, int64_t count,
                  }
                }
              });
-  if (x.dim() == 0) return {narrowed(values.view({}), x.scalar_type()), indices.view({})};
+  if (x.dim() == 0)
+    return {narrowed(values.view(IntArrayRef{}), x.scalar_type()), indices.view(IntArrayRef{})};
   return {narrowed(values, x.scalar_type()).transpose(dim, -1).contiguous(),
           indices.transpose(dim, -1).contiguous()};
 }
 
+// Comparing rounds nothing: ATen's stable sort serves integers and float64.
+bool is_stock(const Tensor& x) {
+  return at::isIntegralType(x.scalar_type(), true) || x.scalar_type() == at::kDouble;
+}
+
 std::tuple<Tensor, Tensor> sort(const Tensor& x, std::optional<bool>, int64_t dim,
                                 bool descending) {
-  if (at::isIntegralType(x.scalar_type(), true)) return at::cpu::sort(x, true, dim, descending);
+  if (is_stock(x)) return at::cpu::sort(x, true, dim, descending);
   const int64_t n = x.dim() ? x.size(dim) : 1;
   Ordered result = first_of("sort", x, dim, n, descending);
   return {result.values, result.indices};
@@ -84,7 +90,7 @@ std::tuple<Tensor&, Tensor&> sort_out(const Tensor& x, std::optional<bool> stabl
 std::tuple<Tensor, Tensor> topk(const Tensor& x, int64_t k, int64_t dim, bool largest, bool) {
   const int64_t n = x.dim() ? x.size(dim) : 1;
   TORCH_CHECK(k >= 0 && k <= n, "selected index k out of range");
-  if (at::isIntegralType(x.scalar_type(), true)) {
+  if (is_stock(x)) {
     const auto [values, indices] = at::cpu::sort(x, true, dim, largest);
     if (x.dim() == 0) return {values, indices};
     return {values.narrow(dim, 0, k).contiguous(), indices.narrow(dim, 0, k).contiguous()};
