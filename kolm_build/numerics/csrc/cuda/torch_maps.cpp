@@ -251,10 +251,11 @@ void fused_adamw(TensorList params, TensorList grads, TensorList means, TensorLi
   TORCH_CHECK(!(grad_scale && grad_scale->defined()) && !(found_inf && found_inf->defined()),
               "kolm portable-1: aten::_fused_adamw_ with loss scaling");
   if (params.empty()) return;
-  // The steps are tensors on the GPU; those of one call were made together and are equal.
-  const double step = steps[0].item<double>();
-  const AdamW scalars = scalars_of(lr, beta1, beta2, weight_decay, eps, maximize, step);
+  // One copy for all: the steps are tensors on the GPU.
+  const Tensor counts = at::stack(steps).to(at::kDouble).to(at::kCPU);
   for (size_t i = 0; i < params.size(); ++i) {
+    const AdamW scalars = scalars_of(lr, beta1, beta2, weight_decay, eps, maximize,
+                                     counts.const_data_ptr<double>()[i]);
     check_fused(params[i], params[i]);
     check_fused(params[i], means[i]);
     check_fused(params[i], squares[i]);
