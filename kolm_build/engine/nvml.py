@@ -1,0 +1,112 @@
+"""NVML, the library of NVIDIA's driver: what GPUs there are.
+
+Read through ctypes: a few calls, so that no package is needed where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+from kolm_build.errors import MachineError
+
+LIBRARY = "libnvidia-ml.so.1"
+_SUCCESS = 0
+_TEXT_BYTES = 96
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
+class AcceleratorError(MachineError):
+    """NVML is there and does not answer: what the machine has is not known."""
+
+    code = "machine.accelerator-unreadable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One GPU as the driver tells it.
+
+    Attributes:
+        name: The product's name.
+        architecture: Such as ``sm_90``.
+        driver: The driver's version.
+        memory_bytes: Its memory.
+    """
+
+    name: str
+    architecture: str
+    driver: str
+    memory_bytes: int
+
+
+def open_library() -> Any | None:
+    """NVML, or None where this machine has no NVIDIA driver."""
+    try:
+        return ctypes.CDLL(LIBRARY)
+    except OSError:
+        return None
+
+
+def read_devices(library: Any | None = None) -> tuple[Device, ...]:
+    """The GPUs, in NVML's order; none where there is no driver.
+
+    Args:
+        library: NVML, or an object with its functions; opened where None.
+
+    Raises:
+        AcceleratorError: NVML is there, and one of its calls fails.
+    """
+    library = open_library() if library is None else library
+    if library is None:
+        return ()
+    _call(library, "nvmlInit_v2")
+    try:
+        return _devices(library)
+    finally:
+        library.nvmlShutdown()
+
+
+def _devices(library: Any) -> tuple[Device, ...]:
+    count = ctypes.c_uint()
+    _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+    driver = _text(library, "nvmlSystemGetDriverVersion")
+    return tuple(_device(library, index, driver) for index in range(count.value))
+
+
+def _device(library: Any, index: int, driver: str) -> Device:
+    device = ctypes.c_void_p()
+    _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
+    memory, major, minor = _Memory(), ctypes.c_int(), ctypes.c_int()
+    _call(library, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
+    _call(
+        library, "nvmlDeviceGetCudaComputeCapability", device,
+        ctypes.byref(major), ctypes.byref(minor),
+    )  # fmt: skip
+    return Device(
+        name=_text(library, "nvmlDeviceGetName", device),
+        architecture=f"sm_{major.value}{minor.value}",
+        driver=driver,
+        memory_bytes=memory.total,
+    )
+
+
+def _text(library: Any, function: str, *arguments: Any) -> str:
+    buffer = ctypes.create_string_buffer(_TEXT_BYTES)
+    _call(library, function, *arguments, buffer, ctypes.c_uint(_TEXT_BYTES))
+    return buffer.value.decode("utf-8", "replace")
+
+
+def _call(library: Any, function: str, *arguments: Any) -> None:
+    status = getattr(library, function)(*arguments)
+    if status != _SUCCESS:
+        raise AcceleratorError(
+            "the driver's library does not tell what accelerators there are",
+            where=f"{LIBRARY}: {function}",
+            expected="status 0",
+            actual=f"status {status}",
+            advice="Check the driver with nvidia-smi; without it, no machine can be recorded.",
+        )
