@@ -44,12 +44,14 @@ def generator(seed: int = 5) -> torch.Generator:
 
 
 def test_uniform_numbers_are_the_streams_words():
+    """spec/numerics.md, NUM-60, NUM-62, NUM-63."""
     words = philox(5, stream_of(5), 11)
     expected = [np.float32(w >> 8) * np.float32(2**-24) for w in words]
     assert torch.empty(11).uniform_(generator=generator()).tolist() == expected
 
 
 def test_normal_numbers_come_from_pairs_of_words():
+    """spec/numerics.md, NUM-63."""
     words = philox(5, stream_of(5), 4)
     expected = []
     for w0, w1 in zip(words[::2], words[1::2], strict=True):
@@ -61,6 +63,7 @@ def test_normal_numbers_come_from_pairs_of_words():
 
 
 def test_integers_are_64_bit_elements_modulo_the_bound():
+    """spec/numerics.md, NUM-61, NUM-64."""
     words = philox(5, stream_of(5), 6)
     elements = [words[i] | words[i + 1] << 32 for i in (0, 2, 4)]
     drawn = torch.randint(0, 1000, (3,), generator=generator())
@@ -70,6 +73,7 @@ def test_integers_are_64_bit_elements_modulo_the_bound():
 
 
 def test_a_permutation_orders_64_bit_elements():
+    """spec/numerics.md, NUM-64."""
     words = philox(5, stream_of(5), 40)
     keys = [words[2 * i] | words[2 * i + 1] << 32 for i in range(20)]
     drawn = torch.randperm(20, generator=generator())
@@ -100,6 +104,7 @@ def test_strides_threads_and_instruction_sets_do_not_matter(draw, shape):
 
 
 def test_saving_and_restoring_the_generator_restores_the_streams():
+    """spec/numerics.md, NUM-62."""
     g = generator()
     torch.rand(3, generator=g)
     state = g.get_state()

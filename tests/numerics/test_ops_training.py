@@ -77,6 +77,20 @@ class TestOptimisers:
         p = p + (-rounded(lr / (1 - beta1)) * m) / d
         assert torch.equal(weight.detach(), p)
 
+    def test_clipping_multiplies_by_the_number_of_the_spec(self):
+        """spec/numerics.md, NUM-23 and NUM-81."""
+        torch.manual_seed(3)
+        weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in [(5, 7), (1001,)]]
+        gradients = [torch.randn(weight.shape) for weight in weights]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_(weights, 2.0)
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        factor = torch.tensor(2.0) / (norm + torch.tensor(1e-6))
+        assert factor < 1
+        for weight, gradient in zip(weights, gradients, strict=True):
+            assert torch.equal(weight.grad, gradient * factor)
+
     def test_loss_scaling_is_refused(self):
         weight = torch.nn.Parameter(torch.ones(3))
         weight.grad = torch.ones(3)
