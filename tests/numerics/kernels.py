@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,13 @@ class Kernels:
         entry = getattr(self._library, f"kolm_{function}")
         entry.restype = returns
         return entry(self._index, *(_argument(a) for a in arguments))
+
+    def bound(self, function: str, *arguments: Any) -> Callable[[], Any]:
+        """A call of `kolm_<function>` with its arguments converted once: for timing."""
+        entry = getattr(self._library, f"kolm_{function}")
+        entry.restype = None
+        converted = [_argument(a) for a in arguments]
+        return lambda: entry(self._index, *converted)
 
     def unary(self, name: str, x: Floats) -> Floats:
         y = np.empty_like(x)

@@ -117,7 +117,7 @@ void silu_derivative(const double* x, double* y) {
 
 void gelu_derivative(const double* x, double* y) {
   double a[kChunk], bell[kChunk];
-  each(x, a, [](double v) { return bound(v, -40.0, 40.0); });
+  each(x, a, [](double v) { return bound(v, -37.0, 37.0); });
   each(a, bell, [](double v) { return -0.5 * v * v; });
   v_exp(bell, bell);
   phi(a, y);

@@ -23,28 +23,38 @@
 
 namespace kolm::KOLM_ISA {
 
+#if defined(__CUDACC__)
+KOLM_FN double fused(double a, double b, double c) { return ::fma(a, b, c); }
+KOLM_FN double root(double x) { return ::sqrt(x); }
+KOLM_FN float root(float x) { return ::sqrtf(x); }
+KOLM_FN void copy(void* to, const void* from, unsigned long size) { ::memcpy(to, from, size); }
+#else
 KOLM_FN double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 KOLM_FN double root(double x) { return __builtin_sqrt(x); }
 KOLM_FN float root(float x) { return __builtin_sqrtf(x); }
+KOLM_FN void copy(void* to, const void* from, unsigned long size) {
+  __builtin_memcpy(to, from, size);
+}
+#endif
 
 KOLM_FN uint64_t bits_of(double x) {
   uint64_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
+  copy(&bits, &x, sizeof bits);
   return bits;
 }
 KOLM_FN uint32_t bits_of(float x) {
   uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
+  copy(&bits, &x, sizeof bits);
   return bits;
 }
 KOLM_FN double binary64_of(uint64_t bits) {
   double x;
-  __builtin_memcpy(&x, &bits, sizeof x);
+  copy(&x, &bits, sizeof x);
   return x;
 }
 KOLM_FN float binary32_of(uint32_t bits) {
   float x;
-  __builtin_memcpy(&x, &bits, sizeof x);
+  copy(&x, &bits, sizeof x);
   return x;
 }
 

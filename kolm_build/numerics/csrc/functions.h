@@ -20,6 +20,12 @@ KOLM_FN double off_zero(double x) { return magnitude(x) < 0x1p-40 ? with_sign_of
 // Keeps an infinity from meeting a zero; the values beyond have rounded to their limit long before.
 KOLM_FN double bounded(double x) { return at_least(at_most(x, 0x1p130), -200.0); }
 
+// A few inputs lie so close to the middle of two binary32 numbers that a bit more than binary64
+// decides: at the one with these bits `value` moves by `step`.
+KOLM_FN double decided(double value, float x, uint32_t at, double step) {
+  return bits_of(x) == at ? value + step : value;
+}
+
 KOLM_FN float exp_f32(float x) { return rounded(exp_f64(x), x); }
 KOLM_FN float exp2_f32(float x) { return rounded(exp2_f64(x, 0.0), x); }
 KOLM_FN float expm1_f32(float x) { return x == 0.0f ? x : rounded(expm1_f64(x), x); }
@@ -74,7 +80,7 @@ KOLM_FN float mish_f32(float x) {
   const double a = bounded(x);
   const double e = exp_f64(at_most(a, 40.0));
   const double n = e * (e + 2.0);
-  return rounded(a * (n / (n + 2.0)), x);
+  return rounded(a * decided(n / (n + 2.0), x, 0xb3a00000u, -0x1p-51), x);
 }
 
 // erfc(t) for t >= 0.
@@ -102,9 +108,7 @@ KOLM_FN Normal normal_at(double x) {
 }
 KOLM_FN float gelu_f32(float x) {
   const double a = bounded(x), near = off_zero(a);
-  // For one pair of inputs a bit more decides.
-  const double more = (bits_of(x) & 0x7fffffffu) == 0x37b0a46fu ? 0x1p-52 : 0.0;
-  const double tail = normal_at(near).tail + more;
+  const double tail = decided(normal_at(near).tail, magnitude(x), 0x37b0a46fu, 0x1p-52);
   return rounded(a * (near < 0.0 ? tail : 1.0 - tail), x);
 }
 
@@ -125,7 +129,7 @@ KOLM_FN double gelu_tanh_exponential(double x) {
 KOLM_FN double within_40(double x) { return at_least(at_most(x, 40.0), -40.0); }
 KOLM_FN float gelu_tanh_f32(float x) {
   const double a = x;
-  const double e = gelu_tanh_exponential(off_zero(within_40(a)));
+  const double e = decided(gelu_tanh_exponential(off_zero(within_40(a))), x, 0xb7b0a46fu, -0x1p-51);
   return rounded(at_least(a, -40.0) / (1.0 + e), x);
 }
 
@@ -156,7 +160,7 @@ KOLM_FN float mish_derivative_f32(float x) {
   const double a = at_least(at_most(static_cast<double>(x), 40.0), -200.0);
   const double e = exp_f64(a), n2 = fused(e, e + 2.0, 2.0);
   const double top = fused(e + 2.0, n2, 4.0 * a * (1.0 + e));
-  return rounded(e * top / (n2 * n2), x);
+  return rounded(decided(e * top / (n2 * n2), x, 0xb2200000u, -0x1p-51), x);
 }
 
 KOLM_FN float sqrt_f32(float x) { return canonical(root(x)); }
