@@ -272,7 +272,8 @@ def main() -> None:
         only=arguments.only,
     )
     print(f"{cpu_model()}; kernels {isa}; {bench.threads} threads; torch {torch.__version__}")
-
+    stock = torch.backends.cpu.get_cpu_capability()
+    print(f"stock {stock}; peak of one thread {peak(library, isa):.0f} GF/s")
     for section in arguments.section or SECTIONS:
         SECTIONS[section](bench)
 

@@ -21,6 +21,8 @@ constexpr int64_t kColumnBlock = 1024;       // the same
 constexpr int64_t kTaskRowStrips = 256 / kRows;
 constexpr int64_t kTaskColumnStrips = 1024 / kColumns;
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kStripsAtOnce = 8;     // of B, packed side by side
+constexpr int64_t kDirectStride = 1024;  // floats: rows of B so near are read where they lie
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
@@ -34,12 +36,12 @@ Strip strip_of(const Operand& x, int64_t line_step, int64_t depth_step, int64_t 
 
 void pack_rows(const Operand& a, int64_t row, int64_t k, int64_t rows, int64_t depth,
                float* packed) {
-  pack_strip<kRows>(a.element, strip_of(a, a.row_stride, a.column_stride, row, k, rows, depth),
-                    packed);
+  pack_strips<kRows>(a.element, strip_of(a, a.row_stride, a.column_stride, row, k, rows, depth),
+                     packed);
 }
 void pack_columns(const Operand& b, int64_t column, int64_t k, int64_t columns, int64_t depth,
                   float* packed) {
-  pack_strip<kColumns>(
+  pack_strips<kColumns>(
       b.element, strip_of(b, b.column_stride, b.row_stride, column, k, columns, depth), packed);
 }
 
@@ -83,17 +85,26 @@ struct StripView {
   int64_t step;
 };
 
+bool direct(const Block& block, int64_t width) {
+  const Operand& b = *block.b.b;
+  return b.element == Element::f32 && b.column_stride == 1 && b.row_stride <= kDirectStride &&
+         block.rows <= kRows && width >= kColumns;
+}
+
 StripView columns_at(const Block& block, int64_t k, int64_t j, Room& room) {
   const Columns& b = block.b;
   if (b.packed) return {b.packed + j / kColumns * b.strip + k * kColumns, kColumns};
-  const int64_t width = std::min<int64_t>(kColumns, block.columns - j);
-  const int64_t column = block.column + j, from = block.from + k;
-  if (b.b->element == Element::f32 && b.b->column_stride == 1 && width == kColumns)
+  const int64_t left = block.columns - j, column = block.column + j, from = block.from + k;
+  if (direct(block, left))
     return {static_cast<const float*>(b.b->data) + from * b.b->row_stride + column,
             b.b->row_stride};
-  float* packed = room.b.floats(kChunk * kColumns);
-  pack_columns(*b.b, column, from, width, std::min(kChunk, block.depth - k), packed);
-  return {packed, kColumns};
+  const bool side_by_side = b.b->column_stride == 1 && !direct(block, kColumns);
+  const int64_t at_once = side_by_side ? kStripsAtOnce : 1;
+  const int64_t depth = std::min(kChunk, block.depth - k), strip = j / kColumns % at_once;
+  float* packed = room.b.floats(kStripsAtOnce * kColumns * kChunk);
+  if (strip == 0)
+    pack_columns(*b.b, column, from, std::min(at_once * kColumns, left), depth, packed);
+  return {packed + strip * kColumns * depth, kColumns};
 }
 
 // The tiles of one strip of columns in one chunk; `a` has the chunk's packed rows.
@@ -174,6 +185,17 @@ void clear(int64_t m, int64_t n, float* c, int64_t ldc) {
   for (int64_t i = 0; i < m; ++i) std::fill(c + i * ldc, c + i * ldc + n, 0.0f);
 }
 
+// Packs columns a few strips a task.
+void pack_columns_of(const Operand& b, int64_t column, int64_t from, int64_t columns, int64_t depth,
+                     float* packed, const Parallel& pool) {
+  constexpr int64_t at_once = kStripsAtOnce * kColumns;
+  parallel_for(pool, ceil_div(columns, at_once), [&](int64_t task) {
+    const int64_t line = task * at_once;
+    pack_columns(b, column + line, from, std::min(at_once, columns - line), depth,
+                 packed + line * depth);
+  });
+}
+
 // `block` has every row; its columns and depth are packed first, block by block.
 void multiply_packing(Block whole, const Parallel& pool) {
   static thread_local Scratch scratch;
@@ -193,11 +215,7 @@ void multiply_packing(Block whole, const Parallel& pool) {
       block.c = whole.c + j;
       block.first = from == 0;
       block.last = from + block.depth == whole.depth;
-      parallel_for(pool, ceil_div(block.columns, kColumns), [&](int64_t strip) {
-        const int64_t line = strip * kColumns;
-        pack_columns(b, j + line, from, std::min<int64_t>(kColumns, block.columns - line),
-                     block.depth, packed + line * block.depth);
-      });
+      pack_columns_of(b, j, from, block.columns, block.depth, packed, pool);
       multiply(block, pool);
     }
 }
@@ -213,7 +231,7 @@ ThinRows thin_rows(int64_t m, int64_t k, const Operand& a, Scratch& scratch) {
     return {static_cast<const float*>(a.data), a.row_stride, k};
   float* rows = scratch.floats(m * k);
   for (int64_t i = 0; i < m; ++i)
-    pack_strip<1>(a.element, strip_of(a, a.row_stride, a.column_stride, i, 0, 1, k), rows + i * k);
+    pack_strips<1>(a.element, strip_of(a, a.row_stride, a.column_stride, i, 0, 1, k), rows + i * k);
   return {rows, k, k};
 }
 
@@ -293,10 +311,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, f
 int64_t packed_floats(int64_t k, int64_t n) { return ceil_div(n, kColumns) * kColumns * k; }
 
 void pack(int64_t k, int64_t n, const Operand& b, float* packed, const Parallel& pool) {
-  parallel_for(pool, ceil_div(n, kColumns), [&](int64_t strip) {
-    const int64_t column = strip * kColumns;
-    pack_columns(b, column, 0, std::min<int64_t>(kColumns, n - column), k, packed + column * k);
-  });
+  pack_columns_of(b, 0, 0, n, k, packed, pool);
 }
 
 void gemm_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed, float* c,

@@ -8,7 +8,7 @@
 
 namespace kolm::KOLM_ISA {
 
-// A strip of an operand: `width` lines (rows of A or columns of B) of `depth` elements.
+// Part of an operand: `width` lines (rows of A or columns of B) of `depth` elements.
 struct Strip {
   const void* data;
   int64_t line_step;
@@ -28,18 +28,20 @@ inline void put(float* packed, int64_t k, int64_t depth, int64_t line, Vector v)
     store_partial(to, v, Width - line);
 }
 
+// Strips whose lines are neighbours in memory, side by side: each depth is read once, in order.
 template <Element E, int Width>
-inline void pack_along_lines(const Strip& strip, float* packed) {
-  const auto* data = static_cast<const Storage<E>*>(strip.data);
-  for (int64_t k = 0; k < strip.depth; ++k, data += strip.depth_step)
+inline void pack_along_lines(const Strip& strips, float* packed) {
+  const auto* data = static_cast<const Storage<E>*>(strips.data);
+  for (int64_t k = 0; k < strips.depth; ++k, data += strips.depth_step)
+    for (int64_t first = 0; first < strips.width; first += Width)
 #pragma GCC unroll 4
-    for (int64_t line = 0; line < Width; line += kLanes) {
-      const int64_t left = strip.width - line;
-      const Vector v = left >= kLanes ? widen<E>(data + line)
-                       : left > 0     ? widen_partial<E>(data + line, left)
-                                      : zero();
-      put<Width>(packed, k, strip.depth, line, v);
-    }
+      for (int64_t line = 0; line < Width; line += kLanes) {
+        const int64_t left = strips.width - first - line;
+        const Vector v = left >= kLanes ? widen<E>(data + first + line)
+                         : left > 0     ? widen_partial<E>(data + first + line, left)
+                                        : zero();
+        put<Width>(packed + first * strips.depth, k, strips.depth, line, v);
+      }
 }
 
 template <Element E, int Width>
@@ -79,26 +81,31 @@ inline void pack_scattered(const Strip& strip, float* packed) {
 }
 
 template <Element E, int Width>
-inline void pack_strip_of(const Strip& strip, float* packed) {
+inline void pack_strips_of(const Strip& strips, float* packed) {
   static_assert(Width % kLanes == 0 || Width < kLanes, "a spilled store must stay in its strip");
-  if (strip.line_step == 1)
-    pack_along_lines<E, Width>(strip, packed);
-  else if (strip.depth_step == 1)
-    pack_along_depth<E, Width>(strip, packed);
-  else
-    pack_scattered<E, Width>(strip, packed);
+  if (strips.line_step == 1) return pack_along_lines<E, Width>(strips, packed);
+  for (int64_t first = 0; first < strips.width; first += Width) {
+    Strip strip = strips;
+    strip.data = static_cast<const Storage<E>*>(strips.data) + first * strips.line_step;
+    strip.width = std::min<int64_t>(Width, strips.width - first);
+    if (strip.depth_step == 1)
+      pack_along_depth<E, Width>(strip, packed + first * strips.depth);
+    else
+      pack_scattered<E, Width>(strip, packed + first * strips.depth);
+  }
 }
 
-// packed[k * Width + line] = strip[line][k], +0 for lines the strip does not have.
+// Strips of Width lines, one after another: line `l` at depth k goes to
+// packed[l / Width * Width * depth + k * Width + l % Width]; +0 for lines past the last.
 template <int Width>
-inline void pack_strip(Element element, const Strip& strip, float* packed) {
+inline void pack_strips(Element element, const Strip& strips, float* packed) {
   switch (element) {
     case Element::f32:
-      return pack_strip_of<Element::f32, Width>(strip, packed);
+      return pack_strips_of<Element::f32, Width>(strips, packed);
     case Element::bf16:
-      return pack_strip_of<Element::bf16, Width>(strip, packed);
+      return pack_strips_of<Element::bf16, Width>(strips, packed);
     case Element::f16:
-      return pack_strip_of<Element::f16, Width>(strip, packed);
+      return pack_strips_of<Element::f16, Width>(strips, packed);
   }
 }
 
