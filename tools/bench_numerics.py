@@ -37,6 +37,7 @@ from tests.numerics.testing_library import (
     Matrix,
     Product,
 )
+from tools import bench_steps
 
 WARM_UP = 2
 MOST_PAIRS = 2000
@@ -230,10 +231,22 @@ def attention(bench: Bench) -> None:
         bench.compare(f"attention both {name}", stock_both, both, flops=seen * 7)
 
 
+def of_steps(section: Callable[[bench_steps.Runs], None]) -> Callable[[Bench], None]:
+    """A section of whole runs: those load the library that registers the kernels with PyTorch."""
+    return lambda bench: section(
+        bench_steps.Runs(
+            isa=bench.isa, threads=bench.threads, seconds=bench.seconds, only=bench.only
+        )
+    )
+
+
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "gemm": gemm,
     "decode": decode,
     "attention": attention,
+    "train": of_steps(bench_steps.train),
+    "optimizer": of_steps(bench_steps.optimizer),
+    "generate": of_steps(bench_steps.generate),
 }
 
 

@@ -85,16 +85,16 @@ std::tuple<Tensor, Tensor, Tensor> fused_backward(const Tensor& grad, const Tens
                                                   std::optional<double> scale) {
   require_no_dropout(dropout);
   const Tensor q = heads_of(query), k = heads_of(key), v = heads_of(value);
-  const Tensor dout = heads_of(grad);
+  const Tensor grad_out = heads_of(grad);
   const AttentionShape shape = shape_of(q, k, v, causal, scale);
   const Mask mask = mask_of(mask_in, shape);
   const Tensor dq = new_heads(shape, shape.heads, shape.queries, shape.width);
   const Tensor dk = new_heads(shape, shape.key_heads, shape.keys, shape.width);
   const Tensor dv = new_heads(shape, shape.key_heads, shape.keys, shape.value_width);
-  kernels().attention.backward(shape, const_floats(q), strides_of(q), const_floats(k),
-                               strides_of(k), const_floats(v), strides_of(v), mask.view,
-                               const_floats(dout), strides_of(dout), floats(dq), strides_of(dq),
-                               floats(dk), strides_of(dk), floats(dv), strides_of(dv), pool());
+  kernels().attention.backward(
+      shape, const_floats(q), strides_of(q), const_floats(k), strides_of(k), const_floats(v),
+      strides_of(v), mask.view, const_floats(grad_out), strides_of(grad_out), floats(dq),
+      strides_of(dq), floats(dk), strides_of(dk), floats(dv), strides_of(dv), pool());
   return {narrowed(dq, query.scalar_type()), narrowed(dk, key.scalar_type()),
           narrowed(dv, value.scalar_type())};
 }

@@ -1,5 +1,6 @@
 // Softmax, norms and the losses' rows (spec/numerics.md, section Rows).
 #include <ATen/WrapDimUtils.h>
+#include <torch/version.h>
 
 #include "torch_binding.h"
 
@@ -366,8 +367,10 @@ void register_rows(Registrar& registrar) {
   registrar.add_out<log_softmax_backward>("_log_softmax_backward_data.out");
   registrar.add("native_layer_norm", &layer_norm);
   registrar.add("native_layer_norm_backward", &layer_norm_backward);
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 9  // before, rms_norm was composed
   registrar.add("_fused_rms_norm", &rms_norm);
   registrar.add("_fused_rms_norm_backward", &rms_norm_backward);
+#endif
   registrar.add("nll_loss_forward", &nll_loss_forward);
   registrar.add("nll_loss_forward.output", &nll_loss_forward_out);
   registrar.add("nll_loss_backward", &nll_loss_backward);
