@@ -1,4 +1,4 @@
-"""Run every operation that the table calls exact on fixed inputs, in many settings; compare the bits.
+"""Run the operations that the table calls exact on fixed inputs in many settings; compare the bits.
 
     python tools/audit_ops.py           # every setting, every type: about three minutes
     python tools/audit_ops.py --quick   # the settings that differ most: seconds
@@ -32,10 +32,12 @@ TYPES = ("float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8",
 FLOATS = TYPES[:4]
 INTEGERS = TYPES[4:]
 QUICK_TYPES = ("float32", "bfloat16", "int64")
+COUNTED = ("int64", "int32", "uint8")
+WIDE = ("int64", "int32")
 LAYOUTS = ("dense", "strided", "row")
 
 
-def settings(quick: bool) -> list[dict[str, str]]:
+def settings(*, quick: bool) -> list[dict[str, str]]:
     """The environments to compare."""
     if quick:
         pairs = (("default", "1"), ("avx2", "2"), ("avx512", "2"))
@@ -83,6 +85,7 @@ class Inputs:
             self.y = self.y[0].clone()
 
     def make(self):
+        """Random numbers: half of them any bit pattern, half of ordinary size."""
         shape = (self.ROWS, self.COLUMNS)
         torch, np = self.torch, self.np
         if self.name == "bool":
@@ -126,12 +129,15 @@ class Inputs:
         return self.torch.where(self.flags(), -zero, self.torch.where(self.flags(), zero, zero - 1))
 
     def flags(self):
+        """Random booleans."""
         return self.torch.from_numpy(self.random.integers(0, 2, (self.ROWS, self.COLUMNS)) > 0)
 
     def index(self, high: int, shape):
+        """Random indices below `high`."""
         return self.torch.from_numpy(self.random.integers(0, high, shape))
 
     def strided(self, tensor):
+        """Every second row of a transposed copy."""
         wide = tensor.new_zeros(self.COLUMNS, 2 * self.ROWS)
         wide[:, ::2] = tensor.t()
         return wide.t()[::2]
@@ -139,10 +145,46 @@ class Inputs:
 
 # ------------------------------------------------------------------------------------ calls
 
-UNARY = """abs ceil floor round trunc neg sign signbit isneginf isposinf isnan relu hardtanh
-logical_not bitwise_not""".split()
-BINARY = """mul div add sub eq ge gt le lt ne maximum minimum bitwise_and bitwise_or bitwise_xor
-logical_and logical_or logical_xor floor_divide remainder fmod""".split()
+UNARY = (
+    "abs",
+    "ceil",
+    "floor",
+    "round",
+    "trunc",
+    "neg",
+    "sign",
+    "signbit",
+    "isneginf",
+    "isposinf",
+    "isnan",
+    "relu",
+    "hardtanh",
+    "logical_not",
+    "bitwise_not",
+)
+BINARY = (
+    "mul",
+    "div",
+    "add",
+    "sub",
+    "eq",
+    "ge",
+    "gt",
+    "le",
+    "lt",
+    "ne",
+    "maximum",
+    "minimum",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "floor_divide",
+    "remainder",
+    "fmod",
+)
 
 
 def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
@@ -155,11 +197,17 @@ def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
         return [(x, y.abs() % 7)] if at.name in ("int64", "int32") else []
     if base.startswith("bitwise") and not whole:
         return []
-    if base in ("floor_divide", "remainder", "fmod", "div") and ("mode" in overload or base != "div"):
+    if base in ("floor_divide", "remainder", "fmod", "div") and (
+        "mode" in overload or base != "div"
+    ):
         if at.name in (*FLOATS, "bool"):
             return []
         y = torch.where(y == 0, torch.ones_like(y), y)
-        return [(x, y, {"rounding_mode": mode}) for mode in ("floor", "trunc")] if base == "div" else [(x, y)]
+        return (
+            [(x, y, {"rounding_mode": mode}) for mode in ("floor", "trunc")]
+            if base == "div"
+            else [(x, y)]
+        )
     if at.name == "bool" and base in UNARRANGED:
         return []
     if base in UNARY:
@@ -169,14 +217,15 @@ def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
             return [(x, number), (x, 0), (x, -1 if at.name not in ("bool", "uint8") else 1)]
         return [(x, y), (y, x), (x, at.torch.tensor(number))]
     row_index = at.index(rows, (301,))
+    one = number if "Scalar" in overload else z[2, 3]
     table = {
         "threshold": lambda: [(x, number, 20)],
         "threshold_backward": lambda: [(y.expand_as(x), x, 0)],
         "leaky_relu": lambda: [(x, 0.01)],
         "leaky_relu_backward": lambda: [(y.expand_as(x), x, 0.01, False)],
-        "clamp": lambda: [(x, y, z), (x, y)] if overload.startswith("Tensor") else [(x, -1 if at.name != "uint8" else 1, 2), (x, 0), (x, None, number)],
-        "clamp_max": lambda: [(x, y)] if overload.startswith("Tensor") else [(x, 0), (x, number)],
-        "clamp_min": lambda: [(x, y)] if overload.startswith("Tensor") else [(x, 0), (x, number)],
+        "clamp": lambda: clamps(at, overload),
+        "clamp_max": lambda: bounds(at, overload),
+        "clamp_min": lambda: bounds(at, overload),
         "amax": lambda: [(one, dims) for one in extremes(at) for dims in ([1], [0], [0, 1])],
         "amin": lambda: [(one, dims) for one in extremes(at) for dims in ([1], [0], [0, 1])],
         "max": lambda: extreme_calls(at, overload),
@@ -187,12 +236,12 @@ def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
         "any": lambda: reductions(x, overload),
         "count_nonzero": lambda: [(x, [1])] if overload else [(x, None)],
         "nonzero": lambda: [(x,)],
-        "bincount": lambda: [(x.abs().flatten(),)] if at.name in ("int64", "int32", "uint8") else [],
-        "histc": lambda: [((x.nan_to_num(0.5) * 3).floor().clamp(-9, 9), 7, -3, 3), (at.ties, 4, -1, 0)] if at.name in ("float32", "float64") else [],
-        "isin": lambda: [(x, number)] if overload == "Tensor_Scalar" else [(x, z[0]), (x, z[0][:5])],
+        "bincount": lambda: [(x.abs().flatten(),)] if at.name in COUNTED else [],
+        "histc": lambda: histograms(at),
+        "isin": lambda: [(x, number if overload == "Tensor_Scalar" else z[0])],
         "_local_scalar_dense": lambda: [(x[3, 5],)],
         "equal": lambda: [(x, x.clone()), (x, z)],
-        "copy": lambda: [(torch.zeros(rows, columns, dtype=getattr(torch, to)), fitting(x, to)) for to in TYPES],
+        "copy": lambda: copies(at),
         "scalar_tensor": lambda: [(number, {"dtype": at.type})],
         "cat": lambda: [([x, z, x[:5]], 0), ([x, z], 1)],
         "stack": lambda: [([x, z], 0), ([x, z], -1)],
@@ -201,18 +250,16 @@ def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
         "embedding": lambda: [(x, row_index)],
         "flip": lambda: [(x, [0]), (x, [1]), (x, [0, 1])],
         "roll": lambda: [(x, [3, -2], [0, 1])],
-        "gather": lambda: [(x, 0, at.index(rows, (300, columns))), (x, 1, at.index(columns, (rows, 7)))],
-        "index": lambda: [(x, [row_index]), (x, [None, at.index(columns, (9,))]), (x, [at.mask])],
+        "gather": lambda: gathers(at),
+        "index": lambda: indexed(at, row_index),
         "index_select": lambda: [(x, 0, row_index), (x, 1, at.index(columns, (9,)))],
-        "index_copy": lambda: [(x, 0, torch.randperm(rows, generator=torch.Generator().manual_seed(1)), z)],
-        "index_fill": lambda: [(x, 0, row_index, number if overload.endswith("Scalar") else z[2, 3])],
-        "index_put": lambda: [(x, [row_index], z[at.index(rows, (301,))]), (x, [at.mask], z[0, 0])],
-        "_index_put_impl": lambda: [(x, [row_index], z[at.index(rows, (301,))])],
-        "masked_fill": lambda: [(x, at.mask, number if overload == "Scalar" else z[2, 3])],
+        "index_copy": lambda: [(x, 0, permutation(at), z)],
+        "index_fill": lambda: [(x, 0, row_index, one)],
+                        "masked_fill": lambda: [(x, at.mask, one)],
         "masked_scatter": lambda: [(x, at.mask, z.contiguous())],
         "masked_select": lambda: [(x, at.mask)],
-        "repeat_interleave": lambda: [(x.abs()[0] % 5,)] if at.name in ("int64", "int32") else [],
-        "scatter": lambda: [(x, 0, at.index(rows, (rows, columns)), number if "value" in overload else z), (x, 1, at.index(columns, (rows, 9)), number if "value" in overload else z)],
+        "repeat_interleave": lambda: [(x.abs()[0] % 5,)] if at.name in WIDE else [],
+        "scatter": lambda: scatters(at, overload),
         "take": lambda: [(x, at.index(rows * columns, (77,)))],
         "tril": lambda: [(x, 0), (x, -3)],
         "triu": lambda: [(x, 0), (x, 5)],
@@ -221,8 +268,25 @@ def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
     return table[base]() if base in table else MISSING
 
 
-UNARRANGED = """abs neg sign sub leaky_relu leaky_relu_backward threshold threshold_backward hardtanh
-clamp clamp_max clamp_min relu ceil floor round trunc""".split()
+UNARRANGED = (
+    "abs",
+    "neg",
+    "sign",
+    "sub",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "threshold",
+    "threshold_backward",
+    "hardtanh",
+    "clamp",
+    "clamp_max",
+    "clamp_min",
+    "relu",
+    "ceil",
+    "floor",
+    "round",
+    "trunc",
+)
 MISSING: list[tuple] = [()]
 NOTHING_COMPUTED = ("views", "memory")
 
@@ -231,6 +295,47 @@ def reductions(x, overload: str) -> list[tuple]:
     if overload.startswith("dims"):
         return [(x, [0, 1]), (x, [1])]
     return [(x, 0), (x, 1)] if overload in ("dim", "out") else [(x,)]
+
+
+def clamps(at: Inputs, overload: str) -> list[tuple]:
+    if overload.startswith("Tensor"):
+        return [(at.x, at.y, at.z), (at.x, at.y)]
+    low = 1 if at.name == "uint8" else -1
+    return [(at.x, low, 2), (at.x, 0), (at.x, None, 3)]
+
+
+def bounds(at: Inputs, overload: str) -> list[tuple]:
+    return [(at.x, at.y)] if overload.startswith("Tensor") else [(at.x, 0), (at.x, 3)]
+
+
+def scatters(at: Inputs, overload: str) -> list[tuple]:
+    value = 3 if "value" in overload else at.z
+    shapes = ((0, at.ROWS, (at.ROWS, at.COLUMNS)), (1, at.COLUMNS, (at.ROWS, 9)))
+    return [(at.x, dim, at.index(high, shape), value) for dim, high, shape in shapes]
+
+
+def gathers(at: Inputs) -> list[tuple]:
+    shapes = ((0, at.ROWS, (300, at.COLUMNS)), (1, at.COLUMNS, (at.ROWS, 7)))
+    return [(at.x, dim, at.index(high, shape)) for dim, high, shape in shapes]
+
+
+def indexed(at: Inputs, rows) -> list[tuple]:
+    return [(at.x, [rows]), (at.x, [None, at.index(at.COLUMNS, (9,))]), (at.x, [at.mask])]
+
+
+def permutation(at: Inputs):
+    return at.torch.from_numpy(at.random.permutation(at.ROWS))
+
+
+def histograms(at: Inputs) -> list[tuple]:
+    if at.name not in ("float32", "float64"):
+        return []
+    return [((at.x.nan_to_num(0.5) * 3).floor().clamp(-9, 9), 7, -3, 3), (at.ties, 4, -1, 0)]
+
+
+def copies(at: Inputs) -> list[tuple]:
+    empty = (at.torch.zeros(at.ROWS, at.COLUMNS, dtype=getattr(at.torch, to)) for to in TYPES)
+    return [(one, fitting(at.x, to)) for one, to in zip(empty, TYPES, strict=True)]
 
 
 def extremes(at: Inputs) -> tuple:
@@ -254,7 +359,7 @@ def fitting(x, to: str):
     return near.where((near > -1) & (near < 100), near.new_ones(())).to(x.dtype)
 
 
-def run(operator, base: str, arguments: tuple, inplace: bool, out: bool):
+def run(operator, base: str, arguments: tuple, *, inplace: bool, out: bool):
     """The result of one call, in place and with `out` as the operation has it."""
     arguments, named = split(arguments)
     if inplace:
@@ -265,7 +370,7 @@ def run(operator, base: str, arguments: tuple, inplace: bool, out: bool):
 
     plain = getattr(torch.ops.aten, base)(*arguments, **named)
     outs = plain if isinstance(plain, tuple) else (plain,)
-    names = [argument.name for argument in operator._schema.arguments if argument.is_out]
+    names = [argument.name for argument in operator._schema.arguments if argument.is_out]  # noqa: SLF001
     fresh = {name: torch.empty(0, dtype=one.dtype) for name, one in zip(names, outs, strict=True)}
     return operator(*arguments, **named, **fresh)
 
@@ -315,14 +420,14 @@ def nans(tensor, array):
 # ------------------------------------------------------------------------------------ a process
 
 
-def audit_here(quick: bool, only: str) -> dict[str, str]:
+def audit_here(only: str, *, quick: bool) -> dict[str, str]:
     """Every case's digest in this process's setting."""
     import warnings
 
     import torch
 
     warnings.filterwarnings("ignore")
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True)  # noqa: FBT003
     found: dict[str, str] = {}
     for name in QUICK_TYPES if quick else TYPES:
         for layout in LAYOUTS[:2] if quick else LAYOUTS:
@@ -368,15 +473,15 @@ def cases(name: str, at: Inputs):
         if not arguments:
             yield "no case"
             continue
-        yield attempt(operator, base, arguments, inplace, out)
+        yield attempt(operator, base, arguments, inplace=inplace, out=out)
 
 
 OUTS = ("dim_max", "dim_min", "grad_input")
 
 
-def attempt(operator, base: str, arguments: tuple, inplace: bool, out: bool) -> str:
+def attempt(operator, base: str, arguments: tuple, *, inplace: bool, out: bool) -> str:
     try:
-        return digest(run(operator, base, arguments, inplace, out))
+        return digest(run(operator, base, arguments, inplace=inplace, out=out))
     except (RuntimeError, NotImplementedError, IndexError) as error:
         return f"refused: {str(error).splitlines()[0][:60]}"
 
@@ -401,7 +506,7 @@ def against_numpy(only: str) -> list[str]:
             continue
         for kind in ("float32", "float64", "float16"):
             at = Inputs(kind, "dense")
-            arguments = (at.x, at.y)[: function.nin]
+            arguments = (at.x, at.y)[: function.nargs - 1]
             with np.errstate(all="ignore"):
                 wanted = torch.from_numpy(np.asarray(function(*(one.numpy() for one in arguments))))
             if digest(getattr(torch, name)(*arguments)) != digest(wanted):
@@ -412,20 +517,20 @@ def against_numpy(only: str) -> list[str]:
 # ------------------------------------------------------------------------------------ the sweep
 
 
-def sweep(quick: bool, only: str, tell) -> dict[str, object]:
+def sweep(only: str, tell, *, quick: bool) -> dict[str, object]:
     """Every setting's digests compared."""
-    wanted = settings(quick)
+    wanted = settings(quick=quick)
     answers = []
     start = time.perf_counter()
     for number, environment in enumerate(wanted):
-        answers.append(in_process(environment, quick, only))
+        answers.append(in_process(environment, only, quick=quick))
         spent = time.perf_counter() - start
         left = spent / (number + 1) * (len(wanted) - number - 1)
         tell(f"{number + 1}/{len(wanted)} settings, about {left:.0f} s left")
     return compare(wanted, answers) | {"numpy": against_numpy(only)}
 
 
-def in_process(environment: dict[str, str], quick: bool, only: str) -> dict[str, str]:
+def in_process(environment: dict[str, str], only: str, *, quick: bool) -> dict[str, str]:
     command = [sys.executable, __file__, "--worker", "--only", only]
     if quick:
         command.append("--quick")
@@ -442,11 +547,15 @@ def compare(wanted: list[dict[str, str]], answers: list[dict[str, str]]) -> dict
     for environment, answer in zip(wanted, answers, strict=True):
         for case in sorted(set(first) | set(answer)):
             if first.get(case) != answer.get(case):
-                differing.setdefault(case, []).append(" ".join(f"{k}={v}" for k, v in environment.items()))
+                differing.setdefault(case, []).append(
+                    " ".join(f"{k}={v}" for k, v in environment.items())
+                )
     blind = sorted(case for case in first if case.startswith("control") and case not in differing)
     differing = {case: where for case, where in differing.items() if not case.startswith("control")}
     untried = {case.split()[0] for case in first} - {
-        case.split()[0] for case, text in first.items() if text != "no case" and not text.startswith("refused")
+        case.split()[0]
+        for case, text in first.items()
+        if text != "no case" and not text.startswith("refused")
     }
     return {
         "blind": blind,
@@ -458,16 +567,18 @@ def compare(wanted: list[dict[str, str]], answers: list[dict[str, str]]) -> dict
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="three settings, three types")
     parser.add_argument("--only", default="", metavar="TEXT", help="operations whose name has TEXT")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        print(json.dumps(audit_here(args.quick, args.only)))
+        print(json.dumps(audit_here(args.only, quick=args.quick)))
         return 0
-    found = sweep(args.quick, args.only, lambda text: print(text, file=sys.stderr))
+    found = sweep(args.only, lambda text: print(text, file=sys.stderr), quick=args.quick)
     if args.json:
         print(json.dumps(found, indent=1, sort_keys=True))
     else:
@@ -484,7 +595,9 @@ def show(found: dict[str, object]) -> None:
         print(f"{name}: no case ran")
     for name in found["blind"]:
         print(f"{name}: is the same everywhere here; the audit would not see a difference")
-    print(f"{found['cases']} cases in {found['settings']} settings: {len(found['differing'])} differ")
+    print(
+        f"{found['cases']} cases in {found['settings']} settings: {len(found['differing'])} differ"
+    )
 
 
 if __name__ == "__main__":

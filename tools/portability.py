@@ -1,13 +1,12 @@
 """One table: models trained in many settings, and whether every setting gave the same bits.
 
-    python tools/portability.py                   # the whole sweep, an hour or so on two cores
+    python tools/portability.py                   # the whole sweep, minutes
     python tools/portability.py --steps 3         # fewer steps
-    python tools/portability.py --rows llama-full --without mm
-                                                  # PyTorch's own mm: the row then has several digests
+    python tools/portability.py --rows llama-full --without mm    # PyTorch's own mm: it differs
 
-A row is a model, trained by AdamW with all weights or LoRA adapters; a column is a setting: the
+A column is a model, trained by AdamW with all weights or LoRA adapters; a line is a setting: the
 kernels' instruction set, threads, ATen's capability, switches of MKL and oneDNN, the hash seed of
-Python. Every cell is a process. Exit status 1: a row has more than one digest.
+Python. Every setting is a process. Exit status 1: a model has more than one digest.
 """
 
 import argparse
@@ -31,7 +30,7 @@ class Setting:
     """What a process is started with.
 
     Attributes:
-        name: The column's title.
+        name: The line's title.
         isa: The instruction set of the portable kernels.
         threads: Threads of the pool.
         environment: Further variables.
@@ -44,7 +43,7 @@ class Setting:
 
 
 def settings(isas: list[str]) -> list[Setting]:
-    """The columns: each instruction set and thread count, then each other switch alone."""
+    """The settings: each instruction set and thread count, then each other switch alone."""
     made = [Setting(f"{isa} t{threads}", isa, threads) for isa in isas for threads in (1, 2)]
     switches = {
         "aten default": {"ATEN_CPU_CAPABILITY": "default"},
@@ -64,8 +63,10 @@ def settings(isas: list[str]) -> list[Setting]:
     return made + [Setting(name, isas[0], 2, variables) for name, variables in switches.items()]
 
 
-def train_here(row: str, steps: int, isa: str, threads: int, without: list[str]) -> str:
-    """The digest of the row's model, trained in this process."""
+def train_here(
+    rows: list[str], steps: int, isa: str, threads: int, without: list[str]
+) -> dict[str, str]:
+    """The digest of each row's model, trained in this process."""
     import warnings
 
     import torch
@@ -77,74 +78,77 @@ def train_here(row: str, steps: int, isa: str, threads: int, without: list[str])
     torch.set_num_threads(threads)
     portable.load()
     portable.set_isa(isa)
-    model, kind = row.split("-")
-    case = zoo.Case(model=model, adapters=kind == "lora", training=zoo.Training(steps=steps))
-    with guard.activate(without=without):
-        return case.run()
+    found = {}
+    for row in rows:
+        model, kind = row.split("-")
+        case = zoo.Case(model=model, adapters=kind == "lora", training=zoo.Training(steps=steps))
+        with guard.activate(without=without):
+            found[row] = case.run()
+    return found
 
 
-def cell(row: str, setting: Setting, steps: int, without: list[str]) -> str:
-    """The digest of one process."""
-    command = [sys.executable, __file__, "--worker", row, setting.isa, str(setting.threads)]
-    command += ["--steps", str(steps), "--without", ",".join(without)]
+def column(rows: list[str], setting: Setting, steps: int, without: list[str]) -> dict[str, str]:
+    """The digests of one process."""
+    command = [sys.executable, __file__, "--worker", setting.isa, str(setting.threads)]
+    command += ["--rows", ",".join(rows), "--steps", str(steps), "--without", ",".join(without)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **setting.environment}
     environment["OMP_NUM_THREADS"] = str(setting.threads)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"{row}, {setting.name}: the process failed\n{done.stderr[-3000:]}")
-    return done.stdout.split()[-1]
+        sys.exit(f"{setting.name}: the process failed\n{done.stderr[-3000:]}")
+    answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
-def sweep(rows: list[str], columns: list[Setting], steps: int, without: list[str]) -> dict[str, dict[str, str]]:
-    """Every cell's digest, by row and column."""
-    table: dict[str, dict[str, str]] = {row: {} for row in rows}
-    cells = [(row, setting) for row in rows for setting in columns]
+def sweep(
+    rows: list[str], columns: list[Setting], steps: int, without: list[str]
+) -> dict[str, dict[str, str]]:
+    """Every digest, by setting and row."""
+    table = {}
     start = time.perf_counter()
-    for number, (row, setting) in enumerate(cells):
-        fewer = min(steps, 3) if setting.isa == "baseline" else steps
-        table[row][setting.name] = cell(row, setting, fewer, without)
-        if fewer != steps:  # the first column of as few steps is its peer
-            table[row][f"{columns[0].isa} {fewer} steps"] = cell(row, columns[0], fewer, without)
+    for number, setting in enumerate(columns):
+        table[setting.name] = column(rows, setting, steps, without)
         spent = time.perf_counter() - start
-        left = spent / (number + 1) * (len(cells) - number - 1)
-        print(f"{number + 1}/{len(cells)} {row} {setting.name}, about {left:.0f} s left", file=sys.stderr)
+        left = spent / (number + 1) * (len(columns) - number - 1)
+        print(f"{number + 1}/{len(columns)} {setting.name}, {left:.0f} s left", file=sys.stderr)
     return table
 
 
 def differing(table: dict[str, dict[str, str]]) -> list[str]:
-    """The rows with more than one digest for one number of steps."""
-    return [row for row, cells in table.items() if any(len(set(group)) > 1 for group in groups(cells))]
-
-
-def groups(cells: dict[str, str]) -> list[list[str]]:
-    few = [text for name, text in cells.items() if name.startswith("baseline") or name.endswith(" steps")]
-    return [[text for name, text in cells.items() if text not in few], few]
+    """The rows with more than one digest."""
+    rows = next(iter(table.values()))
+    return [row for row in rows if len({found[row] for found in table.values()}) > 1]
 
 
 def show(table: dict[str, dict[str, str]]) -> None:
-    """Print the table: a letter a digest, the same letter for the same bits."""
-    columns = list(dict.fromkeys(name for cells in table.values() for name in cells))
-    width = max(map(len, columns))
-    print(" " * width, *(f"{row:>10}" for row in table))
-    for column in columns:
-        print(f"{column:<{width}}", *(f"{cells.get(column, '-')[:8]:>10}" for cells in table.values()))
-    verdict = {row: "DIFFERS" if row in differing(table) else "one" for row in table}
-    print(f"{'digests':<{width}}", *(f"{verdict[row]:>10}" for row in table))
+    """Print the table: a line a setting, the first digits of each digest."""
+    rows = list(next(iter(table.values())))
+    width = max(map(len, table))
+    print(" " * width, *(f"{row:>10}" for row in rows))
+    for name, found in table.items():
+        print(f"{name:<{width}}", *(f"{found[row][:8]:>10}" for row in rows))
+    verdicts = ("DIFFERS" if row in differing(table) else "one" for row in rows)
+    print(f"{'digests':<{width}}", *(f"{verdict:>10}" for verdict in verdicts))
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help="rows, separated by commas")
-    parser.add_argument("--steps", type=int, default=20, help="AdamW steps (default: 20; baseline: 3)")
-    parser.add_argument("--isas", default="", help="instruction sets (default: all this machine has)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", default=",".join(ROWS), help="models, separated by commas")
+    parser.add_argument("--steps", type=int, default=20, help="AdamW steps (default: 20)")
+    parser.add_argument(
+        "--isas", default="", help="instruction sets (default: all this machine has)"
+    )
     parser.add_argument("--without", default="", metavar="OP[,OP]", help="leave these kernels out")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     without = [name for name in args.without.split(",") if name]
     if args.worker:
-        row, isa, threads = args.worker
-        print(train_here(row, args.steps, isa, int(threads), without))
+        isa, threads = args.worker
+        rows = args.rows.split(",")
+        print(json.dumps(train_here(rows, args.steps, isa, int(threads), without)))
         return 0
     from kolm_build.numerics import portable
 

@@ -139,7 +139,7 @@ class Switch:
     wanted: object
 
 
-def _attribute(name: str, holder: object, attribute: str, wanted: object) -> Switch:
+def _attribute(name: str, holder: object, attribute: str, *, wanted: object) -> Switch:
     return Switch(
         name=name,
         read=lambda: getattr(holder, attribute),
@@ -159,6 +159,13 @@ def switches() -> Sequence[Switch]:
             torch.use_deterministic_algorithms,
             True,  # noqa: FBT003 -- the switch's value
         ),
+        # Every certified operation writes all it allocates.
+        _attribute(
+            "torch.utils.deterministic.fill_uninitialized_memory",
+            torch.utils.deterministic,
+            "fill_uninitialized_memory",
+            wanted=False,
+        ),
         Switch(
             "torch.set_float32_matmul_precision",
             torch.get_float32_matmul_precision,
@@ -171,10 +178,14 @@ def switches() -> Sequence[Switch]:
             torch._C._set_mkldnn_enabled,  # noqa: SLF001
             False,  # noqa: FBT003
         ),
-        _attribute("torch.backends.opt_einsum.enabled", backends.opt_einsum, "enabled", False),
-        _attribute("torch.backends.cudnn.allow_tf32", backends.cudnn, "allow_tf32", False),
-        _attribute("torch.backends.cudnn.benchmark", backends.cudnn, "benchmark", False),
-        _attribute("torch.backends.cudnn.deterministic", backends.cudnn, "deterministic", True),
+        _attribute(
+            "torch.backends.opt_einsum.enabled", backends.opt_einsum, "enabled", wanted=False
+        ),
+        _attribute("torch.backends.cudnn.allow_tf32", backends.cudnn, "allow_tf32", wanted=False),
+        _attribute("torch.backends.cudnn.benchmark", backends.cudnn, "benchmark", wanted=False),
+        _attribute(
+            "torch.backends.cudnn.deterministic", backends.cudnn, "deterministic", wanted=True
+        ),
         Switch(
             "torch.jit fusion",
             torch._C._jit_texpr_fuser_enabled,  # noqa: SLF001

@@ -91,14 +91,14 @@ SECTIONS = (
         "A copy, then one of the moves above.",
         """
         _to_copy clone copy diag_embed index_copy index_fill.int_Scalar index_fill.int_Tensor
-        index_put index_put_ masked_fill.Scalar masked_fill.Tensor masked_scatter repeat select_backward
-        select_scatter slice_backward slice_scatter
+        index_put index_put_ masked_fill.Scalar masked_fill.Tensor masked_scatter repeat
+        select_backward select_scatter slice_backward slice_scatter
         """,
     ),
     Section(
         "converting",
         "exact",
-        "Widening is exact, narrowing rounds once to nearest even; integers as NUM-93 says.",
+        "Widening is exact, narrowing rounds once to nearest even; integers: NUM-93.",
         "copy_[converts]",
     ),
     Section(
@@ -158,7 +158,7 @@ SECTIONS = (
     Section(
         "counting",
         "exact",
-        "Integers, summed in 64 bits or compared; histc counts in ones, which floats add exactly.",
+        "Integers, summed in 64 bits or compared; histc adds ones, exact in binary32.",
         "bincount[integers] count_nonzero count_nonzero.dim_IntList histc nonzero",
     ),
     Section(

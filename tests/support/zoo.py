@@ -135,7 +135,7 @@ def batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
         yield {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 
-def train(model: Any, training: Training = Training()) -> list[float]:  # noqa: B008 -- frozen
+def train(model: Any, training: Training = Training()) -> list[float]:
     """Train `model` as `training` says; the losses."""
     model.train()
     if training.checkpointing:

@@ -57,7 +57,9 @@ def _list(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.numerics.certified import table
 
     text = args.text.lower()
-    found = [one for one in table().values() if text in f"{one.name} {one.section} {one.why}".lower()]
+    found = [
+        one for one in table().values() if text in f"{one.name} {one.section} {one.why}".lower()
+    ]
     if args.json:
         for one in found:
             terminal.give(_value(one))
