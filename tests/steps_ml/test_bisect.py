@@ -33,11 +33,11 @@ PARAMS = {
 # One ulp in one element of a forward pass is mostly rounded away before the
 # step ends; then the traces are equal, and there is nothing to find.
 PLANS = (
-    Plan(step=1, name="aten.mm.default", occurrence=42, index=17, ulps=1 << 22),
-    Plan(step=3, name="aten.mm.default", occurrence=60, index=3, ulps=1 << 22),
+    Plan(step=1, name="aten.mm.default", occurrence=6, index=17, ulps=1 << 22),
+    Plan(step=3, name="aten.mm.default", occurrence=213, index=3, ulps=1 << 12),
     Plan(step=2, name="aten._log_softmax.default", occurrence=1, index=40, ulps=1 << 22),
     Plan(step=3, name="aten._log_softmax_backward_data.default", index=9),
-    Plan(step=4, name="aten.silu_backward.default", occurrence=2, index=100, ulps=1 << 22),
+    Plan(step=4, name="aten.silu_backward.default", occurrence=1, index=100, ulps=1 << 22),
     Plan(step=4, name=OPTIMISER, role="self[3]", index=11),
     Plan(step=2, name="aten.linalg_vector_norm.default"),
 )
@@ -134,11 +134,10 @@ def test_the_log_holds_forward_backward_clipping_and_optimiser(inputs, tmp_path)
         "aten.embedding.default",
         "aten.mm.default",
         "aten.silu_backward.default",
-        "aten._foreach_norm.Scalar",
         "aten.linalg_vector_norm.default",
         OPTIMISER,
     ):
-        assert name in names or name == "aten._foreach_norm.Scalar"
+        assert name in names
     assert all(one.outputs == () for one in logged if one.name == "aten.view.default")
     optimiser = next(one for one in logged if one.name == OPTIMISER)
     assert len(optimiser.outputs) % 4 == 0  # parameters, gradients and two moments
