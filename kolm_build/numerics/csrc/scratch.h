@@ -18,9 +18,10 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(data_); }
 
-  // At least `count` floats, aligned to a cache line; what they hold is unspecified.
+  // At least `count` floats, aligned to a cache line; what they hold is unspecified. A vector more may
+  // be written after them: packing a narrow strip spills over its end.
   float* floats(int64_t count) {
-    if (count > capacity_) grow(count);
+    if (count + kSpill > capacity_) grow(count + kSpill);
     return data_;
   }
 
@@ -38,6 +39,7 @@ class Scratch {
 #endif
   }
 
+  static constexpr int64_t kSpill = 16;  // lanes of the widest vector
   static constexpr size_t kPage = 4096, kHugePage = size_t{1} << 21;
   float* data_ = nullptr;
   int64_t capacity_ = 0;
