@@ -431,7 +431,7 @@ def build(run: Run) -> bool:
     begin = time.monotonic()
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(BUILT), "-G", "Ninja", "-DKOLM_CUDA=ON",
-        "-DKOLM_TESTING=OFF", "-DKOLM_CUDA_ARCHITECTURES=90", f"-DPython_EXECUTABLE={sys.executable}",
+        "-DKOLM_TESTING=OFF", "-DKOLM_CUDA_ARCHITECTURES=90",
     ]  # fmt: skip
     commands = (
         configure,
