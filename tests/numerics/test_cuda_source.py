@@ -1,6 +1,6 @@
 """The GPU's kernels without a GPU: run on the host, and compiled for the device.
 
-    cmake -S . -B build/device -G Ninja -DKOLM_EMULATED=ON && cmake --build build/device
+cmake -S . -B build/device -G Ninja -DKOLM_EMULATED=ON && cmake --build build/device
 """
 
 from __future__ import annotations
