@@ -27,7 +27,10 @@ KOLM_FN double decided(double value, float x, uint32_t at, double step) {
 }
 
 KOLM_FN float exp_f32(float x) { return rounded(exp_f64(x), x); }
-KOLM_FN float exp2_f32(float x) { return rounded(exp2_f64(x, 0.0), x); }
+KOLM_FN float exp2_f32(float x) {
+  const double value = decided(exp2_f64(x, 0.0), x, 0x3b429d37u, 0x1p-51);
+  return rounded(decided(value, x, 0xbcf3a937u, 0x1p-52), x);
+}
 KOLM_FN float expm1_f32(float x) { return x == 0.0f ? x : rounded(expm1_f64(x), x); }
 
 KOLM_FN float log_special(double value, float x) {
@@ -225,8 +228,10 @@ KOLM_FN Angle large_angle(float x) {
 }
 
 KOLM_FN float sin_small_f32(float x) {
-  const Angle a = small_angle(x);
-  return x == 0.0f ? x : rounded(wave(a));
+  double value = wave(small_angle(x));
+  value = decided(value, x, 0x46199998u, 0x1p-53);
+  value = decided(value, x, 0xc6199998u, -0x1p-53);
+  return x == 0.0f ? x : rounded(value);
 }
 KOLM_FN float cos_small_f32(float x) {
   Angle a = small_angle(x);
