@@ -112,29 +112,29 @@ class Report:
 
     Attributes:
         parting: The step in which they part; None where they are equal.
+        beginnings: Where they part at the start what differs there, and its value on each side.
         reproduced: For each side that was run again whether that gave its leaf of that step.
         is_traced: Whether both were run again.
         finding: The first operation that differs; None where none does or none was looked for.
     """
-        beginnings: Where they part at the start what differs there, and its value on each side.
 
     parting: Parting | None
+    beginnings: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     reproduced: Mapping[str, bool] = field(default_factory=dict)
     is_traced: bool = False
     finding: Finding | None = None
 
-    beginnings: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     def to_value(self) -> dict[str, object]:
         """The report as a JSON object."""
         return {
             "event": "bisected",
             "identical": self.parting is None,
             "parting": None if self.parting is None else self.parting.to_value(),
+            "beginnings": {name: list(values) for name, values in self.beginnings.items()},
             "reproduced": dict(self.reproduced),
             "traced": self.is_traced,
             "operation": None if self.finding is None else self.finding.to_value(),
         }
-            "beginnings": {name: list(values) for name, values in self.beginnings.items()},
 
 
 def read_trace(folder: Path) -> Trace:
@@ -144,10 +144,6 @@ def read_trace(folder: Path) -> Trace:
         UsageError: It has not the two files; an artifact never has.
         InvalidRecordError: They are no trace.
     """
-    try:
-        head, steps = (folder / HEAD_FILE).read_bytes(), (folder / STEPS_FILE).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(
     if folder.suffix == ".kolm":
         raise UsageError(
             "an artifact holds no trace: it holds the model and its evidence",
@@ -155,6 +151,10 @@ def read_trace(folder: Path) -> Trace:
             expected="the output `trace` of its training, a folder or a digest",
             advice="Where it was built the store has it: `kolm bisect --node NODE`.",
         )
+    try:
+        head, steps = (folder / HEAD_FILE).read_bytes(), (folder / STEPS_FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
             "not the trace of a training",
             file=str(folder),
             expected=f"a folder with {HEAD_FILE} and {STEPS_FILE}: the output `trace` of sft",
