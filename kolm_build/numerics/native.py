@@ -139,7 +139,7 @@ def check_switches() -> None:
 
 
 def _require_workspace() -> None:
-    """cuBLAS reads its workspace's size once, when the GPU is first used."""
+    """CuBLAS reads its workspace's size once, when the GPU is first used."""
     if os.environ.get(WORKSPACE) == WORKSPACE_VALUE:
         return
     if torch.cuda.is_initialized():
