@@ -1,7 +1,7 @@
-// The functions of spec/numerics.md, section functions: every one is the correctly rounded binary32
-// value of the mathematical function (NUM-50, NUM-52), made in binary64 and rounded once. Checked
-// for all 2^32 inputs by tools/exhaustive. Free of torch and of the standard library; compiles for
-// CUDA too.
+// The functions of spec/numerics.md, section functions: each is meant to be the correctly rounded
+// binary32 value of the mathematical function (NUM-50, NUM-52), made in binary64 and rounded once.
+// tools/exhaustive checks it input by input; docs/numerics.md says how far that has been done. Free of
+// torch and of the standard library; compiles for CUDA too.
 #pragma once
 
 #include "binary64.h"
