@@ -1,7 +1,7 @@
-// The functions of spec/numerics.md, section functions: every one is the correctly rounded binary32
-// value of the mathematical function (NUM-50, NUM-52), made in binary64 and rounded once. Checked
-// for all 2^32 inputs by tools/exhaustive. Free of torch and of the standard library; compiles for
-// CUDA too.
+// The functions of spec/numerics.md, section functions: each is meant to be the correctly rounded
+// binary32 value of the mathematical function (NUM-50, NUM-52), made in binary64 and rounded once.
+// tools/exhaustive checks it input by input; docs/numerics.md says how far that has been done. Free
+// of torch and of the standard library; compiles for CUDA too.
 #pragma once
 
 #include "binary64.h"
@@ -248,7 +248,8 @@ KOLM_FN float cos_f32(float x) {
   if (!(magnitude(x) < kInfinity32)) return binary32_of(0x7fc00000u);
   Angle a = large_angle(x);
   a.quadrant += 1;
-  return rounded(wave(a));
+  const double value = decided(wave(a), magnitude(x), 0x5f18b878u, -0x1p-52);
+  return rounded(decided(value, magnitude(x), 0x6115cb11u, 0x1p-52));
 }
 
 // |x|^y of the general case, |x| finite and not 0: exp2(y * log2|x|), the logarithm and the product
