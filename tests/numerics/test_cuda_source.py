@@ -1,6 +1,7 @@
 """The GPU's kernels without a GPU: run on the host, and compiled for the device.
 
-    cmake -S . -B build/device -G Ninja -DKOLM_EMULATED=ON && cmake --build build/device
+To build them for the host: ``cmake -S . -B build/device -G Ninja -DKOLM_EMULATED=ON`` and
+``cmake --build build/device``.
 """
 
 from __future__ import annotations
