@@ -128,6 +128,24 @@ def parting(one: Trace, other: Trace) -> Parting | None:
     return None if len(trees[0]) == len(trees[1]) else Parting(step=common, parts=())
 
 
+def beginnings(one: Trace, other: Trace) -> Mapping[str, tuple[object, object]]:
+    """What differs in how two trainings began: names as in `Parting`, and both values.
+
+    Returns:
+        Name to the values of `one` and `other`; None where one has no such member.
+    """
+    names = _differing(one.start, other.start)
+    return {name: (_member(one.start, name), _member(other.start, name)) for name in names}
+
+
+def _member(table: Mapping[str, object], name: str) -> object:
+    """The value at `name`, whose dots lead into tables."""
+    value: object = table
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def _differing(one: Mapping[str, object], other: Mapping[str, object]) -> tuple[str, ...]:
     """Names whose values differ; of tables the names inside them."""
     found = []

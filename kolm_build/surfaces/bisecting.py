@@ -30,7 +30,14 @@ from kolm_build.core.bisect import (
 from kolm_build.core.fields import Fields
 from kolm_build.core.numerics import PORTABLE, Numerics
 from kolm_build.core.request import EXIT_OK, Circumstances, StepRequest
-from kolm_build.core.trace import HEAD_FILE, STEPS_FILE, Parting, Trace, parting
+from kolm_build.core.trace import (
+    HEAD_FILE,
+    STEPS_FILE,
+    Parting,
+    Trace,
+    beginnings,
+    parting,
+)
 from kolm_build.engine.kernels import LIBRARY
 from kolm_build.errors import InvalidRecordError, StepFailedError, UsageError
 
@@ -109,12 +116,14 @@ class Report:
         is_traced: Whether both were run again.
         finding: The first operation that differs; None where none does or none was looked for.
     """
+        beginnings: Where they part at the start what differs there, and its value on each side.
 
     parting: Parting | None
     reproduced: Mapping[str, bool] = field(default_factory=dict)
     is_traced: bool = False
     finding: Finding | None = None
 
+    beginnings: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     def to_value(self) -> dict[str, object]:
         """The report as a JSON object."""
         return {
@@ -125,19 +134,27 @@ class Report:
             "traced": self.is_traced,
             "operation": None if self.finding is None else self.finding.to_value(),
         }
+            "beginnings": {name: list(values) for name, values in self.beginnings.items()},
 
 
 def read_trace(folder: Path) -> Trace:
     """The trace in `folder`.
 
     Raises:
-        UsageError: It has not the two files.
+        UsageError: It has not the two files; an artifact never has.
         InvalidRecordError: They are no trace.
     """
     try:
         head, steps = (folder / HEAD_FILE).read_bytes(), (folder / STEPS_FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
+    if folder.suffix == ".kolm":
+        raise UsageError(
+            "an artifact holds no trace: it holds the model and its evidence",
+            file=str(folder),
+            expected="the output `trace` of its training, a folder or a digest",
+            advice="Where it was built the store has it: `kolm bisect --node NODE`.",
+        )
             "not the trace of a training",
             file=str(folder),
             expected=f"a folder with {HEAD_FILE} and {STEPS_FILE}: the output `trace` of sft",
@@ -164,7 +181,10 @@ def bisect(
         InvalidRecordError: The inputs are not those that a side began with.
     """
     found = parting(sides[0].trace, sides[1].trace)
-    if found is None or found.step == 0 or not found.parts or not inputs:
+    if found is not None and found.step == 0:
+        traces = (side.trace for side in sides)
+        return Report(parting=found, beginnings=beginnings(*traces))
+    if found is None or not found.parts or not inputs:
         return Report(parting=found)
     runs = [_Replay.of(side, inputs, found.step, place, on_step) for side in sides]
     logs = [run.log() for run in runs]

@@ -19,7 +19,7 @@ def lines(*arguments: str) -> list[str]:
 
 
 def test_there_are_at_least_two_hundred_names() -> None:
-    """NUM-90."""
+    """NUM-86."""
     names = [line.split()[0] for line in VECTORS.read_text().splitlines()]
     assert len(names) >= 200
     assert len(set(names)) == len(names)
@@ -27,17 +27,17 @@ def test_there_are_at_least_two_hundred_names() -> None:
 
 @pytest.mark.parametrize("isa", SETS)
 def test_an_instruction_set_prints_the_committed_lines(isa: str) -> None:
-    """NUM-90, NUM-1: for every instruction set of this machine."""
+    """NUM-86, NUM-1: for every instruction set of this machine."""
     assert lines(isa) == VECTORS.read_text().splitlines()
 
 
 def test_flushed_subnormals_are_seen() -> None:
-    """NUM-90, NUM-1: subnormal numbers are kept, and the hashes see where they are not."""
+    """NUM-86, NUM-1: subnormal numbers are kept, and the hashes see where they are not."""
     assert lines("--flush") != VECTORS.read_text().splitlines()
 
 
 def test_a_product_build_cannot_hold_a_mutant() -> None:
-    """NUM-90: a mutant's macro without the conformance program's does not compile."""
+    """NUM-86: a mutant's macro without the conformance program's does not compile."""
     header = ROOT / "kolm_build" / "numerics" / "csrc" / "mutants.h"
     command = ["c++", "-std=c++20", "-fsyntax-only", "-x", "c++", str(header)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -280,6 +280,7 @@ class TestEdges:
         assert x.topk(4).indices.tolist() == [1, 4, 3, 0]
 
     def test_integers_are_exact(self):
+        """spec/numerics.md, NUM-26."""
         n = torch.arange(2**62, 2**62 + 5)
         assert n.sum().item() == (5 * 2**62 + 10) - 2**64
         assert torch.arange(5).cumsum(0).tolist() == [0, 1, 3, 6, 10]

@@ -1,5 +1,6 @@
 // Every function of functions.h at every binary32 number against the correctly rounded value.
-//   exhaustive [isa=NAME] [step=N] [function ...]
+//   exhaustive [isa=NAME] [step=N] [from=HEX] [to=HEX] [function ...]
+// step=N takes one run of 4096 numbers of N; from and to bound the numbers' bits (ends included).
 // Prints, for each function: how many of the inputs are wrong, by how many units in the last place
 // at most, how many cases were too close for binary64 and went to MPFR, and a hash of all outputs.
 // Exit status 1 if anything is wrong.
@@ -152,12 +153,16 @@ void check(const kolm::Kernels& kernels, Unary function, const std::vector<float
   result.hash += hash;
 }
 
-void run(const kolm::Kernels& kernels, Unary function, uint64_t step, Result& result) {
-  const uint64_t chunks = (uint64_t{1} << 32) / kChunk;
+// Which chunks of the numbers are checked: every `step`th of [first, end).
+struct Choice {
+  uint64_t first = 0, end = (uint64_t{1} << 32) / kChunk, step = 1;
+};
+
+void run(const kolm::Kernels& kernels, Unary function, const Choice& choice, Result& result) {
   std::atomic<uint64_t> next{0};
   const auto work = [&] {
     std::vector<float> inputs(kChunk);
-    for (uint64_t index; (index = next.fetch_add(1) * step) < chunks;) {
+    for (uint64_t index; (index = choice.first + next.fetch_add(1) * choice.step) < choice.end;) {
       for (int i = 0; i < kChunk; ++i)
         inputs[i] = value_of(static_cast<uint32_t>(index * kChunk + i));
       check(kernels, function, inputs, index, result);
@@ -191,13 +196,17 @@ int number_of(const char* name) {
 
 int main(int count, char** arguments) {
   std::string isa;
-  uint64_t step = 1;
+  Choice choice;
   std::vector<int> functions;
   for (int i = 1; i < count; ++i) {
     if (std::strncmp(arguments[i], "isa=", 4) == 0) {
       isa = arguments[i] + 4;
     } else if (std::strncmp(arguments[i], "step=", 5) == 0) {
-      step = std::strtoull(arguments[i] + 5, nullptr, 10);
+      choice.step = std::strtoull(arguments[i] + 5, nullptr, 10);
+    } else if (std::strncmp(arguments[i], "from=", 5) == 0) {
+      choice.first = std::strtoull(arguments[i] + 5, nullptr, 16) / kChunk;
+    } else if (std::strncmp(arguments[i], "to=", 3) == 0) {
+      choice.end = std::strtoull(arguments[i] + 3, nullptr, 16) / kChunk + 1;
     } else {
       functions.push_back(number_of(arguments[i]));
     }
@@ -208,7 +217,7 @@ int main(int count, char** arguments) {
   for (const int f : functions) {
     if (static_cast<Unary>(f) == Unary::cube) continue;  // two roundings by definition
     Result result;
-    run(kernels, static_cast<Unary>(f), step, result);
+    run(kernels, static_cast<Unary>(f), choice, result);
     std::printf("%-24s %s wrong %llu worst %lld close %llu hash %016llx\n", kNames[f], kernels.isa,
                 static_cast<unsigned long long>(result.wrong), static_cast<long long>(result.worst),
                 static_cast<unsigned long long>(result.close),

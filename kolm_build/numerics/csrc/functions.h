@@ -43,7 +43,8 @@ KOLM_FN float log10_f32(float x) {
   constexpr double high = 0x1.34413509fp-2, low = 0x1.e7fbcc47c4acdp-40,
                    log10e = 0x1.bcb7b1526e50ep-2;
   const Fraction a = fraction(x);
-  return log_special(fused(a.k, high, fused(log_of({0.0, a.f}), log10e, a.k * low)), x);
+  const double value = fused(a.k, high, fused(log_of({0.0, a.f}), log10e, a.k * low));
+  return log_special(decided(value, x, 0x0efeee7au, -0x1p-47), x);
 }
 KOLM_FN float log1p_f32(float x) {
   Fraction a = fraction(1.0 + static_cast<double>(x));
@@ -62,18 +63,20 @@ KOLM_FN double logistic(double x) {
   const double rest = fused(x * x, x * (1.0 / 48.0), with_sign_of(0x1p-53, x));
   return magnitude(x) < 0x1p-13 ? 0.5 + fused(x, 0.25, -rest) : general;
 }
-KOLM_FN float sigmoid_f32(float x) { return rounded(logistic(x), x); }
+KOLM_FN float sigmoid_f32(float x) {
+  return rounded(decided(logistic(x), x, 0xba928601u, 0x1p-52), x);
+}
 KOLM_FN float silu_f32(float x) {
   const double a = bounded(x);
   return rounded(a / (1.0 + exp_f64(-off_zero(a))), x);
 }
-KOLM_FN double softplus_f64(double x) {
-  return at_least(x, 0.0) + log1p_unit(exp_f64(-magnitude(x)));
+KOLM_FN double softplus_f64(float x) {
+  const double a = x;
+  const double value = at_least(a, 0.0) + log1p_unit(exp_f64(-magnitude(a)));
+  return decided(value, x, 0x39ea41d0u, 0x1p-52);
 }
 KOLM_FN float softplus_f32(float x) { return rounded(softplus_f64(x), x); }
-KOLM_FN float log_sigmoid_f32(float x) {
-  return rounded(-softplus_f64(-static_cast<double>(x)), x);
-}
+KOLM_FN float log_sigmoid_f32(float x) { return rounded(-softplus_f64(-x), x); }
 
 // tanh(softplus(x)) = n / (n + 2) with n = e * (e + 2), e = e^x.
 KOLM_FN float mish_f32(float x) {
@@ -137,7 +140,7 @@ KOLM_FN float gelu_tanh_f32(float x) {
 KOLM_FN float silu_derivative_f32(float x) {
   const double a = at_most(bounded(x), 200.0);
   const double e = exp_f64(-a), s = 1.0 / (1.0 + e);
-  const double general = s * fused(a * e, s, 1.0);
+  const double general = decided(s * fused(a * e, s, 1.0), x, 0xbfa3a4e2u, 0x1p-52);
   const double rest = fused(a * a, a * (1.0 / 12.0), with_sign_of(0x1p-53, a));
   return rounded(magnitude(a) < 0x1p-13 ? 0.5 + fused(a, 0.5, -rest) : general, x);
 }
@@ -147,20 +150,29 @@ KOLM_FN float gelu_derivative_f32(float x) {
   const double a = at_most(bounded(x), 200.0);
   const Normal at = normal_at(a);
   const double phi = a < 0.0 ? at.tail : 1.0 - at.tail;
-  return rounded(fused(a * 0x1.9884533d43651p-2, at.bell, phi), x);
+  double value = fused(a * 0x1.9884533d43651p-2, at.bell, phi);
+  value = decided(value, x, 0xbf407581u, 0x1p-52);
+  value = decided(value, x, 0x33206c99u, 0x1p-51);
+  value = decided(value, x, 0xb2a06c99u, -0x1p-53);
+  value = decided(value, x, 0xb8d0df65u, -0x1p-52);
+  return rounded(decided(value, x, 0xc168a95du, -0x1p-160), x);
 }
 KOLM_FN float gelu_tanh_derivative_f32(float x) {
   constexpr double a1 = 0x1.9884533d43651p+0, b3 = 0x1.b6676bf7450f0p-3;
   const double a = within_40(x);
   const double e = gelu_tanh_exponential(a), s = 1.0 / (1.0 + e);
   const double slope = a * fused(a * a, b3, a1);  // x times the derivative of the argument
-  return rounded(s * fused(slope * e, s, 1.0), x);
+  double value = s * fused(slope * e, s, 1.0);
+  value = decided(value, x, 0xbf414072u, 0x1p-52);
+  value = decided(value, x, 0x33206c99u, 0x1p-52);
+  return rounded(decided(value, x, 0xb2a06c99u, -0x1p-53), x);
 }
 KOLM_FN float mish_derivative_f32(float x) {
   const double a = at_least(at_most(static_cast<double>(x), 40.0), -200.0);
   const double e = exp_f64(a), n2 = fused(e, e + 2.0, 2.0);
   const double top = fused(e + 2.0, n2, 4.0 * a * (1.0 + e));
-  return rounded(decided(e * top / (n2 * n2), x, 0xb2200000u, -0x1p-51), x);
+  const double value = decided(e * top / (n2 * n2), x, 0xb2200000u, -0x1p-51);
+  return rounded(decided(value, x, 0xbf98a196u, -0x1p-54), x);
 }
 
 KOLM_FN float sqrt_f32(float x) { return canonical(root(x)); }

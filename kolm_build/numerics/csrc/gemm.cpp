@@ -23,6 +23,8 @@ constexpr int64_t kTaskColumnStrips = 1024 / kColumns;
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kStripsAtOnce = 8;     // of B, packed side by side
 constexpr int64_t kDirectStride = 1024;  // floats: rows of B so near are read where they lie
+constexpr int64_t kDenseStride = 64;     // floats: lines so near cost what packed ones cost
+constexpr int64_t kAliasStride = 512;    // floats: lines a multiple apart share few cache lines
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
@@ -45,6 +47,8 @@ void pack_columns(const Operand& b, int64_t column, int64_t k, int64_t columns, 
       b.element, strip_of(b, b.column_stride, b.row_stride, column, k, columns, depth), packed);
 }
 
+constexpr int64_t kTileFloats = std::max(kRows, kTallRows) * kColumns;
+
 // B of one product: packed strips of kColumns columns, or the operand as it lies.
 struct Columns {
   const float* packed;  // null: b is read
@@ -61,6 +65,7 @@ struct Block {
   float* c;
   int64_t ldc;
   bool first, last;  // whether the part has the first and the last chunk of the depth
+  int64_t height;    // rows of a tile
 };
 
 // Where a tile's t lies between two chunks of a block: tile after tile in a thread's own memory,
@@ -69,8 +74,8 @@ struct Between {
   float* data;
   int64_t column_tiles;
 
-  float* tile(int64_t i, int64_t j) const {
-    return data + (i / kRows * column_tiles + j / kColumns) * (kRows * kColumns);
+  float* tile(int64_t row_tile, int64_t j) const {
+    return data + (row_tile * column_tiles + j / kColumns) * kTileFloats;
   }
 };
 
@@ -85,10 +90,30 @@ struct StripView {
   int64_t step;
 };
 
+// Whether A is read where it lies: packing pays where many columns read the packed rows.
+bool rows_direct(const Operand& a, int64_t columns) {
+  if (a.element != Element::f32 || std::min(a.row_stride, a.column_stride) != 1) return false;
+  const int64_t stride = std::max(a.row_stride, a.column_stride);
+  return stride <= kDenseStride || (columns <= 2 * kColumns && stride % kAliasStride != 0);
+}
+
+bool dense(const Operand& b, int64_t columns) {
+  return b.element == Element::f32 && b.column_stride == 1 && b.row_stride <= kDenseStride &&
+         columns % kLanes == 0;
+}
+
+// Whether the columns of a strip, `width` of them, are read where they lie.
 bool direct(const Block& block, int64_t width) {
   const Operand& b = *block.b.b;
   return b.element == Element::f32 && b.column_stride == 1 && b.row_stride <= kDirectStride &&
-         block.rows <= kRows && width >= kColumns;
+         (block.rows <= 2 * kRows || b.row_stride <= kDenseStride) &&
+         (width >= kColumns || width % kLanes == 0);
+}
+
+// The height of tiles: as even as can be, so that few rows are not one full tile and a rest.
+int64_t tile_height(const Operand& a, int64_t rows, int64_t columns) {
+  const int64_t most = columns <= kLanes && rows_direct(a, columns) ? kTallRows : kRows;
+  return ceil_div(rows, ceil_div(rows, most));
 }
 
 StripView columns_at(const Block& block, int64_t k, int64_t j, Room& room) {
@@ -107,12 +132,32 @@ StripView columns_at(const Block& block, int64_t k, int64_t j, Room& room) {
   return {packed + strip * kColumns * depth, kColumns};
 }
 
-// The tiles of one strip of columns in one chunk; `a` has the chunk's packed rows.
+// One chunk of A as tiles read it: tile i at data + i * tile, row and depth of it apart by steps.
+struct RowsView {
+  const float* data;
+  int64_t tile, line, step;
+};
+
+RowsView rows_at(const Block& block, int64_t k, float* packed) {
+  const Operand& a = *block.a;
+  if (rows_direct(a, block.columns))
+    return {static_cast<const float*>(a.data) + block.row * a.row_stride +
+                (block.from + k) * a.column_stride,
+            block.height * a.row_stride, a.row_stride, a.column_stride};
+  const int64_t depth = std::min(kChunk, block.depth - k);
+  for (int64_t i = 0, tile = 0; i < block.rows; i += block.height, ++tile)
+    pack_rows(a, block.row + i, block.from + k, std::min(block.height, block.rows - i), depth,
+              packed + tile * kRows * depth);
+  return {packed, kRows * depth, 1, kRows};
+}
+
+// The tiles of one strip of columns in one chunk.
 void multiply_strip(const Block& block, const Between& between, int64_t k, int64_t j,
-                    const float* a, StripView b) {
+                    const RowsView& a, StripView b) {
   const bool first = k == 0, last = k + kChunk >= block.depth;
   TileTask task;
-  task.a_step = kRows;
+  task.a_line = a.line;
+  task.a_step = a.step;
   task.b = b.data;
   task.b_step = b.step;
   task.depth = std::min(kChunk, block.depth - k);
@@ -120,28 +165,24 @@ void multiply_strip(const Block& block, const Between& between, int64_t k, int64
   task.to_step = last ? block.ldc : kColumns;
   task.last = block.last && last;
   const int width = static_cast<int>(std::min<int64_t>(kColumns, block.columns - j));
-  for (int64_t i = 0; i < block.rows; i += kRows) {
+  for (int64_t i = 0, tile = 0; i < block.rows; i += block.height, ++tile) {
     float* c = block.c + i * block.ldc + j;
-    float* t = between.tile(i, j);
-    task.a = a + i * task.depth;
+    float* t = between.tile(tile, j);
+    task.a = a.data + tile * a.tile;
     task.from = !first ? t : block.first ? nullptr : c;
     task.to = last ? c : t;
-    run_tile(static_cast<int>(std::min<int64_t>(kRows, block.rows - i)), width, task);
+    run_tile(static_cast<int>(std::min(block.height, block.rows - i)), width, task);
   }
 }
 
 void multiply(const Block& block) {
   static thread_local Room room;
-  const int64_t row_tiles = ceil_div(block.rows, kRows);
+  const int64_t row_tiles = ceil_div(block.rows, block.height);
   const int64_t column_tiles = ceil_div(block.columns, kColumns);
-  const Between between{room.between.floats(row_tiles * column_tiles * kRows * kColumns),
-                        column_tiles};
-  float* a = room.a.floats(row_tiles * kRows * kChunk);
+  const Between between{room.between.floats(row_tiles * column_tiles * kTileFloats), column_tiles};
+  float* packed = room.a.floats(row_tiles * kRows * kChunk);
   for (int64_t k = 0; k < block.depth; k += kChunk) {
-    const int64_t depth = std::min(kChunk, block.depth - k);
-    for (int64_t i = 0; i < block.rows; i += kRows)
-      pack_rows(*block.a, block.row + i, block.from + k, std::min<int64_t>(kRows, block.rows - i),
-                depth, a + i * depth);
+    const RowsView a = rows_at(block, k, packed);
     for (int64_t j = 0; j < block.columns; j += kColumns)
       multiply_strip(block, between, k, j, a, columns_at(block, k, j, room));
   }
@@ -151,8 +192,9 @@ void multiply(const Block& block) {
 struct Split {
   int64_t row_strips, column_strips;
 
-  Split(int64_t rows, int64_t columns, int threads)
-      : row_strips(ceil_div(rows, kRows)), column_strips(ceil_div(columns, kColumns)) {
+  Split(const Block& block, int threads)
+      : row_strips(ceil_div(block.rows, block.height)),
+        column_strips(ceil_div(block.columns, kColumns)) {
     int64_t down = ceil_div(row_strips, kTaskRowStrips);
     int64_t across = ceil_div(column_strips, kTaskColumnStrips);
     const int64_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
@@ -165,8 +207,8 @@ struct Split {
 
 // The block's tiles as tasks.
 void multiply(const Block& block, const Parallel& pool) {
-  const Split split(block.rows, block.columns, pool.threads);
-  const int64_t rows = split.row_strips * kRows, columns = split.column_strips * kColumns;
+  const Split split(block, pool.threads);
+  const int64_t rows = split.row_strips * block.height, columns = split.column_strips * kColumns;
   const int64_t down = ceil_div(block.rows, rows);
   parallel_for(pool, down * ceil_div(block.columns, columns), [&](int64_t task) {
     const int64_t i = task % down * rows, j = task / down * columns;
@@ -222,7 +264,7 @@ void multiply_packing(Block whole, const Parallel& pool) {
 
 Block whole_product(int64_t m, int64_t n, int64_t k, const Operand& a, Columns b, float* c,
                     int64_t ldc) {
-  return {&a, b, 0, 0, 0, m, n, k, c, ldc, true, true};
+  return {&a, b, 0, 0, 0, m, n, k, c, ldc, true, true, tile_height(a, m, n)};
 }
 
 // Few rows of A as ThinRows reads them: where they lie, or copied and widened into `scratch`.
@@ -299,10 +341,10 @@ void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, f
   if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
   if (m <= kThinRows && b.row_stride == 1) return gemm_thin(m, n, k, a, b, c, ldc, pool);
-  if (n < m && n <= kRows && n < kLanes) return gemm_flipped(m, n, k, a, b, c, ldc, pool);
+  if (n < m && n <= kThinRows) return gemm_flipped(m, n, k, a, b, c, ldc, pool);
   const Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
   // One task has all rows of few: then each part of B is read once, and packed where it is used.
-  if (m <= kTaskRowStrips * kRows)
+  if (m <= kTaskRowStrips * kRows || dense(b, n))
     multiply(whole, pool);
   else
     multiply_packing(whole, pool);

@@ -1,7 +1,9 @@
 // One tile of a product, in registers: NUM-10's chunk sums. Free of torch.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <utility>
 
 #include "mutants.h"
 #include "vector.h"
@@ -10,23 +12,24 @@ namespace kolm::KOLM_ISA {
 
 constexpr int64_t kChunk = kProductChunk;  // NUM-10: the depth of one chunk
 
-// The largest tile: kRows x (kVectors * kLanes) sums in registers.
+// The largest tile: kRows x (kVectors * kLanes) sums in registers; kTallRows x kLanes where the
+// columns are one vector.
 #if defined(KOLM_ISA_AVX512)
-constexpr int kRows = 14, kVectors = 2;
+constexpr int kRows = 14, kVectors = 2, kTallRows = 16;
 #elif defined(KOLM_ISA_AVX2)
-constexpr int kRows = 6, kVectors = 2;
+constexpr int kRows = 6, kVectors = 2, kTallRows = 12;
 #elif defined(__aarch64__)
-constexpr int kRows = 8, kVectors = 2;
+constexpr int kRows = 8, kVectors = 2, kTallRows = 16;
 #else
-constexpr int kRows = 4, kVectors = 2;
+constexpr int kRows = 4, kVectors = 2, kTallRows = 8;
 #endif
 constexpr int kColumns = kVectors * kLanes;
 
-// One chunk of one tile. Row i of a at depth k is a[k * a_step + i], column j of b is b[k * b_step
-// + j].
+// One chunk of one tile. Row i of a at depth k is a[k * a_step + i * a_line], where a_step or a_line
+// is 1; column j of b is b[k * b_step + j].
 struct TileTask {
   const float* a;
-  int64_t a_step;
+  int64_t a_step, a_line;
   const float* b;
   int64_t b_step;
   int64_t depth;      // at most kChunk
@@ -38,25 +41,47 @@ struct TileTask {
   bool last;  // no chunk follows: a NaN becomes the canonical one
 };
 
-template <int Rows, int Vectors>
+// The rows of a at one depth. Apart: rows lie a_line apart; else they are neighbours.
+template <int Rows, bool Apart>
+struct RowsAt {
+  // Few pointers, and two steps from each, are what the registers hold.
+  static constexpr int kEach = Apart ? 3 : Rows, kPointers = (Rows + kEach - 1) / kEach;
+  const float* at[kPointers];
+  int64_t line;
+
+  inline __attribute__((always_inline)) RowsAt(const float* a, int64_t a_line) : line(a_line) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPointers; ++i) at[i] = a + i * kEach * a_line;
+  }
+  inline __attribute__((always_inline)) Vector row(int i) const {
+    return broadcast(Apart ? at[i / kEach][i % kEach * line] : at[0][i]);
+  }
+  inline __attribute__((always_inline)) void advance(int64_t step) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPointers; ++i) at[i] += step;
+  }
+};
+
+template <int Rows, int Vectors, bool Apart>
 inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
                                                       Vector (&sums)[Rows][Vectors]) {
   const int64_t start = kProductReversed ? task.depth - 1 : 0;
-  const int64_t a_step = kProductReversed ? -task.a_step : task.a_step;
+  const int64_t forward = Apart ? 1 : task.a_step;
+  const int64_t a_step = kProductReversed ? -forward : forward;
   const int64_t b_step = kProductReversed ? -task.b_step : task.b_step;
-  const float* a = task.a + start * task.a_step;
+  RowsAt<Rows, Apart> a(task.a + start * forward, Apart ? task.a_line : 1);
   const float* b = task.b + start * task.b_step;
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) sums[i][v] = zero();
-  for (int64_t k = 0; k < task.depth; ++k, a += a_step, b += b_step) {
+  for (int64_t k = 0; k < task.depth; ++k, a.advance(a_step), b += b_step) {
     Vector columns[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) columns[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-      const Vector row = broadcast(a[i]);
+      const Vector row = a.row(i);
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sums[i][v] = fma(row, columns[v], sums[i][v]);
     }
@@ -104,7 +129,7 @@ inline __attribute__((always_inline)) void fold_tile(const TileTask& task,
               : fold_rows<false, false, Whole>(task, sums);
 }
 
-template <int Rows, int Vectors>
+template <int Rows, int Vectors, bool Apart>
 __attribute__((noinline)) void run_tile(const TileTask& task) {
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
@@ -112,7 +137,7 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
     for (int v = 0; v < Vectors; ++v)
       __builtin_prefetch(task.to + i * task.to_step + v * kLanes, 1);
   Vector sums[Rows][Vectors];
-  chunk_sums<Rows, Vectors>(task, sums);
+  chunk_sums<Rows, Vectors, Apart>(task, sums);
   if (task.tail == kLanes)
     fold_tile<true>(task, sums);
   else
@@ -121,25 +146,26 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
 
 using TileFunction = void (*)(const TileTask&);
 
-template <int Rows>
-inline TileFunction tile_of_vectors(int vectors) {
+// The tiles of 1, 2, ... rows.
+template <int Vectors, bool Apart, int... Less>
+constexpr std::array<TileFunction, sizeof...(Less)> tiles_of(std::integer_sequence<int, Less...>) {
+  return {run_tile<Less + 1, Vectors, Apart>...};
+}
+template <int Vectors, bool Apart>
+constexpr auto kTiles = tiles_of<Vectors, Apart>(
+    std::make_integer_sequence<int, Vectors == 1 ? kTallRows : kRows>());
+
+inline TileFunction tile_function(int rows, int vectors, bool apart) {
   static_assert(kVectors == 2);
-  return vectors == 1 ? run_tile<Rows, 1> : run_tile<Rows, 2>;
+  if (vectors == 1) return apart ? kTiles<1, true>[rows - 1] : kTiles<1, false>[rows - 1];
+  return apart ? kTiles<2, true>[rows - 1] : kTiles<2, false>[rows - 1];
 }
 
-template <int Rows = kRows>
-inline TileFunction tile_function(int rows, int vectors) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return tile_function<Rows - 1>(rows, vectors);
-  }
-  return tile_of_vectors<Rows>(vectors);
-}
-
-// Runs a tile of rows x columns, at most kRows x kColumns.
-inline void run_tile(int rows, int columns, TileTask task) {
+// Runs a tile of rows x columns: at most kRows x kColumns, or kTallRows x kLanes.
+inline void run_tile(int rows, int columns, TileTask& task) {
   const int vectors = (columns + kLanes - 1) / kLanes;
   task.tail = columns - (vectors - 1) * kLanes;
-  tile_function(rows, vectors)(task);
+  tile_function(rows, vectors, task.a_line != 1)(task);
 }
 
 }  // namespace kolm::KOLM_ISA

@@ -71,8 +71,9 @@ inline Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c
 inline Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
 
 inline Vector canonical(Vector v) {
-  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  return _mm512_mask_mov_ps(v, nan, _mm512_castsi512_ps(_mm512_set1_epi32(kQuietNaN)));
+  // By the class of v's lane: of a NaN (the two lowest digits) the first operand, else v.
+  return _mm512_fixupimm_ps(_mm512_castsi512_ps(_mm512_set1_epi32(kQuietNaN)), v,
+                            _mm512_set1_epi32(0x11111100), 0);
 }
 
 inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }

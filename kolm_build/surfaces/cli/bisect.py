@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 SPEAK_S = 10.0
 
+BEGINNINGS = {
+    "frozen": "the weights that are not trained, those of the base model",
+    "generator": "the state of the random generator",
+    "numerics": "how it computes",
+    "parameters": "the adapters as they were before the first step",
+    "params": "a setting of the recipe",
+    "rows": "the tokens and labels of the train rows",
+}
+"""What the members of a trace's start are."""
+
 
 def describe(parser: Parser) -> None:
     """Declare the command."""
@@ -208,6 +218,8 @@ def _say(report: Report, terminal: Terminal) -> None:
         terminal.say("identical")
         return
     _say_step(report.parting, terminal)
+    for name, values in report.beginnings.items():
+        _say_beginning(name, values, terminal)
     for side, is_same in report.reproduced.items():
         word = "the same bits as recorded" if is_same else "other bits than recorded"
         terminal.say(f"side {side} run again here: {word}")
@@ -227,6 +239,13 @@ def _say_step(parting: Parting, terminal: Terminal) -> None:
         terminal.say(f"the trainings began differently: {', '.join(parting.parts)}")
     else:
         terminal.say(f"first different step: {parting.step} ({', '.join(parting.parts)})")
+
+
+def _say_beginning(name: str, values: tuple[object, object], terminal: Terminal) -> None:
+    meaning = BEGINNINGS.get(name.partition(".")[0], "unknown to this version")
+    terminal.say(f"  {name}: {meaning}")
+    for side, value in zip("AB", values, strict=True):
+        terminal.say(f"    {side}: {'not set' if value is None else value}")
 
 
 def _say_operation(finding: Finding, terminal: Terminal) -> None:
