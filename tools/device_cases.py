@@ -176,7 +176,9 @@ def losses(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     for reduction in ("mean", "sum", "none"):
         for weighted in (False, True):
 
-            def both(reduction: str = reduction, *, weighted: bool = weighted) -> tuple[Tensor, ...]:
+            def both(
+                reduction: str = reduction, *, weighted: bool = weighted
+            ) -> tuple[Tensor, ...]:
                 make = Inputs(device, 5)
                 x, targets = make.values(count, classes, grad=True), make.integers(classes, count)
                 targets[::7] = -100
