@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 -- its name everywhere
 from torch import Tensor
 
 Case = Callable[[], Tensor | tuple[Tensor, ...]]
 
 UNARY = (
-    "exp exp2 expm1 log log1p log2 log10 tanh erf erfc sigmoid silu rsqrt sqrt reciprocal sin cos mish"
-).split()
+    "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "tanh", "erf", "erfc", "sigmoid",
+    "silu", "rsqrt", "sqrt", "reciprocal", "sin", "cos", "mish",
+)  # fmt: skip
+SPECIAL = (0, 1 << 31, 0x7F800000, 0xFF800000, 0x7FC00000, 1, 0x80000001)
+"""Bit patterns of zeros, infinities, a NaN and the least subnormal numbers."""
+
 VALUES_OF = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
@@ -56,9 +60,16 @@ class Inputs:
 
     def patterns(self, count: int) -> Tensor:
         """Every kind of binary32: equally spaced bit patterns and the special numbers."""
-        spaced = (np.arange(count, dtype=np.uint64) * np.uint64((1 << 32) // count)).astype(np.uint32)
-        special = np.array([0, 1 << 31, 0x7F800000, 0xFF800000, 0x7FC00000, 1, 0x80000001], np.uint32)
-        return torch.from_numpy(np.concatenate([spaced, special]).view(np.float32)).to(self.device)
+        step = np.uint64((1 << 32) // count)
+        spaced = (np.arange(count, dtype=np.uint64) * step).astype(np.uint32)
+        bits = np.concatenate([spaced, np.array(SPECIAL, np.uint32)])
+        return torch.from_numpy(bits.view(np.float32)).to(self.device)
+
+    def matrix(self, rows: int, columns: int, dtype: torch.dtype, *, transposed: bool) -> Tensor:
+        """Of `rows` x `columns`, stored transposed where asked."""
+        if transposed:
+            return self.values(columns, rows, dtype=dtype).t()
+        return self.values(rows, columns, dtype=dtype)
 
 
 def cases(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
@@ -69,23 +80,27 @@ def cases(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
         big: Whether to take the larger sizes.
     """
     for family in (
-        products, sums, rows, norms, losses, gathers, functions, arithmetic, attention, optimiser,
-        random_numbers, orders,
+        products, sums, rows, norms, losses, gathers, functions, attention, random_numbers,
     ):  # fmt: skip
-        yield from family(device, big)
+        yield from family(device, big=big)
+    for small_family in (arithmetic, optimiser, orders):
+        yield from small_family(device)
 
 
-def products(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def products(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     shapes = [(1, 70, 300), (3, 130, 513), (70, 65, 600), (130, 8, 257), (5, 5, 0)]
     if big:
-        shapes += [(512, 576, 576), (1024, 1000, 1536), (129, 4097, 2049), (1, 49152, 576), (2050, 2048, 300)]
+        shapes += [
+            (512, 576, 576), (1024, 1000, 1536), (129, 4097, 2049), (1, 49152, 576),
+            (2050, 2048, 300),
+        ]  # fmt: skip
     for m, n, k in shapes:
         for layout in ("nn", "nt", "tn"):
             for kind in ("f32", "bf16", "f16"):
                 make = Inputs(device, m + n + k)
                 dtype = VALUES_OF[kind]
-                a = make.values(k, m, dtype=dtype).t() if layout[0] == "t" else make.values(m, k, dtype=dtype)
-                b = make.values(n, k, dtype=dtype).t() if layout[1] == "t" else make.values(k, n, dtype=dtype)
+                a = make.matrix(m, k, dtype, transposed=layout[0] == "t")
+                b = make.matrix(k, n, dtype, transposed=layout[1] == "t")
                 yield f"mm {m}x{n}x{k} {layout} {kind}", lambda a=a, b=b: torch.mm(a, b)
     make = Inputs(device, 1)
     a, b, c = make.values(6, 33, 70), make.values(6, 70, 40), make.values(6, 33, 40)
@@ -97,12 +112,12 @@ def products(device: str, big: bool) -> Iterator[tuple[str, Case]]:
     yield "dot", lambda: torch.dot(a.reshape(-1), a.flip(0).reshape(-1))
 
 
-def sums(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def sums(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     make = Inputs(device, 2)
     x = make.values(7, 1031, 5)
     long = make.values(20_000_003 if big else 40_007)
-    yield "sum all", lambda: x.sum()
-    yield "sum long", lambda: long.sum()
+    yield "sum all", x.sum
+    yield "sum long", long.sum
     for dims in ((0,), (1,), (2,), (0, 1), (1, 2), (0, 2)):
         yield f"sum {dims}", lambda dims=dims: x.sum(dims)
         yield f"mean {dims}", lambda dims=dims: x.mean(dims, keepdim=True)
@@ -114,7 +129,7 @@ def sums(device: str, big: bool) -> Iterator[tuple[str, Case]]:
     yield "sum bf16", lambda: x.bfloat16().sum(1)
 
 
-def rows(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def rows(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     for n in (1, 33, 1000, 5003, *((49152,) if big else ())):
         make = Inputs(device, n)
         x, dy = make.values(9, n) * 8, make.values(9, n)
@@ -137,7 +152,7 @@ def rows(device: str, big: bool) -> Iterator[tuple[str, Case]]:
     yield "softmax of nothing", lambda: torch.softmax(hidden, 1)
 
 
-def norms(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def norms(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     for n in (64, 768, 5000 if big else 4100):
         for kind in ("layer", "rms"):
 
@@ -150,18 +165,20 @@ def norms(device: str, big: bool) -> Iterator[tuple[str, Case]]:
                 else:
                     y = F.rms_norm(x, (n,), gain, 1e-6)
                 y.backward(dy)
-                found = (y, x.grad, gain.grad) if kind == "rms" else (y, x.grad, gain.grad, bias.grad)
+                found = (y, x.grad, gain.grad, bias.grad)
                 return tuple(t for t in found if t is not None)
 
             yield f"{kind} norm {n}", both
 
 
-def losses(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def losses(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     count, classes = (4096, 5000) if big else (70, 131)
     for reduction in ("mean", "sum", "none"):
         for weighted in (False, True):
 
-            def both(reduction: str = reduction, weighted: bool = weighted) -> tuple[Tensor, ...]:
+            def both(
+                reduction: str = reduction, *, weighted: bool = weighted
+            ) -> tuple[Tensor, ...]:
                 make = Inputs(device, 5)
                 x, targets = make.values(count, classes, grad=True), make.integers(classes, count)
                 targets[::7] = -100
@@ -174,7 +191,7 @@ def losses(device: str, big: bool) -> Iterator[tuple[str, Case]]:
             yield f"cross entropy {reduction} {'weighted' if weighted else ''}", both
 
 
-def gathers(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def gathers(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     positions, words, width = (8192, 5000, 576) if big else (200, 17, 33)
 
     def embedding() -> tuple[Tensor, ...]:
@@ -194,11 +211,12 @@ def gathers(device: str, big: bool) -> Iterator[tuple[str, Case]]:
     yield "index_add", index_add
 
 
-def functions(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def functions(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     count = 1 << 24 if big else 4001
     x = Inputs(device, 8).patterns(count)
     for name in UNARY:
-        yield name, lambda name=name: getattr(torch, name)(x) if hasattr(torch, name) else getattr(F, name)(x)
+        function = getattr(torch if hasattr(torch, name) else F, name)
+        yield name, lambda function=function: function(x)
     for how in ("none", "tanh"):
         yield f"gelu {how}", lambda how=how: F.gelu(x, approximate=how)
     make = Inputs(device, 9)
@@ -207,9 +225,9 @@ def functions(device: str, big: bool) -> Iterator[tuple[str, Case]]:
         "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu,
         "gelu tanh": lambda t: F.gelu(t, approximate="tanh"), "mish": F.mish,
     }  # fmt: skip
-    for name, function in differentiable.items():
+    for name, forward in differentiable.items():
 
-        def gradient(function: Callable[[Tensor], Tensor] = function) -> Tensor:
+        def gradient(function: Callable[[Tensor], Tensor] = forward) -> Tensor:
             leaf = x.clone().requires_grad_()
             function(leaf).backward(dy)
             assert leaf.grad is not None
@@ -222,7 +240,7 @@ def functions(device: str, big: bool) -> Iterator[tuple[str, Case]]:
     yield "exp bf16", lambda: torch.exp(x.bfloat16())
 
 
-def arithmetic(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def arithmetic(device: str) -> Iterator[tuple[str, Case]]:
     make = Inputs(device, 10)
     a, b, c = (make.values(513, 70) for _ in range(3))
     column = make.values(513, 1)
@@ -236,7 +254,7 @@ def arithmetic(device: str, big: bool) -> Iterator[tuple[str, Case]]:
     yield "add scaled bf16", lambda: torch.add(a.bfloat16(), b.bfloat16(), alpha=0.1)
 
 
-def attention(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def attention(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     queries, keys = (300, 513) if big else (21, 37)
     for kind in ("plain", "causal", "boolean mask", "additive mask", "shared keys"):
 
@@ -253,15 +271,16 @@ def attention(device: str, big: bool) -> Iterator[tuple[str, Case]]:
             if kind == "additive mask":
                 mask = make.values(1, 1, queries, length)
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=kind == "causal", enable_gqa=kind == "shared keys"
-            )
+                q, k, v, attn_mask=mask, is_causal=kind == "causal",
+                enable_gqa=kind == "shared keys",
+            )  # fmt: skip
             y.backward(make.values(*y.shape))
             return tuple(t for t in (y, q.grad, k.grad, v.grad) if t is not None)
 
         yield f"attention {kind}", both
 
 
-def optimiser(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def optimiser(device: str) -> Iterator[tuple[str, Case]]:
     for form in ("loop", "foreach", "fused"):
 
         def steps(form: str = form) -> tuple[Tensor, ...]:
@@ -281,7 +300,7 @@ def optimiser(device: str, big: bool) -> Iterator[tuple[str, Case]]:
         yield f"adamw {form}", steps
 
 
-def random_numbers(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def random_numbers(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     count = 5_000_001 if big else 4099
 
     def seeded(fill: Callable[[Tensor], Tensor]) -> Case:
@@ -307,7 +326,7 @@ def random_numbers(device: str, big: bool) -> Iterator[tuple[str, Case]]:
     yield "dropout", dropout
 
 
-def orders(device: str, big: bool) -> Iterator[tuple[str, Case]]:
+def orders(device: str) -> Iterator[tuple[str, Case]]:
     make = Inputs(device, 15)
     x = (make.integers(50, 7, 3000)).float()
     yield "sort stable", lambda: tuple(torch.sort(x, stable=True))

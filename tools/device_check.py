@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ EXPECTED = ROOT / "tests" / "numerics" / "device_hashes.json"
 BUILT = ROOT / "build" / "device"
 LIBRARIES = ("libkolm_portable.so", "libkolm_portable_cuda.so")
 TOTAL_SECONDS = 470.0
+MANY_FLOPS = 1e11
+THIN_VARIANT, THIN_SIZE = 4, 64
+"""The tile shape for products with few rows or columns, and how few."""
+OTHER_BITS = "OTHER BITS"
 
 Json = dict[str, Any]
 
@@ -48,7 +53,7 @@ def load(device: str, *, poison: bool = False) -> None:
     """
     import torch
 
-    names = ["libkolm_portable.so"] if device != "emulated" else ["libkolm_portable_emulated.so"]
+    names = ["libkolm_portable_emulated.so" if device == "emulated" else "libkolm_portable.so"]
     if device == "cuda":
         names.append("libkolm_portable_cuda.so")
     for name in names:
@@ -59,7 +64,7 @@ def load(device: str, *, poison: bool = False) -> None:
         if path is None:
             raise SystemExit(f"{name} is not built")
         torch.ops.load_library(str(path))
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(mode=True)
     torch.utils.deterministic.fill_uninitialized_memory = poison
     torch.backends.cuda.matmul.allow_tf32 = False
     for namespace in ("kolm_portable", "kolm_portable_cuda"):
@@ -67,7 +72,7 @@ def load(device: str, *, poison: bool = False) -> None:
             getattr(torch.ops, namespace).enable()
 
 
-def part_hashes(device: str, *, big: bool) -> Json:
+def part_hashes(device: str, *, big: bool = False) -> Json:
     """A hash of every case of tools/device_cases.py."""
     import torch
     from device_cases import cases, digest
@@ -77,7 +82,7 @@ def part_hashes(device: str, *, big: bool) -> Json:
     for name, case in cases("cuda" if device == "cuda" else "cpu", big=big):
         try:
             found[name] = digest(case())
-        except Exception as error:  # a case that cannot run is a difference, told by name
+        except Exception as error:  # noqa: BLE001 -- it is a difference, told by name
             found[name] = f"error: {error}"[:300]
         if device == "cuda" and found[name].startswith("error: CUDA"):
             break  # the context is lost
@@ -96,7 +101,7 @@ def tiny_model(kind: str, attention: str) -> Any:
         config = LlamaConfig(
             vocab_size=512, hidden_size=128, intermediate_size=352, num_hidden_layers=2,
             num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=128,
-            bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, pad_token_id=0, attn_implementation=attention,
         )  # fmt: skip
         make = LlamaForCausalLM
     else:
@@ -104,9 +109,9 @@ def tiny_model(kind: str, attention: str) -> Any:
         config = GPT2Config(
             vocab_size=512, n_embd=128, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.1,
             embd_pdrop=0.1, attn_pdrop=drop, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            attn_implementation=attention,
         )  # fmt: skip
         make = GPT2LMHeadModel
-    config._attn_implementation = attention
     return make(config)
 
 
@@ -139,7 +144,7 @@ def train(model: Any, device: str, steps: int) -> list[str]:
     return losses
 
 
-def part_models(device: str, *, big: bool) -> Json:
+def part_models(device: str) -> Json:
     """Training and greedy generation of tiny models: hashes, losses, tokens."""
     import torch
 
@@ -183,9 +188,10 @@ def milliseconds(work: Callable[[], Any], repeats: int) -> float:
 SHAPES = [
     *((n, n, n, "nn") for n in (1024, 2048, 4096, 8192)),
     (4096, 4096, 4096, "nt"), (4096, 4096, 4096, "tn"),
-    (4096, 576, 576, "nt"), (4096, 192, 576, "nt"), (4096, 1536, 576, "nt"), (4096, 576, 1536, "nt"),
-    (4096, 49152, 576, "nt"), (4096, 576, 49152, "nn"), (49152, 576, 4096, "tn"), (576, 1536, 4096, "tn"),
-    (1, 4096, 4096, "nt"), (1, 49152, 576, "nt"), (8, 4096, 4096, "nt"), (32, 4096, 4096, "nt"),
+    (4096, 576, 576, "nt"), (4096, 192, 576, "nt"), (4096, 1536, 576, "nt"),
+    (4096, 576, 1536, "nt"), (4096, 49152, 576, "nt"), (4096, 576, 49152, "nn"),
+    (49152, 576, 4096, "tn"), (576, 1536, 4096, "tn"), (1, 4096, 4096, "nt"),
+    (1, 49152, 576, "nt"), (8, 4096, 4096, "nt"), (32, 4096, 4096, "nt"),
 ]  # fmt: skip
 
 
@@ -198,7 +204,32 @@ def operands(m: int, n: int, k: int, layout: str) -> tuple[Any, Any]:
     return a.t() if layout[0] == "t" else a, b.t() if layout[1] == "t" else b
 
 
-def part_products(device: str, *, big: bool) -> Json:
+def product_row(ours: Any, m: int, n: int, k: int, layout: str) -> Json:
+    """TFLOP/s of one product: cuBLAS's, ours, and each tile shape's that gives the same bits."""
+    import torch
+
+    a, b = operands(m, n, k, layout)
+    flops = 2.0 * m * n * k
+    repeats = 7 if flops > MANY_FLOPS else 20
+
+    def speed() -> float:
+        return flops / milliseconds(lambda: torch.mm(a, b), repeats) / 1e9
+
+    row: Json = {"stock": speed()}
+    ours.enable()
+    reference = torch.mm(a, b)
+    row["ours"] = speed()
+    for variant in range(ours.variants()):
+        if variant != THIN_VARIANT or min(m, n) <= THIN_SIZE:
+            ours.force_variant(variant)
+            same = torch.equal(torch.mm(a, b), reference)
+            row[f"variant {variant}"] = speed() if same else OTHER_BITS
+    ours.force_variant(-1)
+    ours.disable()
+    return row | {"ratio": row["ours"] / row["stock"]}
+
+
+def part_products(device: str) -> Json:
     """Our product against cuBLAS without TF32: TFLOP/s, the ratio, and every tile shape."""
     import torch
 
@@ -207,35 +238,9 @@ def part_products(device: str, *, big: bool) -> Json:
     ours.disable()
     found: Json = {}
     for m, n, k, layout in SHAPES:
-        a, b = operands(m, n, k, layout)
-        flops = 2.0 * m * n * k
-        repeats = 7 if flops > 1e11 else 20
-        row: Json = {"stock": flops / milliseconds(lambda: torch.mm(a, b), repeats) / 1e9}
-        ours.enable()
-        reference = torch.mm(a, b)
-        variants = [v for v in range(ours.variants()) if v != 4 or min(m, n) <= 64]
-        for variant in (-1, *variants):
-            ours.force_variant(variant)
-            try:
-                if not torch.equal(torch.mm(a, b), reference):
-                    row[f"variant {variant}"] = "OTHER BITS"
-                    continue
-                time_ms = milliseconds(lambda: torch.mm(a, b), repeats)
-                row["ours" if variant < 0 else f"variant {variant}"] = flops / time_ms / 1e9
-            except RuntimeError as error:
-                row[f"variant {variant}"] = str(error)[:200]
-        ours.force_variant(-1)
-        ours.disable()
-        row["ratio"] = row["ours"] / row["stock"]
-        best = max((v for v in row.values() if isinstance(v, float)), default=0.0)
-        row["best tile"] = max(
-            (key for key in row if key.startswith("variant") and isinstance(row[key], float)),
-            key=lambda key: row[key],
-        )
-        del best
-        found[f"{m}x{n}x{k} {layout}"] = row
-        print(f"{m}x{n}x{k} {layout}: {json.dumps(row)}", flush=True)
-        del a, b, reference
+        name = f"{m}x{n}x{k} {layout}"
+        found[name] = product_row(ours, m, n, k, layout)
+        print(f"{name}: {json.dumps(found[name])}", flush=True)
     return found
 
 
@@ -247,15 +252,14 @@ def smollm2() -> Any:
     config = LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
         num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=2048,
-        tie_word_embeddings=True,
+        tie_word_embeddings=True, attn_implementation="sdpa",
     )  # fmt: skip
-    config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     with torch.device("cuda"):
         return LlamaForCausalLM(config)
 
 
-def step_times(fused: bool, steps: int) -> Json:
+def step_times(*, fused: bool, steps: int) -> Json:
     """Milliseconds of a training step of 8 x 512 tokens, and of its parts."""
     import torch
 
@@ -283,12 +287,12 @@ def step_times(fused: bool, steps: int) -> Json:
     }  # fmt: skip
 
 
-def part_step(device: str, *, big: bool) -> Json:
+def part_step(device: str) -> Json:
     """The whole training step of SmolLM2-135M's shape, portable and stock, in one process."""
     import torch
 
     load(device)
-    torch.use_deterministic_algorithms(False)  # stock at its fastest; ours knows no other way
+    torch.use_deterministic_algorithms(mode=False)  # stock at its fastest; ours knows no other way
     found: Json = {}
     for name in ("portable", "stock", "portable again", "stock again"):
         if name.startswith("portable"):
@@ -296,17 +300,17 @@ def part_step(device: str, *, big: bool) -> Json:
         else:
             torch.ops.kolm_portable_cuda.disable()
         torch.cuda.reset_peak_memory_stats()
-        found[name] = step_times(True, 5)
+        found[name] = step_times(fused=True, steps=5)
         torch.cuda.empty_cache()
         print(name, json.dumps(found[name]), flush=True)
     pairs = (("portable", "stock"), ("portable again", "stock again"))
     found["portable / stock"] = [found[a]["step"] / found[b]["step"] for a, b in pairs]
     torch.ops.kolm_portable_cuda.enable()
-    found["portable, foreach"] = step_times(False, 3)
+    found["portable, foreach"] = step_times(fused=False, steps=3)
     return found
 
 
-def part_native(device: str, *, big: bool) -> Json:
+def part_native(device: str) -> Json:
     """native-1: the switches, the machine's record, and 20 steps."""
     from dataclasses import asdict
 
@@ -316,17 +320,17 @@ def part_native(device: str, *, big: bool) -> Json:
     from kolm_build.numerics.native import check_switches, set_switches
 
     set_switches()
-    found: Json = {"accelerators": [asdict(device) for device in read_devices()]}
+    found: Json = {"accelerators": [asdict(one) for one in read_devices()]}
     check_switches()
     for kind in ("llama", "gpt2"):
         model = tiny_model(kind, "sdpa")
-        train(model, "cuda", 20)
+        train(model, device, 20)
         found[kind] = weights_hash(model)
     torch.cuda.synchronize()
     return found
 
 
-def part_load(device: str, *, big: bool) -> Json:
+def part_load(device: str) -> Json:
     """Whether the libraries can be loaded, and the machine's facts."""
     import torch
     import transformers
@@ -342,6 +346,7 @@ def part_load(device: str, *, big: bool) -> Json:
 PARTS: dict[str, Callable[..., Json]] = {
     "load": part_load,
     "hashes": part_hashes,
+    "hashes-big": partial(part_hashes, big=True),
     "models": part_models,
     "products": part_products,
     "step": part_step,
@@ -372,7 +377,7 @@ class Run:
         self.lines.append(line)
         (self.out / "report.txt").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
-    def verdict(self, name: str, passed: bool, detail: str) -> None:
+    def verdict(self, name: str, detail: str, *, passed: bool) -> None:
         """Say whether a check passed."""
         self.failed |= not passed
         self.say(f"{'PASS' if passed else 'FAIL'}  {name}: {detail}")
@@ -387,17 +392,19 @@ class Run:
         """`seconds`, or what is left of the whole."""
         return max(1.0, min(seconds, self.deadline - time.monotonic()))
 
-    def start(self, name: str, device: str, *options: str) -> subprocess.Popen[str]:
+    def start(self, name: str, device: str) -> subprocess.Popen[str]:
         """Start a part beside others; its output goes to the common log."""
         file = self.out / f".{name}-{device}.json"
         file.unlink(missing_ok=True)
-        command = [sys.executable, str(Path(__file__)), name, "--device", device, "--file", str(file)]
+        command = [sys.executable, __file__, name, "--device", device, "--file", str(file)]
         with (self.out / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"\n==== {name} {device} {' '.join(options)}\n")
+            log.write(f"\n==== {name} {device}\n")
             log.flush()
-            return subprocess.Popen([*command, *options], stdout=log, stderr=log, text=True, cwd=ROOT)
+            return subprocess.Popen(command, stdout=log, stderr=log, text=True, cwd=ROOT)
 
-    def finish(self, process: subprocess.Popen[str], name: str, device: str, seconds: float) -> Json:
+    def finish(
+        self, process: subprocess.Popen[str], name: str, device: str, seconds: float
+    ) -> Json:
         """The part's result; empty where it failed, which is a failed check."""
         file = self.out / f".{name}-{device}.json"
         try:
@@ -405,10 +412,10 @@ class Run:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            self.verdict(f"{name} on {device}", False, f"not done in {seconds:.0f} s")
+            self.verdict(f"{name} on {device}", f"not done in {seconds:.0f} s", passed=False)
             return {}
         if status != 0 or not file.is_file():
-            self.verdict(f"{name} on {device}", False, f"exit status {status}, see log.txt")
+            self.verdict(f"{name} on {device}", f"exit status {status}, see log.txt", passed=False)
             return {}
         value: Json = json.loads(file.read_text(encoding="utf-8"))
         file.unlink()
@@ -421,7 +428,7 @@ def build(run: Run) -> bool:
         facts = run.finish(run.start("load", "cuda"), "load", "cuda", 60)
         run.keep("load", facts)
         if facts:
-            run.say(f"note  build: libraries of build/device as they were found; {json.dumps(facts)}")
+            run.say(f"note  build: libraries found in build/device; {json.dumps(facts)}")
             return True
         run.say("note  build: the libraries found do not load; building them anew")
         for name in LIBRARIES:
@@ -435,8 +442,11 @@ def build(run: Run) -> bool:
     ]  # fmt: skip
     commands = (
         configure,
-        ["ninja", "-C", str(BUILT), "-k", "0", f"-j{os.cpu_count()}", *("kolm_portable_cuda", "kolm_portable")],
-    )
+        [
+            "ninja", "-C", str(BUILT), "-k", "0", f"-j{os.cpu_count()}", "kolm_portable_cuda",
+            "kolm_portable",
+        ],
+    )  # fmt: skip
     with (run.out / "build.log").open("w", encoding="utf-8") as log:
         for command in commands:
             try:
@@ -445,7 +455,8 @@ def build(run: Run) -> bool:
                 log.write(f"{error}\n")
     for name in LIBRARIES:
         found = library(name)
-        run.verdict(f"build {name}", found is not None, f"{time.monotonic() - begin:.0f} s")
+        took = f"{time.monotonic() - begin:.0f} s"
+        run.verdict(f"build {name}", took, passed=found is not None)
     return library("libkolm_portable_cuda.so") is not None
 
 
@@ -460,10 +471,11 @@ def differences(a: Json, b: Json) -> list[str]:
 def compare(run: Run, name: str, cpu: Json, gpu: Json) -> None:
     """Say whether a CPU and the GPU gave the same, and as much as the committed file has."""
     if not cpu or not gpu:
-        run.verdict(f"{name}: CPU = GPU", False, "nothing to compare")
+        run.verdict(f"{name}: CPU = GPU", "nothing to compare", passed=False)
         return
     other = differences(cpu, gpu)
-    run.verdict(f"{name}: CPU = GPU", not other, f"{len(cpu) - len(other)} of {len(cpu)} equal")
+    equal = f"{len(cpu) - len(other)} of {len(cpu)} equal"
+    run.verdict(f"{name}: CPU = GPU", equal, passed=not other)
     for item in other[:40]:
         run.say(f"      {item}: {str(cpu.get(item))[:140]} / {str(gpu.get(item))[:140]}")
 
@@ -472,36 +484,37 @@ def against_committed(run: Run, name: str, found: Json) -> None:
     """The same against the hashes that another machine made."""
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")).get(name, {})
     if not expected or not found:
-        run.verdict(f"{name}: GPU = committed", False, "nothing to compare")
+        run.verdict(f"{name}: GPU = committed", "nothing to compare", passed=False)
         return
     other = differences(expected, {key: found.get(key) for key in expected})
-    run.verdict(f"{name}: GPU = committed", not other, f"{len(expected) - len(other)} of {len(expected)}")
+    equal = f"{len(expected) - len(other)} of {len(expected)}"
+    run.verdict(f"{name}: GPU = committed", equal, passed=not other)
     for item in other[:10]:
         run.say(f"      {item}")
 
 
+def on_both(run: Run, part: str, seconds: float) -> dict[str, Json]:
+    """A part's results on the CPU and on the GPU, which work at the same time."""
+    processes = {device: run.start(part, device) for device in ("cuda", "cpu")}
+    found = {
+        device: run.finish(process, part, device, seconds) for device, process in processes.items()
+    }
+    run.keep(part, found)
+    return found
+
+
 def check_hashes(run: Run) -> None:
     """Every family of kernels: a CPU's hashes and the GPU's."""
-    for size, options in (("small", ()), ("big", ("--big",))):
-        cpu, gpu = run.start("hashes", "cpu", *options), run.start("hashes", "cuda", *options)
-        found = {
-            device: run.finish(process, "hashes", device, 80)
-            for device, process in (("cuda", gpu), ("cpu", cpu))
-        }
-        run.keep(f"hashes {size}", found)
-        compare(run, f"kernels {size}", found["cpu"], found["cuda"])
-        if size == "small":
-            against_committed(run, "hashes", found["cuda"])
+    for part, name in (("hashes", "kernels"), ("hashes-big", "kernels, larger sizes")):
+        found = on_both(run, part, 80)
+        compare(run, name, found["cpu"], found["cuda"])
+        if part == "hashes":
+            against_committed(run, part, found["cuda"])
 
 
 def check_models(run: Run) -> None:
     """Training and generation."""
-    cpu, gpu = run.start("models", "cpu"), run.start("models", "cuda")
-    found = {
-        device: run.finish(process, "models", device, 90)
-        for device, process in (("cuda", gpu), ("cpu", cpu))
-    }
-    run.keep("models", found)
+    found = on_both(run, "models", 90)
     compare(run, "models", found["cpu"], found["cuda"])
     against_committed(run, "models", found["cuda"])
 
@@ -510,22 +523,23 @@ def check_products(run: Run) -> None:
     """Speed of the product; the bits of every tile shape."""
     found = run.finish(run.start("products", "cuda"), "products", "cuda", 100)
     run.keep("products", found)
-    wrong = [name for name, row in found.items() if "OTHER BITS" in row.values()]
-    run.verdict("products: every tile shape has the same bits", bool(found) and not wrong, str(wrong))
+    wrong = [name for name, row in found.items() if OTHER_BITS in row.values()]
+    run.verdict(
+        "products: every tile shape has the same bits", str(wrong), passed=bool(found) and not wrong
+    )
     run.say("      TFLOP/s, float32            stock    ours   ratio   each tile shape")
     for name, row in found.items():
-        tiles = " ".join(
-            f"{row.get(f'variant {v}', 0):7.2f}" if isinstance(row.get(f"variant {v}", 0), float) else "      -"
-            for v in range(5)
-        )
-        run.say(f"      {name:24} {row['stock']:8.2f}{row['ours']:8.2f}{row['ratio']:8.3f}   {tiles}")
+        speeds = [row.get(f"variant {number}") for number in range(5)]
+        tiles = " ".join(f"{s:7.2f}" if isinstance(s, float) else f"{'-':>7}" for s in speeds)
+        stock, ours, ratio = row["stock"], row["ours"], row["ratio"]
+        run.say(f"      {name:24} {stock:8.2f}{ours:8.2f}{ratio:8.3f}   {tiles}")
 
 
 def check_step(run: Run) -> None:
     """Speed of a training step."""
     found = run.finish(run.start("step", "cuda"), "step", "cuda", 90)
     run.keep("step", found)
-    run.verdict("training step of SmolLM2-135M's shape", bool(found), json.dumps(found))
+    run.verdict("training step of SmolLM2-135M's shape", json.dumps(found), passed=bool(found))
 
 
 def check_native(run: Run) -> None:
@@ -533,8 +547,10 @@ def check_native(run: Run) -> None:
     first = run.finish(run.start("native", "cuda"), "native", "cuda", 60)
     second = run.finish(run.start("native", "cuda"), "native", "cuda", 60)
     run.keep("native", [first, second])
-    run.verdict("native-1: NVML tells the GPU", bool(first.get("accelerators")), str(first.get("accelerators")))
-    run.verdict("native-1: two runs give the same weights", bool(first) and first == second, json.dumps(first))
+    told = first.get("accelerators")
+    run.verdict("native-1: NVML tells the GPU", str(told), passed=bool(told))
+    same = bool(first) and first == second
+    run.verdict("native-1: two runs give the same weights", json.dumps(first), passed=same)
 
 
 def run_all(out: Path) -> int:
@@ -548,8 +564,8 @@ def run_all(out: Path) -> int:
         begin = time.monotonic()
         try:
             check(run)
-        except Exception as error:  # one part never stops the next
-            run.verdict(check.__name__, False, repr(error))
+        except Exception as error:  # noqa: BLE001 -- one part never stops the next
+            run.verdict(check.__name__, repr(error), passed=False)
         run.say(f"note  {check.__name__}: {time.monotonic() - begin:.0f} s")
     return 1 if run.failed else 0
 
@@ -568,12 +584,13 @@ def record() -> int:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("part", choices=["all", "record", *PARTS])
     parser.add_argument("--out", type=Path, help="folder of all results")
     parser.add_argument("--device", choices=["cpu", "cuda", "emulated"], default="cuda")
     parser.add_argument("--file", type=Path, help="the part's result, JSON")
-    parser.add_argument("--big", action="store_true", help="larger sizes")
     options = parser.parse_args()
     if options.part == "all":
         if options.out is None:
@@ -584,7 +601,7 @@ def main() -> int:
         return record()
     if options.file is None:
         parser.error("a part needs --file")
-    value = PARTS[options.part](options.device, big=options.big)
+    value = PARTS[options.part](options.device)
     options.file.write_text(json.dumps(value), encoding="utf-8")
     return 0
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks portable-1 and native-1 on a machine with an NVIDIA GPU, nvcc, a C++ compiler, cmake, ninja and
-# a python3 with torch, transformers and numpy. Needs no network and installs nothing.
+# a python3 with torch, transformers, numpy and blake3. Needs no network and installs nothing.
 #
 #   bash tools/device_check.sh OUT
 #

@@ -18,6 +18,10 @@ NATIVE = "native-1"
 PORTABLE = "portable-1"
 CLASSES = (EXACT, NATIVE, PORTABLE)
 
+CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""The variable and its value with which cuBLAS has one workspace a stream and repeats its bits. It
+reads this once, so whoever starts the process sets it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numerics:

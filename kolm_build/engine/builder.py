@@ -128,6 +128,7 @@ class StepBuilder(ABC):
                 kernels=kernels,
                 threads=self._kernels.threads_of(resolved),
                 log=Log(),
+                machine=probe_machine(),
             )
             job.room.furnish(
                 resolved,
@@ -225,7 +226,7 @@ class StepBuilder(ABC):
         return {
             "cpu_ms": ended.cpu_ms,
             LOG: str(self._store.put_log(job.log_bytes)),
-            "machine": probe_machine(),
+            "machine": job.machine,
             "peak_bytes": ended.peak_bytes,
             "sandbox": self.level,
             "threads": job.threads,
@@ -332,6 +333,7 @@ class _Job:
     kernels: Path | None
     threads: int
     log: Log
+    machine: Mapping[str, object]
 
     @property
     def started(self) -> Started:

@@ -13,6 +13,8 @@ from kolm_build.errors import MachineError
 
 LIBRARY = "libnvidia-ml.so.1"
 _SUCCESS = 0
+_DRIVER_NOT_LOADED = 9
+_ABSENT = "cannot open shared object file: No such file or directory"
 _TEXT_BYTES = 96
 
 
@@ -44,15 +46,21 @@ class Device:
 
 
 def open_library() -> Any | None:
-    """NVML, or None where this machine has no NVIDIA driver."""
+    """NVML, or None where this machine has no NVIDIA driver.
+
+    Raises:
+        AcceleratorError: It is there and cannot be loaded.
+    """
     try:
         return ctypes.CDLL(LIBRARY)
-    except OSError:
-        return None
+    except OSError as error:
+        if _ABSENT in str(error):
+            return None
+        raise _unreadable(LIBRARY, "a library that can be loaded", str(error)) from error
 
 
 def read_devices(library: Any | None = None) -> tuple[Device, ...]:
-    """The GPUs, in NVML's order; none where there is no driver.
+    """The GPUs, in NVML's order; none where there is no driver, or it is not loaded.
 
     Args:
         library: NVML, or an object with its functions; opened where None.
@@ -63,11 +71,20 @@ def read_devices(library: Any | None = None) -> tuple[Device, ...]:
     library = open_library() if library is None else library
     if library is None:
         return ()
-    _call(library, "nvmlInit_v2")
+    if not _initialised(library):
+        return ()
     try:
         return _devices(library)
     finally:
         library.nvmlShutdown()
+
+
+def _initialised(library: Any) -> bool:
+    """False where the driver is installed and not loaded: then no GPU can compute."""
+    status = library.nvmlInit_v2()
+    if status != _DRIVER_NOT_LOADED:
+        _require(status, "nvmlInit_v2")
+    return bool(status == _SUCCESS)
 
 
 def _devices(library: Any) -> tuple[Device, ...]:
@@ -101,12 +118,19 @@ def _text(library: Any, function: str, *arguments: Any) -> str:
 
 
 def _call(library: Any, function: str, *arguments: Any) -> None:
-    status = getattr(library, function)(*arguments)
+    _require(getattr(library, function)(*arguments), function)
+
+
+def _require(status: int, function: str) -> None:
     if status != _SUCCESS:
-        raise AcceleratorError(
-            "the driver's library does not tell what accelerators there are",
-            where=f"{LIBRARY}: {function}",
-            expected="status 0",
-            actual=f"status {status}",
-            advice="Check the driver with nvidia-smi; without it, no machine can be recorded.",
-        )
+        raise _unreadable(f"{LIBRARY}: {function}", "status 0", f"status {status}")
+
+
+def _unreadable(where: str, expected: str, actual: str) -> AcceleratorError:
+    return AcceleratorError(
+        "the driver's library does not tell what accelerators there are",
+        where=where,
+        expected=expected,
+        actual=actual,
+        advice="Check the driver with nvidia-smi; without it, no machine can be recorded.",
+    )

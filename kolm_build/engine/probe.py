@@ -43,11 +43,17 @@ def probe_machine() -> dict[str, object]:
     """Facts about this machine for a realisation's circumstances; never hashed.
 
     No host name, user name or path: circumstances are published with claims.
+
+    Raises:
+        AcceleratorError: The GPUs' driver is there and does not tell what they are.
     """
     from platform import libc_ver
 
+    from kolm_build.engine.accelerators import probe_accelerators
+
     facts = cpu_facts(read_cpuinfo())
     return {
+        "accelerators": [accelerator.to_value() for accelerator in probe_accelerators()],
         "cpu": facts.get("model name") or facts.get("CPU part") or "unknown",
         "cpus": len(os.sched_getaffinity(0)),
         "kernel": os.uname().release,

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
+from kolm_build.core.numerics import CUBLAS_WORKSPACE
 from kolm_build.engine.installed import AUTHORITIES
 from kolm_build.engine.probe import Interpreter, NetworkAccess
 from kolm_build.engine.room import Room
@@ -290,7 +291,9 @@ def step_variables(
         environment: Folders of the distributions it may import.
     """
     count = str(threads)
+    workspace, size = CUBLAS_WORKSPACE
     fixed = {
+        workspace: size,
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HOME": "/homeless-shelter",
         "LC_ALL": "C.UTF-8",

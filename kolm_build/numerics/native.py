@@ -12,15 +12,13 @@ import random
 import numpy as np
 import torch
 
-from kolm_build.core.numerics import NATIVE, Numerics
+from kolm_build.core.numerics import CUBLAS_WORKSPACE, NATIVE, Numerics
 from kolm_build.errors import InvalidRecordError, MachineError
 
 MAX_SEED = (1 << 32) - 1
 """NumPy's generator takes no larger one."""
 
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-WORKSPACE_VALUE = ":4096:8"
-"""With one workspace a stream, cuBLAS repeats its bits (cuBLAS's own documentation)."""
+WORKSPACE, WORKSPACE_VALUE = CUBLAS_WORKSPACE
 
 
 def apply(numerics: Numerics) -> None:
@@ -28,6 +26,7 @@ def apply(numerics: Numerics) -> None:
 
     Raises:
         InvalidRecordError: It is another class, or the seed is too large.
+        MachineError: There is a GPU, and the environment leaves cuBLAS's workspace open.
     """
     if numerics.cls != NATIVE:
         raise InvalidRecordError(
@@ -37,6 +36,7 @@ def apply(numerics: Numerics) -> None:
             actual=numerics.cls,
         )
     set_switches()
+    check_switches()
     set_threads(numerics.threads)
     seed(numerics.seed)
 
@@ -62,11 +62,9 @@ def seed(value: int) -> None:
 def set_switches() -> None:
     """Set every switch that makes stock kernels repeat their bits, on the CPU and on a GPU.
 
-    Raises:
-        MachineError: A GPU computes already, and cuBLAS may have taken a workspace that makes its
-            products depend on what runs beside them.
+    Not cuBLAS's workspace: that is the environment's, which the engine makes, and
+    `check_switches` looks at.
     """
-    _require_workspace()
     torch.use_deterministic_algorithms(True)  # noqa: FBT003 -- torch's own signature
     torch.set_float32_matmul_precision("highest")
     torch.backends.mkldnn.deterministic = True
@@ -106,8 +104,7 @@ def switches() -> dict[str, bool | str]:
         "cudnn_tf32": bool(cudnn.allow_tf32),
         "cudnn_benchmark": bool(cudnn.benchmark),
         "cudnn_deterministic": bool(cudnn.deterministic),
-        "cublas_workspace": os.environ.get(WORKSPACE, ""),
-        **(attention if torch.cuda.is_available() else {}),
+        **(attention | {WORKSPACE: _workspace()} if torch.cuda.is_available() else {}),
     }
 
 
@@ -116,9 +113,14 @@ EXPECTED_SWITCHES: dict[str, bool | str] = {
     "matmul_tf32": False, "matmul_fp16_reduction": False, "matmul_bf16_reduction": False,
     "cudnn_tf32": False, "cudnn_benchmark": False, "cudnn_deterministic": True,
     "sdp_flash": False, "sdp_mem_efficient": False, "sdp_cudnn": False, "sdp_math": True,
-    "cublas_workspace": WORKSPACE_VALUE,
+    WORKSPACE: WORKSPACE_VALUE,
 }  # fmt: skip
-"""What `set_switches` leaves behind; the choice of attention only where there is a GPU."""
+"""What `set_switches` leaves behind; attention and the workspace only where there is a GPU."""
+
+
+def _workspace() -> str:
+    """The size of cuBLAS's workspaces that this process was started with, or ``not set``."""
+    return os.environ.get(WORKSPACE, "not set")
 
 
 def check_switches() -> None:
@@ -130,27 +132,18 @@ def check_switches() -> None:
     for name, found in switches().items():
         if found != EXPECTED_SWITCHES[name]:
             raise MachineError(
-                "a determinism switch was turned back",
+                "a determinism switch is not as native-1 needs it",
                 where=f"native-1: {name}",
                 expected=str(EXPECTED_SWITCHES[name]),
                 actual=str(found),
-                advice="Something in the step or a library sets it; take that out.",
+                advice=_advice(name),
             )
 
 
-def _require_workspace() -> None:
-    """CuBLAS reads its workspace's size once, when the GPU is first used."""
-    if os.environ.get(WORKSPACE) == WORKSPACE_VALUE:
-        return
-    if torch.cuda.is_initialized():
-        raise MachineError(
-            "the GPU was used before the determinism switches were set",
-            where=f"native-1: {WORKSPACE}",
-            expected=WORKSPACE_VALUE,
-            actual=os.environ.get(WORKSPACE, "not set"),
-            advice=f"Set {WORKSPACE}={WORKSPACE_VALUE} in the environment of the step.",
-        )
-    os.environ[WORKSPACE] = WORKSPACE_VALUE
+def _advice(name: str) -> str:
+    if name == WORKSPACE:
+        return f"Start the process with {WORKSPACE}={WORKSPACE_VALUE}, as the engine does."
+    return "Something in the step or a library sets it; take that out."
 
 
 def set_threads(threads: int) -> None:

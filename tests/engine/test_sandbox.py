@@ -130,6 +130,7 @@ def test_user_host_and_variables_are_fixed(store, builder, tmp_path):
         "HOME": "/homeless-shelter", "LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0",
         "SOURCE_DATE_EPOCH": "1", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }  # fmt: skip
     assert wanted.items() <= variables.items()
     assert "KOLM_TEST_LEAK" not in variables

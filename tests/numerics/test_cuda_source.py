@@ -1,6 +1,7 @@
 """The GPU's kernels without a GPU: run on the host, and compiled for the device.
 
-cmake -S . -B build/device -G Ninja -DKOLM_EMULATED=ON && cmake --build build/device
+To build them for the host: ``cmake -S . -B build/device -G Ninja -DKOLM_EMULATED=ON`` and
+``cmake --build build/device``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on
 
 @needs_emulation
 def test_every_gpu_kernel_gives_the_hash_that_the_cpu_kernels_gave(tmp_path: Path) -> None:
+    """NUM-140."""
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))["hashes"]
     assert _part("hashes", "emulated", tmp_path) == expected
 
@@ -53,6 +55,7 @@ def test_every_gpu_kernel_gives_the_hash_that_the_cpu_kernels_gave(tmp_path: Pat
 def test_training_on_the_gpu_kernels_starts_with_the_losses_of_the_cpu_kernels(
     tmp_path: Path,
 ) -> None:
+    """NUM-140."""
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))["models"]
     for name, found in _part("models", "emulated", tmp_path).items():
         assert isinstance(found, dict)
@@ -67,6 +70,29 @@ def test_no_committed_hash_is_an_error() -> None:
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes.values())
 
 
+@pytest.mark.parametrize(
+    "flag", ["-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-ffp-contract=off"]
+)
+def test_the_gpus_code_is_compiled_as_ieee_754_says(flag: str) -> None:
+    """NUM-141."""
+    assert flag in (SOURCES / "CMakeLists.txt").read_text(encoding="utf-8").split()
+
+
+def test_no_kernel_uses_an_atomic_operation() -> None:
+    """NUM-142."""
+    sources = [path for path in SOURCES.iterdir() if path.suffix in {".cu", ".cuh", ".cpp", ".h"}]
+    assert len(sources) > 10
+    for source in sources:
+        assert "atomic" not in source.read_text(encoding="utf-8"), source.name
+
+
+@needs_nvcc
+@pytest.mark.parametrize("source", ["gemm.cu", "rows.cu", "random.cu"])
+def test_the_compilers_code_has_no_atomic_operation(source: str, tmp_path: Path) -> None:
+    """NUM-142."""
+    assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", _ptx(source, 90, tmp_path), re.MULTILINE)
+
+
 def _ptx(source: str, architecture: int, folder: Path) -> str:
     target = folder / "out.ptx"
     command = ["nvcc", *FLAGS, f"-arch=compute_{architecture}", "-ptx", str(SOURCES / source)]
@@ -79,6 +105,7 @@ def _ptx(source: str, architecture: int, folder: Path) -> str:
 def test_the_product_multiplies_and_adds_in_fused_steps_alone(
     architecture: int, tmp_path: Path
 ) -> None:
+    """NUM-141."""
     text = _ptx("gemm.cu", architecture, tmp_path)
     assert "fma.rn.f32" in text
     assert "mul.f32" not in text.replace("mul.rn.f32", "")
@@ -87,4 +114,5 @@ def test_the_product_multiplies_and_adds_in_fused_steps_alone(
 
 @needs_nvcc
 def test_rows_fuse_no_product_with_a_sum(tmp_path: Path) -> None:
+    """NUM-141."""
     assert "fma.rn.f32" not in _ptx("rows.cu", 90, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from kolm_build.core.numerics import Numerics
-from kolm_build.errors import InvalidRecordError
+from kolm_build.errors import InvalidRecordError, MachineError
 from kolm_build.numerics import native
 from kolm_build.numerics.apply import applied
 
@@ -63,3 +64,85 @@ def test_the_door_of_all_classes_applies_the_native_one():
         assert torch.get_num_threads() == 2
     with applied(Numerics(cls="native-1", seed=11, threads=1)):
         assert draws() == first
+
+
+class Switches:
+    """A stand-in for `torch.backends.cuda` of a machine with a GPU."""
+
+    def __init__(self) -> None:
+        self.matmul = torch.backends.cuda.matmul
+        self.on = {"flash": True, "mem_efficient": True, "cudnn": True, "math": False}
+
+    def __getattr__(self, name: str):
+        if name.endswith("_sdp_enabled"):
+            return lambda: self.on[name.removesuffix("_sdp_enabled")]
+        kind = name.removeprefix("enable_").removesuffix("_sdp")
+        return lambda enabled: self.on.update({kind: enabled})
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """A torch that sees a GPU, with the environment that the engine makes."""
+    cuda = Switches()
+    monkeypatch.setattr(torch.backends, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv(native.WORKSPACE, ":4096:8")
+    return cuda
+
+
+TURNED_BACK = {
+    "deterministic_algorithms": lambda: torch.use_deterministic_algorithms(mode=False),
+    "float32_matmul_precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "cudnn_benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "cudnn_tf32": lambda: setattr(torch.backends.cudnn, "allow_tf32", True),
+    "cudnn_deterministic": lambda: setattr(torch.backends.cudnn, "deterministic", False),
+    "matmul_fp16_reduction": lambda: setattr(
+        torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", True
+    ),
+    "matmul_bf16_reduction": lambda: setattr(
+        torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TURNED_BACK)
+def test_a_switch_that_was_turned_back_is_refused_by_name(name):
+    """NAT-1, NAT-8."""
+    native.set_switches()
+    native.check_switches()
+    TURNED_BACK[name]()
+    try:
+        with pytest.raises(MachineError, match=name):
+            native.check_switches()
+    finally:
+        native.set_switches()
+    native.check_switches()
+
+
+@pytest.mark.parametrize("kind", ["flash", "mem_efficient", "cudnn", "math"])
+def test_on_a_gpu_the_choice_of_attention_is_a_switch(a_gpu, kind):
+    """NAT-7, NAT-8."""
+    native.set_switches()
+    native.check_switches()
+    a_gpu.on[kind] = not a_gpu.on[kind]
+    with pytest.raises(MachineError, match=f"sdp_{kind}"):
+        native.check_switches()
+
+
+@pytest.mark.parametrize("value", [None, ":16:8", ""])
+def test_on_a_gpu_another_workspace_of_cublas_is_refused(a_gpu, monkeypatch, value):
+    """NAT-7, NAT-8."""
+    if value is None:
+        monkeypatch.delenv(native.WORKSPACE)
+    else:
+        monkeypatch.setenv(native.WORKSPACE, value)
+    with pytest.raises(MachineError, match="CUBLAS_WORKSPACE_CONFIG"):
+        native.apply(Numerics(cls="native-1", threads=1))
+
+
+def test_without_a_gpu_the_environment_is_not_asked(monkeypatch):
+    """NAT-7."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv(native.WORKSPACE, raising=False)
+    native.apply(Numerics(cls="native-1", threads=1))
+    assert native.WORKSPACE not in os.environ

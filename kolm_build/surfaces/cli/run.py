@@ -65,7 +65,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
 
 def _computing_as(file: Path, threads: int | None) -> AbstractContextManager[None]:
     """The arithmetic in which the model in `file` was judged."""
-    from kolm_build.core.numerics import NATIVE, PORTABLE, Numerics
+    from kolm_build.core.numerics import CUBLAS_WORKSPACE, NATIVE, PORTABLE, Numerics
 
     native = file.is_file() and _class_of(file) == NATIVE
     count = threads or (1 if native else len(os.sched_getaffinity(0)))
@@ -77,6 +77,8 @@ def _computing_as(file: Path, threads: int | None) -> AbstractContextManager[Non
     from kolm_build.numerics.kernels import LIBRARY
 
     if native:
+        workspace, size = CUBLAS_WORKSPACE
+        os.environ[workspace] = size
         return applied(Numerics(cls=NATIVE, threads=count))
     here = Circumstances(kernels=str(LIBRARY), threads=count)
     return applied(Numerics(cls=PORTABLE), here)

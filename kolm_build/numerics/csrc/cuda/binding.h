@@ -41,9 +41,8 @@ constexpr auto autograd_key = c10::DispatchKey::AutogradCUDA;
 // The stream that PyTorch uses now; tensors of another device than the current one are refused.
 inline Stream stream_of(const Tensor& x) {
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
-  TORCH_CHECK(x.device().index() == stream.device_index(),
-              "kolm portable-1: a tensor of ", x.device(), " while device ",
-              static_cast<int>(stream.device_index()), " is current");
+  TORCH_CHECK(x.device().index() == stream.device_index(), "kolm portable-1: a tensor of ",
+              x.device(), " while device ", static_cast<int>(stream.device_index()), " is current");
   return stream.stream();
 }
 #endif

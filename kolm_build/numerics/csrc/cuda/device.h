@@ -27,10 +27,10 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Stream stream,
             Arguments... arguments) {
   if (shared > 48 * 1024)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)),
-          "shared memory of a kernel");
+    check(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "shared memory of a kernel");
   kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
   check(cudaGetLastError(), "launch of a kernel");
 }
@@ -53,12 +53,11 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   const int count = valid ? bytes : 0;
   if constexpr (bytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
-                 "r"(count)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(count)
                  : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global),
-                 "n"(bytes), "r"(count)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(bytes),
+                 "r"(count)
                  : "memory");
 }
 __device__ __forceinline__ void commit_copies() {

@@ -1,7 +1,7 @@
 // CUDA's execution model on the host, slow and strict: every thread of a block is a fiber, barriers
-// and shuffles switch fibers, an asynchronous copy happens when it is waited for and not before, and
-// the order in which fibers run is chosen by the caller, so that a missing barrier shows. One block
-// runs at a time. For tests and for machines without a GPU; free of torch.
+// and shuffles switch fibers, an asynchronous copy happens when it is waited for and not before,
+// and the order in which fibers run is chosen by the caller, so that a missing barrier shows. One
+// block runs at a time. For tests and for machines without a GPU; free of torch.
 #pragma once
 
 #include <ucontext.h>
@@ -114,8 +114,10 @@ inline bool release(int first, int last, State state) {
   std::vector<Fiber>& fibers = machine().fibers;
   int waiting = 0;
   for (int i = first; i < last; ++i) {
-    if (fibers[i].state == state) ++waiting;
-    else if (fibers[i].state != State::done) return false;
+    if (fibers[i].state == state)
+      ++waiting;
+    else if (fibers[i].state != State::done)
+      return false;
   }
   for (int i = first; i < last; ++i)
     if (fibers[i].state == state) fibers[i].state = State::ready;
@@ -151,7 +153,8 @@ inline void run_block(int threads) {
   while (true) {
     run_ready(schedule(threads));
     bool moved = false, alive = false;
-    for (int i = 0; i < threads; i += 32) moved |= release(i, std::min(i + 32, threads), State::at_warp);
+    for (int i = 0; i < threads; i += 32)
+      moved |= release(i, std::min(i + 32, threads), State::at_warp);
     moved |= release(0, threads, State::at_block);
     for (int i = 0; i < threads; ++i) alive |= m.fibers[i].state != State::done;
     if (!alive) return;
@@ -209,8 +212,10 @@ inline void run_flat(dim3 grid, dim3 block, std::function<void()> body) {
 
 inline void perform(const std::vector<Copy>& group) {
   for (const Copy& copy : group) {
-    if (copy.valid) std::memcpy(copy.to, copy.from, copy.bytes);
-    else std::memset(copy.to, 0, copy.bytes);
+    if (copy.valid)
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    else
+      std::memset(copy.to, 0, copy.bytes);
   }
 }
 
@@ -238,7 +243,9 @@ inline int lane() { return machine().current % 32; }
 #define blockDim (::kolm::cuda::emulation::machine().block_dim)
 #define gridDim (::kolm::cuda::emulation::machine().grid_dim)
 
-inline void __syncthreads() { kolm::cuda::emulation::yield(kolm::cuda::emulation::State::at_block); }
+inline void __syncthreads() {
+  kolm::cuda::emulation::yield(kolm::cuda::emulation::State::at_block);
+}
 inline void __syncwarp(unsigned = ~0u) {
   kolm::cuda::emulation::yield(kolm::cuda::emulation::State::at_warp);
 }
@@ -311,7 +318,8 @@ inline float widen_bf16(uint16_t bits) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 inline float widen_f16(uint16_t bits) {
-  const uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, mantissa = bits & 1023;
+  const uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31,
+                 mantissa = bits & 1023;
   if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | (mantissa << 13));
   if (exponent != 0) return __uint_as_float(sign | ((exponent + 112) << 23) | (mantissa << 13));
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;

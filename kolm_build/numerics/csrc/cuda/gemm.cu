@@ -301,8 +301,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) gemm_kernel(Arg
   const T* b =
       static_cast<const T*>(g.b.data) + batch_offset(g.b, g.inners, z) + column * g.b.column;
   const int rows = g.m - row < Shape::rows ? static_cast<int>(g.m - row) : Shape::rows;
-  const int columns = g.n - column < Shape::columns ? static_cast<int>(g.n - column)
-                                                    : Shape::columns;
+  const int columns =
+      g.n - column < Shape::columns ? static_cast<int>(g.n - column) : Shape::columns;
   const bool split = g.partial != nullptr;
   const int64_t begin = split ? static_cast<int64_t>(blockIdx.y) * chunk : 0;
   const int64_t end = split && begin + chunk < g.k ? begin + chunk : g.k;
@@ -407,11 +407,16 @@ void run(const Product& p, Arguments g, int64_t chunks, Stream stream) {
 template <class T>
 void run_variant(int variant, const Product& p, const Arguments& g, int64_t chunks, Stream stream) {
   switch (variant) {
-    case 0: return run<Wide, T>(p, g, chunks, stream);
-    case 1: return run<Large, T>(p, g, chunks, stream);
-    case 2: return run<Roomy, T>(p, g, chunks, stream);
-    case 3: return run<Small, T>(p, g, chunks, stream);
-    default: return run<Thin, T>(p, g, chunks, stream);
+    case 0:
+      return run<Wide, T>(p, g, chunks, stream);
+    case 1:
+      return run<Large, T>(p, g, chunks, stream);
+    case 2:
+      return run<Roomy, T>(p, g, chunks, stream);
+    case 3:
+      return run<Small, T>(p, g, chunks, stream);
+    default:
+      return run<Thin, T>(p, g, chunks, stream);
   }
 }
 
@@ -473,10 +478,14 @@ void gemm(const Product& given, const GemmPlan& plan, float* workspace, Stream s
   const int64_t chunks = ceil_div(p.k, chunk);
   const dim3 flat_grid(static_cast<unsigned>(ceil_div(count, 256)));
   if (p.k == 0) return launch_flat(zero_kernel, flat_grid, dim3(256), stream, count, g);
-  if (p.storage == Storage::f32) run_variant<float>(plan.variant, p, g, chunks, stream);
-  else if (p.storage == Storage::bf16) run_variant<Bf16>(plan.variant, p, g, chunks, stream);
-  else run_variant<F16>(plan.variant, p, g, chunks, stream);
-  if (plan.split) launch_flat(fold_kernel, flat_grid, dim3(256), stream, workspace, chunks, count, g);
+  if (p.storage == Storage::f32)
+    run_variant<float>(plan.variant, p, g, chunks, stream);
+  else if (p.storage == Storage::bf16)
+    run_variant<Bf16>(plan.variant, p, g, chunks, stream);
+  else
+    run_variant<F16>(plan.variant, p, g, chunks, stream);
+  if (plan.split)
+    launch_flat(fold_kernel, flat_grid, dim3(256), stream, workspace, chunks, count, g);
 }
 
 }  // namespace kolm::cuda

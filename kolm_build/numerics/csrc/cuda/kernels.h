@@ -28,17 +28,17 @@ struct Side {
 
 struct Product {
   int64_t m, n, k;
-  Side a, b;       // m x k and k x n
+  Side a, b;        // m x k and k x n
   Storage storage;  // of both
-  float* c;        // row stride and column stride in elements
+  float* c;         // row stride and column stride in elements
   int64_t c_row, c_column, c_outer, c_inner;
   int64_t outers, inners;
 };
 
 // How a product is cut up; no choice changes a bit.
 struct GemmPlan {
-  int variant;          // index of a tile shape
-  bool split;           // one block a chunk of 256, summed in order afterwards
+  int variant;  // index of a tile shape
+  bool split;   // one block a chunk of 256, summed in order afterwards
   int64_t workspace_floats;
 };
 

@@ -46,53 +46,94 @@ using BinaryKernel = void (*)(int64_t, const float*, const float*, float*, float
 
 UnaryKernel unary_kernel_of(Unary op) {
   switch (op) {
-    case Unary::exp: return unary_kernel<exp_f32>;
-    case Unary::exp2: return unary_kernel<exp2_f32>;
-    case Unary::expm1: return unary_kernel<expm1_f32>;
-    case Unary::log: return unary_kernel<log_f32>;
-    case Unary::log1p: return unary_kernel<log1p_f32>;
-    case Unary::log2: return unary_kernel<log2_f32>;
-    case Unary::log10: return unary_kernel<log10_f32>;
-    case Unary::tanh: return unary_kernel<tanh_f32>;
-    case Unary::erf: return unary_kernel<erf_f32>;
-    case Unary::erfc: return unary_kernel<erfc_f32>;
-    case Unary::sigmoid: return unary_kernel<sigmoid_f32>;
-    case Unary::log_sigmoid: return unary_kernel<log_sigmoid_f32>;
-    case Unary::silu: return unary_kernel<silu_f32>;
-    case Unary::gelu: return unary_kernel<gelu_f32>;
-    case Unary::gelu_tanh: return unary_kernel<gelu_tanh_f32>;
-    case Unary::rsqrt: return unary_kernel<rsqrt_f32>;
-    case Unary::sqrt: return unary_kernel<sqrt_f32>;
-    case Unary::reciprocal: return unary_kernel<reciprocal_f32>;
-    case Unary::square: return unary_kernel<square_f32>;
-    case Unary::cube: return unary_kernel<cube_f32>;
-    case Unary::sin: return unary_kernel<sin_f32>;
-    case Unary::cos: return unary_kernel<cos_f32>;
-    case Unary::softplus: return unary_kernel<softplus_f32>;
-    case Unary::mish: return unary_kernel<mish_f32>;
-    case Unary::silu_derivative: return unary_kernel<silu_derivative_f32>;
-    case Unary::gelu_derivative: return unary_kernel<gelu_derivative_f32>;
-    case Unary::gelu_tanh_derivative: return unary_kernel<gelu_tanh_derivative_f32>;
-    case Unary::softplus_derivative: return unary_kernel<softplus_derivative_f32>;
-    case Unary::log_sigmoid_derivative: return unary_kernel<log_sigmoid_derivative_f32>;
-    case Unary::mish_derivative: return unary_kernel<mish_derivative_f32>;
+    case Unary::exp:
+      return unary_kernel<exp_f32>;
+    case Unary::exp2:
+      return unary_kernel<exp2_f32>;
+    case Unary::expm1:
+      return unary_kernel<expm1_f32>;
+    case Unary::log:
+      return unary_kernel<log_f32>;
+    case Unary::log1p:
+      return unary_kernel<log1p_f32>;
+    case Unary::log2:
+      return unary_kernel<log2_f32>;
+    case Unary::log10:
+      return unary_kernel<log10_f32>;
+    case Unary::tanh:
+      return unary_kernel<tanh_f32>;
+    case Unary::erf:
+      return unary_kernel<erf_f32>;
+    case Unary::erfc:
+      return unary_kernel<erfc_f32>;
+    case Unary::sigmoid:
+      return unary_kernel<sigmoid_f32>;
+    case Unary::log_sigmoid:
+      return unary_kernel<log_sigmoid_f32>;
+    case Unary::silu:
+      return unary_kernel<silu_f32>;
+    case Unary::gelu:
+      return unary_kernel<gelu_f32>;
+    case Unary::gelu_tanh:
+      return unary_kernel<gelu_tanh_f32>;
+    case Unary::rsqrt:
+      return unary_kernel<rsqrt_f32>;
+    case Unary::sqrt:
+      return unary_kernel<sqrt_f32>;
+    case Unary::reciprocal:
+      return unary_kernel<reciprocal_f32>;
+    case Unary::square:
+      return unary_kernel<square_f32>;
+    case Unary::cube:
+      return unary_kernel<cube_f32>;
+    case Unary::sin:
+      return unary_kernel<sin_f32>;
+    case Unary::cos:
+      return unary_kernel<cos_f32>;
+    case Unary::softplus:
+      return unary_kernel<softplus_f32>;
+    case Unary::mish:
+      return unary_kernel<mish_f32>;
+    case Unary::silu_derivative:
+      return unary_kernel<silu_derivative_f32>;
+    case Unary::gelu_derivative:
+      return unary_kernel<gelu_derivative_f32>;
+    case Unary::gelu_tanh_derivative:
+      return unary_kernel<gelu_tanh_derivative_f32>;
+    case Unary::softplus_derivative:
+      return unary_kernel<softplus_derivative_f32>;
+    case Unary::log_sigmoid_derivative:
+      return unary_kernel<log_sigmoid_derivative_f32>;
+    case Unary::mish_derivative:
+      return unary_kernel<mish_derivative_f32>;
   }
   throw std::invalid_argument("no such function");
 }
 
 BinaryKernel binary_kernel_of(Binary op) {
   switch (op) {
-    case Binary::add_scaled: return binary_kernel<add_scaled>;
-    case Binary::lerp: return binary_kernel<lerp_of>;
-    case Binary::pow: return binary_kernel<power>;
-    case Binary::silu_grad: return binary_kernel<chain<silu_derivative_f32>>;
-    case Binary::sigmoid_grad: return binary_kernel<sigmoid_grad>;
-    case Binary::tanh_grad: return binary_kernel<tanh_grad>;
-    case Binary::gelu_grad: return binary_kernel<chain<gelu_derivative_f32>>;
-    case Binary::gelu_tanh_grad: return binary_kernel<chain<gelu_tanh_derivative_f32>>;
-    case Binary::softplus_grad: return binary_kernel<chain<softplus_derivative_f32>>;
-    case Binary::log_sigmoid_grad: return binary_kernel<chain<log_sigmoid_derivative_f32>>;
-    case Binary::mish_grad: return binary_kernel<chain<mish_derivative_f32>>;
+    case Binary::add_scaled:
+      return binary_kernel<add_scaled>;
+    case Binary::lerp:
+      return binary_kernel<lerp_of>;
+    case Binary::pow:
+      return binary_kernel<power>;
+    case Binary::silu_grad:
+      return binary_kernel<chain<silu_derivative_f32>>;
+    case Binary::sigmoid_grad:
+      return binary_kernel<sigmoid_grad>;
+    case Binary::tanh_grad:
+      return binary_kernel<tanh_grad>;
+    case Binary::gelu_grad:
+      return binary_kernel<chain<gelu_derivative_f32>>;
+    case Binary::gelu_tanh_grad:
+      return binary_kernel<chain<gelu_tanh_derivative_f32>>;
+    case Binary::softplus_grad:
+      return binary_kernel<chain<softplus_derivative_f32>>;
+    case Binary::log_sigmoid_grad:
+      return binary_kernel<chain<log_sigmoid_derivative_f32>>;
+    case Binary::mish_grad:
+      return binary_kernel<chain<mish_derivative_f32>>;
   }
   throw std::invalid_argument("no such function of two numbers");
 }
@@ -139,8 +180,10 @@ __global__ void adamw_kernel(AdamW s, int64_t n, const float* grad, float* param
   if (i >= n) return;
   float g = s.maximize ? -grad[i] : grad[i];
   float p = param[i];
-  if (s.decoupled) p = p * s.decay;
-  else g = g + s.weight_decay * p;
+  if (s.decoupled)
+    p = p * s.decay;
+  else
+    g = g + s.weight_decay * p;
   const float m = lerp_of(mean[i], g, s.mean_weight);
   const float v = square[i] * s.beta2 + (s.square_weight * g) * g;
   float largest = v;
@@ -164,7 +207,8 @@ __global__ void convert_kernel(int64_t n, const From* x, To* y) {
 template <class From, class To, To (*kConvert)(From)>
 void convert(int64_t n, const From* x, To* y, Stream stream) {
   if (n == 0) return;
-  launch_flat(convert_kernel<From, To, kConvert>, flat_grid(n), dim3(block_threads), stream, n, x, y);
+  launch_flat(convert_kernel<From, To, kConvert>, flat_grid(n), dim3(block_threads), stream, n, x,
+              y);
 }
 
 }  // namespace
@@ -173,7 +217,8 @@ void unary(Unary op, int64_t n, const float* x, float* y, Stream stream) {
   if (n == 0) return;
   launch_flat(unary_kernel_of(op), flat_grid(n), dim3(block_threads), stream, n, x, y);
 }
-void binary(Binary op, int64_t n, const float* a, const float* b, float* y, float p, Stream stream) {
+void binary(Binary op, int64_t n, const float* a, const float* b, float* y, float p,
+            Stream stream) {
   if (n == 0) return;
   launch_flat(binary_kernel_of(op), flat_grid(n), dim3(block_threads), stream, n, a, b, y, p);
 }
@@ -201,8 +246,8 @@ void add_matrix(int64_t batch, int64_t rows, int64_t columns, float* t, float al
 void adamw(const AdamW& scalars, int64_t n, const float* grad, float* param, float* mean,
            float* square, float* square_max, Stream stream) {
   if (n == 0) return;
-  launch_flat(adamw_kernel, flat_grid(n), dim3(block_threads), stream, scalars, n, grad, param, mean,
-              square, square_max);
+  launch_flat(adamw_kernel, flat_grid(n), dim3(block_threads), stream, scalars, n, grad, param,
+              mean, square, square_max);
 }
 void widen_bf16(int64_t n, const uint16_t* x, float* y, Stream stream) {
   convert<uint16_t, float, bf16_to_f32>(n, x, y, stream);

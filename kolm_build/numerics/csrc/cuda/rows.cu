@@ -1,5 +1,5 @@
-// Reductions and row operations of spec/numerics.md, sections sums and rows. A row that one block of
-// SUM covers belongs to one warp; a longer one to eight warps.
+// Reductions and row operations of spec/numerics.md, sections sums and rows. A row that one block
+// of SUM covers belongs to one warp; a longer one to eight warps.
 #include <stdexcept>
 
 #include "device.h"
@@ -36,11 +36,16 @@ void launch_rows(void (*one)(Parameters...), void (*many)(Parameters...), int64_
 __device__ __forceinline__ float term_of(Term term, const float* x, const float* y, float p,
                                          int64_t i) {
   switch (term) {
-    case Term::square: return x[i] * x[i];
-    case Term::magnitude: return fabsf(x[i]);
-    case Term::product: return x[i] * y[i];
-    case Term::centred_square: return (x[i] - p) * (x[i] - p);
-    default: return x[i];
+    case Term::square:
+      return x[i] * x[i];
+    case Term::magnitude:
+      return fabsf(x[i]);
+    case Term::product:
+      return x[i] * y[i];
+    case Term::centred_square:
+      return (x[i] - p) * (x[i] - p);
+    default:
+      return x[i];
   }
 }
 
@@ -55,9 +60,8 @@ __global__ void sum_kernel(Term term, int64_t rows, int64_t n, const float* x, c
   const float* from = x + row * n + first;
   const float* other = y + row * n + first;
   const float shift = p == nullptr ? 0.0f : p[row];
-  const float sum =
-      warp_sum(left < sum_block ? left : sum_block,
-               [&](int64_t i) { return term_of(term, from, other, shift, i); });
+  const float sum = warp_sum(left < sum_block ? left : sum_block,
+                             [&](int64_t i) { return term_of(term, from, other, shift, i); });
   if (threadIdx.x == 0) out[row * blocks + block] = canonical(sum);
 }
 
@@ -79,9 +83,12 @@ __global__ void column_kernel(int64_t rows, int64_t columns, const float* x, int
 #pragma unroll 4
       for (int64_t row = first + lane; row < last; row += 64) {
         const float value = x[row * ldx + column];
-        if (y == nullptr) sum = sum + value;
-        else if (mean == nullptr) sum = sum + value * (y[row * ldy + column] * rstd[row]);
-        else sum = sum + value * ((y[row * ldy + column] - mean[row]) * rstd[row]);
+        if (y == nullptr)
+          sum = sum + value;
+        else if (mean == nullptr)
+          sum = sum + value * (y[row * ldy + column] * rstd[row]);
+        else
+          sum = sum + value * ((y[row * ldy + column] - mean[row]) * rstd[row]);
       }
     lanes[lane][threadIdx.x] = sum;
   }
@@ -104,7 +111,8 @@ __global__ void softmax_kernel(int64_t rows, int64_t n, const float* x, float* y
   const float* from = x + row * n;
   float* to = y + row * n;
   const float most = Row::maximum(n, scratch(), [&](int64_t i) { return from[i]; });
-  const float sum = Row::sum(n, scratch(), [&](int64_t i) { return to[i] = exp_f32(from[i] - most); });
+  const float sum =
+      Row::sum(n, scratch(), [&](int64_t i) { return to[i] = exp_f32(from[i] - most); });
   const float scale = 1.0f / sum;
   Row::each(n, [&](int64_t i) { to[i] = canonical(to[i] * scale); });
 }
@@ -151,15 +159,15 @@ __global__ void log_softmax_grad_kernel(int64_t rows, int64_t n, const float* dy
 // Scores to probabilities in place (NUM-40): times scale, plus mask, softmax over the keys.
 template <int warps>
 __global__ void probabilities_kernel(int64_t rows, int64_t keys, float* scores, float scale,
-                                     Mask mask, int64_t queries, int64_t heads,
-                                     bool causal, bool safe) {
+                                     Mask mask, int64_t queries, int64_t heads, bool causal,
+                                     bool safe) {
   using Row = Team<warps>;
   const int64_t row = Row::row();
   if (row >= rows) return;
   const int64_t query = row % queries, head = row / queries % heads, batch = row / queries / heads;
-  const float* added = mask.data == nullptr ? nullptr
-                                            : mask.data + batch * mask.batch + head * mask.head +
-                                                  query * mask.row;
+  const float* added = mask.data == nullptr
+                           ? nullptr
+                           : mask.data + batch * mask.batch + head * mask.head + query * mask.row;
   float* p = scores + row * keys;
   const float hidden = __uint_as_float(0xff800000u);
   const float most = Row::maximum(keys, scratch(), [&](int64_t j) {
@@ -172,7 +180,8 @@ __global__ void probabilities_kernel(int64_t rows, int64_t keys, float* scores, 
     Row::each(keys, [&](int64_t j) { p[j] = 0.0f; });
     return;
   }
-  const float sum = Row::sum(keys, scratch(), [&](int64_t j) { return p[j] = exp_f32(p[j] - most); });
+  const float sum =
+      Row::sum(keys, scratch(), [&](int64_t j) { return p[j] = exp_f32(p[j] - most); });
   const float inverse = 1.0f / sum;
   Row::each(keys, [&](int64_t j) { p[j] = canonical(p[j] * inverse); });
 }
@@ -252,7 +261,8 @@ __global__ void rms_norm_kernel(int64_t rows, int64_t n, const float* x, const f
 
 // ---- Running sums, losses, gathered sums
 
-__global__ void running_sum_kernel(int64_t outer, int64_t n, int64_t inner, const float* x, float* y) {
+__global__ void running_sum_kernel(int64_t outer, int64_t n, int64_t inner, const float* x,
+                                   float* y) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= outer * inner) return;
   const int64_t at = index / inner * n * inner + index % inner;
@@ -370,7 +380,8 @@ void softmax(int64_t rows, int64_t n, const float* x, float* y, Stream stream) {
   launch_rows(softmax_kernel<1>, softmax_kernel<long_warps>, rows, n, stream, rows, n, x, y);
 }
 void log_softmax(int64_t rows, int64_t n, const float* x, float* y, Stream stream) {
-  launch_rows(log_softmax_kernel<1>, log_softmax_kernel<long_warps>, rows, n, stream, rows, n, x, y);
+  launch_rows(log_softmax_kernel<1>, log_softmax_kernel<long_warps>, rows, n, stream, rows, n, x,
+              y);
 }
 void softmax_grad(int64_t rows, int64_t n, const float* dy, const float* y, float* dx, bool scaled,
                   float scale, Stream stream) {
@@ -383,7 +394,8 @@ void log_softmax_grad(int64_t rows, int64_t n, const float* dy, const float* y, 
               rows, n, dy, y, dx);
 }
 void log_sum_exp(int64_t rows, int64_t n, const float* x, float* y, Stream stream) {
-  launch_rows(log_sum_exp_kernel<1>, log_sum_exp_kernel<long_warps>, rows, n, stream, rows, n, x, y);
+  launch_rows(log_sum_exp_kernel<1>, log_sum_exp_kernel<long_warps>, rows, n, stream, rows, n, x,
+              y);
 }
 void probabilities(int64_t rows, int64_t keys, float* scores, float scale, const Mask& mask,
                    int64_t queries, int64_t heads, bool causal, bool safe, Stream stream) {
@@ -407,7 +419,8 @@ void rms_norm(int64_t rows, int64_t n, const float* x, const float* gain, float 
 }
 void running_sum(int64_t outer, int64_t n, int64_t inner, const float* x, float* y, Stream stream) {
   if (outer * inner == 0) return;
-  launch_flat(running_sum_kernel, flat_grid(outer * inner), dim3(256), stream, outer, n, inner, x, y);
+  launch_flat(running_sum_kernel, flat_grid(outer * inner), dim3(256), stream, outer, n, inner, x,
+              y);
 }
 void nll_terms(int64_t rows, int64_t classes, const float* x, const int64_t* targets,
                const float* weights, int64_t ignored, float* terms, float* used, Stream stream) {

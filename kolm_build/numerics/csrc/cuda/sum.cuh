@@ -34,8 +34,10 @@ struct Team {
     return warps == 1 ? static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y : blockIdx.x;
   }
   __device__ __forceinline__ static void barrier() {
-    if constexpr (warps == 1) __syncwarp();
-    else __syncthreads();
+    if constexpr (warps == 1)
+      __syncwarp();
+    else
+      __syncthreads();
   }
 
   // SUM of n terms; `scratch` holds a float a block of 4096. With one warp n is at most 4096.

@@ -57,7 +57,8 @@ Tensor gelu(const Tensor& x, std::string_view approximate) {
 }
 Tensor gelu_backward(const Tensor& dy, const Tensor& x, std::string_view approximate) {
   const bool tanh = is_tanh("gelu_backward", approximate);
-  return binary_map("gelu_backward", tanh ? Binary::gelu_tanh_grad : Binary::gelu_grad, dy, x, 0.0f);
+  return binary_map("gelu_backward", tanh ? Binary::gelu_tanh_grad : Binary::gelu_grad, dy, x,
+                    0.0f);
 }
 template <Binary function>
 Tensor gradient_of(const Tensor& dy, const Tensor& x) {
@@ -91,7 +92,8 @@ Tensor div(const Tensor& a, const Tensor& b) {
   if (b.dim() == 0 && b.device().is_cpu() && !a.device().is_cpu())
     return narrowed(divided(a.to(at::kFloat), b.item().to<float>()), type);
   const Tensor& like = a.dim() == 0 && a.device().is_cpu() ? b : a;
-  const Tensor wide_a = on_device(a, like).to(at::kFloat), wide_b = on_device(b, like).to(at::kFloat);
+  const Tensor wide_a = on_device(a, like).to(at::kFloat),
+               wide_b = on_device(b, like).to(at::kFloat);
   if (wide_b.numel() == 1 && wide_b.dim() <= wide_a.dim()) {
     const Tensor x = dense("div", wide_a), y = at::empty_like(x);
     divide(x.numel(), read(x), read(wide_b), 0, write(y), stream_of(x));
@@ -136,7 +138,8 @@ Tensor pow_number(const Tensor& x, const Scalar& exponent) {
   if (y == -1.0f) return unary_map("pow", Unary::reciprocal, x);
   if (y == 0.5f) return unary_map("pow", Unary::sqrt, x);
   if (y == -0.5f) return unary_map("pow", Unary::rsqrt, x);
-  const Tensor wide = widened("pow", x.to(is_storage(x.scalar_type()) ? x.scalar_type() : at::kFloat));
+  const Tensor wide =
+      widened("pow", x.to(is_storage(x.scalar_type()) ? x.scalar_type() : at::kFloat));
   return narrowed(binary_map("pow", Binary::pow, wide, at::full({}, y, wide.options()), 0.0f),
                   is_storage(x.scalar_type()) ? x.scalar_type() : at::kFloat);
 }
@@ -148,8 +151,9 @@ Tensor pow_of_number(const Scalar& base, const Tensor& exponent) {
 }
 Tensor pow_tensors(const Tensor& base, const Tensor& exponent) {
   if (!is_storage(type_of(base, exponent))) return stock::pow(base, exponent);
-  return narrowed(binary_map("pow", Binary::pow, base.to(at::kFloat), exponent.to(at::kFloat), 0.0f),
-                  type_of(base, exponent));
+  return narrowed(
+      binary_map("pow", Binary::pow, base.to(at::kFloat), exponent.to(at::kFloat), 0.0f),
+      type_of(base, exponent));
 }
 Tensor& pow_of_number_out(const Scalar& base, const Tensor& exponent, Tensor& out) {
   return deliver(pow_of_number(base, exponent), out);

@@ -20,8 +20,7 @@ Device device_facts() {
     int device = 0, multiprocessors = 0, shared = 0;
     cudaGetDevice(&device);
     const auto a = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    const auto b =
-        cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    const auto b = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     TORCH_CHECK(a == cudaSuccess && b == cudaSuccess, "kolm portable-1: the device's facts");
     return Device{multiprocessors, shared};
   }();
@@ -99,7 +98,8 @@ Tensor addmv(const Tensor& c, const Tensor& a, const Tensor& v, const Scalar& be
   return narrowed(t.view({a.size(0)}), a.scalar_type());
 }
 Tensor dot(const Tensor& a, const Tensor& b) {
-  return narrowed(product("dot", a.unsqueeze(0), b.unsqueeze(1)).view(IntArrayRef()), a.scalar_type());
+  return narrowed(product("dot", a.unsqueeze(0), b.unsqueeze(1)).view(IntArrayRef()),
+                  a.scalar_type());
 }
 
 // ---- Attention: NUM-40 and NUM-41, written out.
@@ -118,21 +118,21 @@ Problem problem_of(const Tensor& q, const Tensor& k, const Tensor& v, bool causa
                   q.size(1) % k.size(1) == 0 && q.size(0) == k.size(0) && q.size(0) == v.size(0),
               "kolm portable-1: attention of shapes ", q.sizes(), ", ", k.sizes(), ", ", v.sizes());
   const double scaling = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(-1))));
-  return {q.size(0), q.size(1), k.size(1), q.size(2), k.size(2), static_cast<float>(scaling), causal};
+  return {q.size(0), q.size(1), k.size(1), q.size(2), k.size(2), static_cast<float>(scaling),
+          causal};
 }
 
 Tensor additive(const std::optional<Tensor>& mask) {
   if (!mask || !mask->defined()) return {};
   if (mask->scalar_type() != at::kBool) return widened("scaled_dot_product_attention", *mask);
-  const Tensor hidden = at::full({}, -std::numeric_limits<float>::infinity(),
-                                 mask->options().dtype(at::kFloat));
+  const Tensor hidden =
+      at::full({}, -std::numeric_limits<float>::infinity(), mask->options().dtype(at::kFloat));
   return at::where(*mask, at::zeros({}, hidden.options()), hidden);
 }
 
 Mask mask_of(const Tensor& added, const Problem& problem) {
   if (!added.defined()) return {};
-  const Tensor whole =
-      added.expand({problem.batch, problem.heads, problem.queries, problem.keys});
+  const Tensor whole = added.expand({problem.batch, problem.heads, problem.queries, problem.keys});
   return {read(added), whole.stride(0), whole.stride(1), whole.stride(2), whole.stride(3)};
 }
 
@@ -157,8 +157,8 @@ Tensor weighted_values(const Problem& problem, const Tensor& p, const Tensor& v)
 // Sums the gradients of heads that share keys.
 Tensor over_groups(const Problem& problem, const Tensor& x) {
   if (problem.group() == 1) return x;
-  const Tensor grouped = x.view({problem.batch, problem.key_heads, problem.group(),
-                                 problem.keys, x.size(-1)});
+  const Tensor grouped =
+      x.view({problem.batch, problem.key_heads, problem.group(), problem.keys, x.size(-1)});
   return reduce("sum", Term::value, grouped, IntArrayRef{2}, false);
 }
 
@@ -269,23 +269,25 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
                  const std::optional<Tensor>& mask, double dropout, bool causal,
                  std::optional<double> scale, bool) {
   check_mask(mask, causal);
-  return with_heads(query, key, value, mask, [&](const Tensor& q0, const Tensor& k0,
-                                                 const Tensor& v0, const std::optional<Tensor>& m) {
-    const char* op = "scaled_dot_product_attention";
-    const Tensor q = widened(op, q0), k = widened(op, k0), v = widened(op, v0);
-    const Problem problem = problem_of(q, k, v, causal, scale);
-    return narrowed(forward(problem, q, k, v, additive(m), dropout).out, query.scalar_type());
-  });
+  return with_heads(
+      query, key, value, mask,
+      [&](const Tensor& q0, const Tensor& k0, const Tensor& v0, const std::optional<Tensor>& m) {
+        const char* op = "scaled_dot_product_attention";
+        const Tensor q = widened(op, q0), k = widened(op, k0), v = widened(op, v0);
+        const Problem problem = problem_of(q, k, v, causal, scale);
+        return narrowed(forward(problem, q, k, v, additive(m), dropout).out, query.scalar_type());
+      });
 }
 
 Tensor attention_with_gradient(const Tensor& query, const Tensor& key, const Tensor& value,
                                const std::optional<Tensor>& mask, double dropout, bool causal,
                                std::optional<double> scale, bool) {
   check_mask(mask, causal);
-  return with_heads(query, key, value, mask, [&](const Tensor& q, const Tensor& k, const Tensor& v,
-                                                 const std::optional<Tensor>& m) {
-    return Attention::apply(q, k, v, m, dropout, causal, scale);
-  });
+  return with_heads(
+      query, key, value, mask,
+      [&](const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& m) {
+        return Attention::apply(q, k, v, m, dropout, causal, scale);
+      });
 }
 
 void register_products(Registrar& registrar) {

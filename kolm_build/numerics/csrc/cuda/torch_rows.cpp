@@ -22,8 +22,8 @@ void sum_rows(Term term, const Tensor& x, int64_t rows, int64_t n, const Tensor&
   sum(term, rows, n, read(x), nullptr, nullptr, write(out), write(space), stream_of(x));
 }
 
-void sum_columns(const Tensor& x, int64_t rows, int64_t columns, const Tensor& y,
-                 const float* mean, const float* rstd, const Tensor& out) {
+void sum_columns(const Tensor& x, int64_t rows, int64_t columns, const Tensor& y, const float* mean,
+                 const float* rstd, const Tensor& out) {
   const Tensor space = workspace(x, column_workspace_floats(rows, columns));
   column_sums(rows, columns, read(x), columns, read_or_null(y), columns, mean, rstd, write(out),
               write(space), stream_of(x));
@@ -34,7 +34,8 @@ Tensor sum_dims(const Tensor& x, OptionalIntArrayRef dims, bool keepdim,
   if (is_integral(x) && (!type || at::isIntegralType(*type, true)))
     return stock::sum(x, dims, keepdim, type);
   const Tensor from = is_integral(x) ? x.to(at::kFloat) : x;
-  return narrowed(reduce("sum", Term::value, from, dims, keepdim), type.value_or(from.scalar_type()));
+  return narrowed(reduce("sum", Term::value, from, dims, keepdim),
+                  type.value_or(from.scalar_type()));
 }
 Tensor mean_dims(const Tensor& x, OptionalIntArrayRef dims, bool keepdim,
                  std::optional<ScalarType> type) {
@@ -48,7 +49,8 @@ Tensor vector_norm(const Tensor& x, const Scalar& order, OptionalIntArrayRef dim
   const ScalarType out = type.value_or(x.scalar_type());
   if (p == 1.0) return narrowed(reduce("norm", Term::magnitude, x, dims, keepdim), out);
   TORCH_CHECK(p == 2.0, "kolm portable-1: aten::linalg_vector_norm of order ", p);
-  return narrowed(unary_map("norm", Unary::sqrt, reduce("norm", Term::square, x, dims, keepdim)), out);
+  return narrowed(unary_map("norm", Unary::sqrt, reduce("norm", Term::square, x, dims, keepdim)),
+                  out);
 }
 Tensor cumsum(const Tensor& x, int64_t dim, std::optional<ScalarType> type) {
   if (is_integral(x)) return stock::cumsum(x, dim, type);
@@ -67,7 +69,8 @@ Tensor cumsum(const Tensor& x, int64_t dim, std::optional<ScalarType> type) {
 
 Tensor rows_along(const char* op, const Tensor& x, int64_t dim) {
   const Tensor wide = widened(op, x);
-  return wide.dim() == 0 ? wide : wide.transpose(at::maybe_wrap_dim(dim, wide.dim()), -1).contiguous();
+  return wide.dim() == 0 ? wide
+                         : wide.transpose(at::maybe_wrap_dim(dim, wide.dim()), -1).contiguous();
 }
 Tensor from_rows(const Tensor& rows, int64_t dim, ScalarType type) {
   const Tensor narrow = narrowed(rows, type);
@@ -103,11 +106,13 @@ Tensor log_softmax_backward(const Tensor& grad, const Tensor& y, int64_t dim, Sc
   const Tensor dy = rows_along("_log_softmax_backward_data", grad, dim);
   const Tensor p = rows_along("_log_softmax_backward_data", y, dim), dx = at::empty_like(dy);
   const int64_t n = length_of(dy);
-  if (dy.numel() > 0) log_softmax_grad(dy.numel() / n, n, read(dy), read(p), write(dx), stream_of(dy));
+  if (dy.numel() > 0)
+    log_softmax_grad(dy.numel() / n, n, read(dy), read(p), write(dx), stream_of(dy));
   return from_rows(dx, dim, type);
 }
 Tensor logsumexp(const Tensor& x, IntArrayRef dims, bool keepdim) {
-  TORCH_CHECK(dims.size() == 1 && x.dim() > 0, "kolm portable-1: aten::logsumexp over one dimension");
+  TORCH_CHECK(dims.size() == 1 && x.dim() > 0,
+              "kolm portable-1: aten::logsumexp over one dimension");
   const Tensor from = rows_along("logsumexp", x, dims[0]);
   std::vector<int64_t> sizes = from.sizes().vec();
   sizes.back() = 1;
@@ -138,9 +143,11 @@ NormShape norm_shape(const char* op, const Tensor& x, IntArrayRef normalized) {
 
 std::tuple<Tensor, Tensor, Tensor> native_layer_norm(const Tensor& input, IntArrayRef normalized,
                                                      const std::optional<Tensor>& weight,
-                                                     const std::optional<Tensor>& bias, double eps) {
+                                                     const std::optional<Tensor>& bias,
+                                                     double eps) {
   const char* op = "native_layer_norm";
-  const Tensor x = rows_of(op, input), gain = rows_or_none(op, weight), shift = rows_or_none(op, bias);
+  const Tensor x = rows_of(op, input), gain = rows_or_none(op, weight),
+               shift = rows_or_none(op, bias);
   const NormShape shape = norm_shape(op, x, normalized);
   const Tensor y = at::empty_like(x), mean = new_floats(x, shape.statistics),
                rstd = new_floats(x, shape.statistics);
@@ -244,7 +251,8 @@ std::tuple<Tensor&, Tensor&> nll_loss_forward_out(const Tensor& input, const Ten
                                                   const std::optional<Tensor>& weight,
                                                   int64_t reduction, int64_t ignored, Tensor& loss,
                                                   Tensor& total) {
-  const auto [new_loss, new_total] = binding::nll_loss_forward(input, target, weight, reduction, ignored);
+  const auto [new_loss, new_total] =
+      binding::nll_loss_forward(input, target, weight, reduction, ignored);
   return {deliver(new_loss, loss), deliver(new_total, total)};
 }
 
@@ -266,7 +274,8 @@ Tensor nll_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& 
 // out[index[p]] += scale * source[p] in ascending order of p (NUM-37); rows of `width`.
 void add_in_order(const Tensor& out, const Tensor& index, const Tensor& source, int64_t skipped,
                   float scale, int64_t width) {
-  const auto [sorted, order] = at::sort(index.reshape({-1}).to(at::kLong), /*stable=*/true, 0, false);
+  const auto [sorted, order] =
+      at::sort(index.reshape({-1}).to(at::kLong), /*stable=*/true, 0, false);
   add_runs(sorted.numel(), width, sorted.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(),
            skipped, read(source), scale, scale != 1.0f, write(out), stream_of(out));
 }
@@ -295,7 +304,8 @@ Tensor index_add(const Tensor& self, int64_t dim, const Tensor& index, const Ten
 
 }  // namespace
 
-Tensor reduce(const char* op, Term term, const Tensor& given, OptionalIntArrayRef dims, bool keepdim) {
+Tensor reduce(const char* op, Term term, const Tensor& given, OptionalIntArrayRef dims,
+              bool keepdim) {
   const Tensor x = widened(op, given);
   const std::vector<bool> reduced = reduced_of(x, dims);
   std::vector<int64_t> kept, gone, sizes;
