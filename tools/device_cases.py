@@ -109,6 +109,8 @@ def products(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     yield "addmm", lambda: torch.addmm(c[0, 0], a[0], b[0])
     yield "addmm scaled", lambda: torch.addmm(c[0], a[0], b[0], beta=0.7, alpha=0.1)
     yield "addmv", lambda: torch.addmv(c[0, :, 0], a[0], b[0, :, 0])
+    wide, deep = make.values(6, 9001), make.values(9001, 130)
+    yield "mm of 36 chunks", lambda: torch.mm(wide, deep)
     yield "dot", lambda: torch.dot(a.reshape(-1), a.flip(0).reshape(-1))
 
 

@@ -1,5 +1,6 @@
 // GEMM of spec/numerics.md, section matrix products. Each thread keeps a block of sums in registers
 // and walks the depth upwards; at the end of a chunk of 256 they are added to the totals.
+#include <algorithm>
 #include <utility>
 
 #include "device.h"
@@ -47,6 +48,7 @@ struct Arguments {
   bool vector_store;
   float* partial;  // chunk sums, where the chunks are split over blocks
   int64_t partial_chunk;
+  int64_t first_chunk;  // of those in `partial`
 };
 
 struct Bf16 {
@@ -304,7 +306,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) gemm_kernel(Arg
   const int columns =
       g.n - column < Shape::columns ? static_cast<int>(g.n - column) : Shape::columns;
   const bool split = g.partial != nullptr;
-  const int64_t begin = split ? static_cast<int64_t>(blockIdx.y) * chunk : 0;
+  const int64_t begin = split ? (g.first_chunk + blockIdx.y) * chunk : 0;
   const int64_t end = split && begin + chunk < g.k ? begin + chunk : g.k;
 
   constexpr int vm = Shape::tm % 4 == 0 ? 4 : 1, vn = Shape::tn % 4 == 0 ? 4 : 1;
@@ -344,16 +346,17 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) gemm_kernel(Arg
   store<Shape>(sum, c, g.c_row, g.c_column, rows, columns, g.vector_store);
 }
 
-// Adds the chunks' sums in order. One thread an element of C.
+// Adds the chunks' sums in order, to those of earlier chunks in C. One thread an element of C.
 __global__ void fold_kernel(const float* partial, int64_t chunks, int64_t per_chunk, Arguments g) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= per_chunk) return;
-  float total = 0.0f;
+  const int64_t j = index % g.n, i = index / g.n % g.m, z = index / g.n / g.m;
+  float& c =
+      g.c[z / g.inners * g.c_outer + z % g.inners * g.c_inner + i * g.c_row + j * g.c_column];
+  float total = g.first_chunk == 0 ? 0.0f : c;
 #pragma unroll 4
   for (int64_t s = 0; s < chunks; ++s) total = total + partial[s * per_chunk + index];
-  const int64_t j = index % g.n, i = index / g.n % g.m, z = index / g.n / g.m;
-  g.c[z / g.inners * g.c_outer + z % g.inners * g.c_inner + i * g.c_row + j * g.c_column] =
-      canonical(total);
+  c = canonical(total);
 }
 
 // A depth of 0.
@@ -440,20 +443,41 @@ constexpr VariantSize size_of() {
 }
 constexpr VariantSize sizes[gemm_variants] = {size_of<Wide>(), size_of<Large>(), size_of<Roomy>(),
                                               size_of<Small>(), size_of<Thin>()};
-constexpr int64_t workspace_limit = int64_t{1} << 27;  // floats: 512 MiB
+// Fewer chunks at once than these, and the passes cost more than the idle multiprocessors.
+constexpr int64_t least_chunks_at_once = 16;
+// Where a wide tile is ahead of a large one: so many chunks, or blocks a multiprocessor. Measured
+// on an H100.
+constexpr int64_t deep_chunks = 8, wide_waves = 3;
 
 int64_t blocks_of(const Product& p, int variant) {
   return ceil_div(p.m, sizes[variant].rows) * ceil_div(p.n, sizes[variant].columns) * p.outers *
          p.inners;
 }
 
+// Whether the columns fill wide tiles but for a sixteenth.
+bool fills_wide_tiles(const Product& p) {
+  return ceil_div(p.n, sizes[0].columns) * sizes[0].columns - p.n <= p.n / 16;
+}
+
 int choose_variant(const Product& p, const Device& device) {
   if (p.m <= 8) return 4;
   if (p.m <= 64 || p.n <= 64) return 3;
   const bool wide = p.storage == Storage::f32 && device.shared_bytes >= sizes[0].shared_bytes;
-  if (wide && p.n >= 256 && blocks_of(p, 0) >= 4 * device.multiprocessors) return 0;
+  const bool busy =
+      ceil_div(p.k, chunk) >= deep_chunks || blocks_of(p, 0) >= wide_waves * device.multiprocessors;
+  if (wide && busy && fills_wide_tiles(p)) return 0;
   if (device.shared_bytes >= sizes[1].shared_bytes) return 1;
   return 3;
+}
+
+}  // namespace
+
+namespace {
+
+// As many chunks as the workspace holds, in passes of about the same size.
+int64_t chunks_at_once(int64_t chunks, int64_t floats_per_chunk, const Device& device) {
+  const int64_t most = std::min<int64_t>(device.workspace_floats / floats_per_chunk, 65535);
+  return most == 0 || chunks == 0 ? 0 : ceil_div(chunks, ceil_div(chunks, most));
 }
 
 }  // namespace
@@ -463,29 +487,41 @@ GemmPlan plan_gemm(const Product& given, const Device& device, int forced) {
   const int64_t chunks = ceil_div(p.k, chunk);
   GemmPlan plan = {};
   plan.variant = forced == any_variant ? choose_variant(p, device) : forced;
-  const int64_t floats = chunks * p.outers * p.inners * p.m * p.n;
-  plan.split = chunks > 1 && chunks <= 65535 && floats <= workspace_limit &&
+  const int64_t per_chunk = p.outers * p.inners * p.m * p.n;
+  plan.chunks_at_once = per_chunk == 0 ? 0 : chunks_at_once(chunks, per_chunk, device);
+  plan.split = chunks > 1 && plan.chunks_at_once >= std::min(chunks, least_chunks_at_once) &&
                blocks_of(p, plan.variant) < 2 * device.multiprocessors;
-  plan.workspace_floats = plan.split ? floats : 0;
+  plan.workspace_floats = plan.split ? plan.chunks_at_once * per_chunk : 0;
   return plan;
 }
+
+namespace {
+
+void multiply(const Product& p, int variant, const Arguments& g, int64_t chunks, Stream stream) {
+  if (p.storage == Storage::f32)
+    run_variant<float>(variant, p, g, chunks, stream);
+  else if (p.storage == Storage::bf16)
+    run_variant<Bf16>(variant, p, g, chunks, stream);
+  else
+    run_variant<F16>(variant, p, g, chunks, stream);
+}
+
+}  // namespace
 
 void gemm(const Product& given, const GemmPlan& plan, float* workspace, Stream stream) {
   const int64_t count = given.outers * given.inners * given.m * given.n;
   if (count == 0) return;
   const Product p = given.n <= 8 && given.m > given.n ? swapped(given) : given;
-  const Arguments g = arguments_of(p, plan.split ? workspace : nullptr);
+  Arguments g = arguments_of(p, plan.split ? workspace : nullptr);
   const int64_t chunks = ceil_div(p.k, chunk);
   const dim3 flat_grid(static_cast<unsigned>(ceil_div(count, 256)));
   if (p.k == 0) return launch_flat(zero_kernel, flat_grid, dim3(256), stream, count, g);
-  if (p.storage == Storage::f32)
-    run_variant<float>(plan.variant, p, g, chunks, stream);
-  else if (p.storage == Storage::bf16)
-    run_variant<Bf16>(plan.variant, p, g, chunks, stream);
-  else
-    run_variant<F16>(plan.variant, p, g, chunks, stream);
-  if (plan.split)
-    launch_flat(fold_kernel, flat_grid, dim3(256), stream, workspace, chunks, count, g);
+  if (!plan.split) return multiply(p, plan.variant, g, chunks, stream);
+  for (; g.first_chunk < chunks; g.first_chunk += plan.chunks_at_once) {
+    const int64_t now = std::min(plan.chunks_at_once, chunks - g.first_chunk);
+    multiply(p, plan.variant, g, now, stream);
+    launch_flat(fold_kernel, flat_grid, dim3(256), stream, workspace, now, count, g);
+  }
 }
 
 }  // namespace kolm::cuda

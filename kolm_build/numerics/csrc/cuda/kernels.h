@@ -37,14 +37,16 @@ struct Product {
 
 // How a product is cut up; no choice changes a bit.
 struct GemmPlan {
-  int variant;  // index of a tile shape
-  bool split;   // one block a chunk of 256, summed in order afterwards
+  int variant;             // index of a tile shape
+  bool split;              // one block a chunk of 256, summed in order afterwards
+  int64_t chunks_at_once;  // that are summed before the next are computed, where split
   int64_t workspace_floats;
 };
 
 struct Device {
   int multiprocessors;
-  int64_t shared_bytes;  // that one block may ask for
+  int64_t shared_bytes;      // that one block may ask for
+  int64_t workspace_floats;  // that one product may ask for
 };
 
 constexpr int gemm_variants = 5;

@@ -13,8 +13,11 @@ namespace {
 int forced_variant = any_variant;
 
 #if defined(KOLM_EMULATED)
-Device device_facts() { return {132, 227 * 1024}; }
+// So little memory that the tests reach a product in several passes.
+constexpr int64_t workspace_floats = int64_t{1} << 14;
+Device device_facts() { return {132, 227 * 1024, workspace_floats}; }
 #else
+constexpr int64_t workspace_floats = int64_t{1} << 27;  // 512 MiB
 Device device_facts() {
   static const Device facts = [] {
     int device = 0, multiprocessors = 0, shared = 0;
@@ -22,7 +25,7 @@ Device device_facts() {
     const auto a = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
     const auto b = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     TORCH_CHECK(a == cudaSuccess && b == cudaSuccess, "kolm portable-1: the device's facts");
-    return Device{multiprocessors, shared};
+    return Device{multiprocessors, shared, workspace_floats};
   }();
   return facts;
 }
