@@ -2,8 +2,8 @@
 
 A row is an inclusion term: a wording that coders meet in practice, such as "Chronic catarrhal
 gastritis". Ten chapters, the same number of rows each (`per_chapter`, 100 unless the recipe says
-otherwise), at most `PER_CATEGORY` of one 3-character category. Rows are chosen by the SHA-256 of their text, so there is no seed and no order to trust.
-Standard library only.
+otherwise), at most `PER_CATEGORY` of one 3-character category. Rows are chosen by the SHA-256 of
+their text, so there is no seed and no order to trust. Standard library only.
 """
 
 import json

@@ -31,10 +31,12 @@ class Circumstances:
     Attributes:
         kernels: Path of the library with the compiled kernels.
         threads: Compute threads.
+        isa: The kernels' instruction set; the best of the machine where None.
     """
 
     kernels: str
     threads: int
+    isa: str | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -44,13 +46,18 @@ class Circumstances:
 
     def to_value(self) -> dict[str, object]:
         """The plain value."""
-        return {"kernels": self.kernels, "threads": self.threads}
+        chosen = {} if self.isa is None else {"isa": self.isa}
+        return {"kernels": self.kernels, "threads": self.threads, **chosen}
 
     @classmethod
     def from_value(cls, value: object) -> Self:
         """The inverse of `to_value`; a later engine may say more, which changes no byte either."""
         fields = Fields(value)
-        return cls(kernels=fields.text("kernels"), threads=fields.integer("threads"))
+        return cls(
+            kernels=fields.text("kernels"),
+            threads=fields.integer("threads"),
+            isa=fields.text("isa") if fields.has("isa") else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,12 +26,14 @@ def applied(numerics: Numerics, circumstances: Circumstances | None = None) -> I
 
     Args:
         numerics: Class, seed and, in `native-1`, threads.
-        circumstances: Where the kernels are and how many threads they use, in `portable-1`; this
-            installation's library and one thread where None.
+        circumstances: Where the kernels are, how many threads they use and which instruction set,
+            in `portable-1`; this installation's library, one thread and the machine's best where
+            None.
 
     Raises:
         InvalidRecordError: The class allows no floating point, or the seed is too large.
         KernelsMissingError: The compiled kernels are missing, or not those of this code.
+        MachineError: The machine has no such instruction set.
         UncertifiedOperatorError: The block called an operation without a portable kernel.
         UncertifiedSettingError: The block moved a switch that can change bits.
         FloatingPointEnvironmentError: A thread does not compute by IEEE 754's defaults.
@@ -44,7 +46,7 @@ def applied(numerics: Numerics, circumstances: Circumstances | None = None) -> I
         native.set_threads(here.threads)
         portable.load(Path(here.kernels))
         native.seed(numerics.seed)
-        with guard.activate():
+        with portable.instruction_set(here.isa), guard.activate():
             yield
     else:
         raise InvalidRecordError(

@@ -81,6 +81,22 @@ def set_isa(name: str) -> None:
     torch.ops.kolm_portable.set_isa(name)
 
 
+@contextmanager
+def instruction_set(name: str | None) -> Iterator[None]:
+    """Compute with the instruction set `name` inside the block; None changes nothing.
+
+    Raises:
+        MachineError: The machine or the library has no such instruction set.
+    """
+    before = isa()
+    if name is not None:
+        set_isa(name)
+    try:
+        yield
+    finally:
+        set_isa(before)
+
+
 def operators() -> tuple[str, ...]:
     """The ATen operators, overloads spelled out, that the portable kernels compute now."""
     load()

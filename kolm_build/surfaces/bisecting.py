@@ -54,12 +54,14 @@ class Surroundings:
     Attributes:
         python: The interpreter, with the libraries of that side.
         threads: Compute threads of a portable step.
+        isa: Instruction set of a portable step; the machine's best where None.
         kernels: The compiled kernels of a portable step.
         environment: Further variables, such as ``ATEN_CPU_CAPABILITY``.
     """
 
     python: str = sys.executable
     threads: int = 1
+    isa: str | None = None
     kernels: str = str(Path(kolm_build.__file__).parent / LIBRARY)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,8 +70,8 @@ class Surroundings:
         """The surroundings that ``name=value`` texts describe.
 
         Raises:
-            UsageError: A text is none of ``python=``, ``threads=``, ``kernels=`` and upper-case
-                variables.
+            UsageError: A text is none of ``python=``, ``threads=``, ``isa=``, ``kernels=`` and
+                upper-case variables.
         """
         made = cls()
         for text in texts:
@@ -80,12 +82,14 @@ class Surroundings:
                 made = replace(made, kernels=value)
             elif name == "threads" and value.isascii() and value.isdigit() and int(value):
                 made = replace(made, threads=int(value))
+            elif name == "isa" and value:
+                made = replace(made, isa=value)
             elif name.isupper() and "=" in text:
                 made = replace(made, environment={**made.environment, name: value})
             else:
                 raise UsageError(
                     "not a setting of a side",
-                    expected="python=FILE, threads=N, kernels=FILE or VARIABLE=VALUE",
+                    expected="python=FILE, threads=N, isa=NAME, kernels=FILE or VARIABLE=VALUE",
                     actual=repr(text),
                 )
         return made
@@ -112,29 +116,29 @@ class Report:
 
     Attributes:
         parting: The step in which they part; None where they are equal.
+        beginnings: Where they part at the start what differs there, and its value on each side.
         reproduced: For each side that was run again whether that gave its leaf of that step.
         is_traced: Whether both were run again.
         finding: The first operation that differs; None where none does or none was looked for.
     """
-        beginnings: Where they part at the start what differs there, and its value on each side.
 
     parting: Parting | None
+    beginnings: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     reproduced: Mapping[str, bool] = field(default_factory=dict)
     is_traced: bool = False
     finding: Finding | None = None
 
-    beginnings: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     def to_value(self) -> dict[str, object]:
         """The report as a JSON object."""
         return {
             "event": "bisected",
             "identical": self.parting is None,
             "parting": None if self.parting is None else self.parting.to_value(),
+            "beginnings": {name: list(values) for name, values in self.beginnings.items()},
             "reproduced": dict(self.reproduced),
             "traced": self.is_traced,
             "operation": None if self.finding is None else self.finding.to_value(),
         }
-            "beginnings": {name: list(values) for name, values in self.beginnings.items()},
 
 
 def read_trace(folder: Path) -> Trace:
@@ -144,10 +148,6 @@ def read_trace(folder: Path) -> Trace:
         UsageError: It has not the two files; an artifact never has.
         InvalidRecordError: They are no trace.
     """
-    try:
-        head, steps = (folder / HEAD_FILE).read_bytes(), (folder / STEPS_FILE).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(
     if folder.suffix == ".kolm":
         raise UsageError(
             "an artifact holds no trace: it holds the model and its evidence",
@@ -155,6 +155,10 @@ def read_trace(folder: Path) -> Trace:
             expected="the output `trace` of its training, a folder or a digest",
             advice="Where it was built the store has it: `kolm bisect --node NODE`.",
         )
+    try:
+        head, steps = (folder / HEAD_FILE).read_bytes(), (folder / STEPS_FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
             "not the trace of a training",
             file=str(folder),
             expected=f"a folder with {HEAD_FILE} and {STEPS_FILE}: the output `trace` of sft",
@@ -287,7 +291,18 @@ class _Replay:
         start, around = self.side.trace.start, self.side.surroundings
         numerics = Numerics.from_value(start.get("numerics"))
         portable = numerics.cls == PORTABLE
-        circumstances = Circumstances(kernels=around.kernels, threads=around.threads)
+        if around.isa is not None and not portable:
+            raise UsageError(
+                "only a portable training has an instruction set of its own",
+                file="kolm bisect",
+                where=f"side {self.side.name}: isa={around.isa}",
+                expected=PORTABLE,
+                actual=numerics.cls,
+                advice="Choose PyTorch's own by ATEN_CPU_CAPABILITY=NAME.",
+            )
+        circumstances = Circumstances(
+            kernels=around.kernels, threads=around.threads, isa=around.isa
+        )
         return StepRequest(
             step="sft",
             params=Fields(start).table("params"),  # type: ignore[arg-type]  # the step checks them

@@ -95,6 +95,16 @@ def test_what_is_no_trace_is_refused(trace, tmp_path):
     assert "trace.json" in answer.err
 
 
+def test_a_training_that_is_not_portable_has_no_instruction_set_to_choose(tmp_path):
+    """BIS-2."""
+    numerics = {"class": "native-1", "seed": 3, "threads": 1}
+    sides = [write(tmp_path / losses, losses, numerics=numerics) for losses in ("ab", "ac")]
+    inputs = ["--model", str(tmp_path), "--train", str(tmp_path)]
+    answer = kolm("bisect", *sides, *inputs, "--a", "isa=avx2")
+    assert answer.status == 2
+    assert "ATEN_CPU_CAPABILITY" in answer.err
+
+
 def test_an_artifact_holds_no_trace(trace, tmp_path):
     """BIS-8."""
     artifact = tmp_path / "model.kolm"

@@ -34,6 +34,15 @@ def test_what_a_later_engine_says_of_circumstances_is_passed_over():
     assert Circumstances.from_value(value) == Circumstances(kernels="/kolm/kernels.so", threads=2)
 
 
+def test_an_instruction_set_is_told_where_one_was_chosen():
+    """PROTO-14."""
+    plain = Circumstances(kernels="/kolm/kernels.so", threads=2)
+    chosen = replace(plain, isa="avx2")
+    assert "isa" not in plain.to_value()
+    assert chosen.to_value() == {**plain.to_value(), "isa": "avx2"}
+    assert Circumstances.from_value(chosen.to_value()) == chosen
+
+
 @pytest.mark.parametrize("cls", ["exact-1", "native-1"])
 def test_circumstances_are_told_to_portable_steps_alone(cls):
     """PROTO-14."""

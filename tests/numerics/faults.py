@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OPTIMISER = "aten._fused_adamw_.default"
@@ -57,9 +57,8 @@ class Fault(TorchDispatchMode):
         else:
             made = result if isinstance(result, tuple) else (result,)
             tensor = made[int(self._plan.role.removeprefix("output "))]
-        with torch.no_grad():
-            flat = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
-            before = flat[self._plan.index].clone()
-            flat.view(torch.int32)[self._plan.index] += self._plan.ulps
-            tensor.detach().copy_(flat.reshape(tensor.shape))
-        self.values = before.item(), flat[self._plan.index].item()
+        values = tensor.detach().numpy()  # its own memory, in its own layout
+        at = np.unravel_index(self._plan.index, values.shape)
+        before = np.float32(values[at])
+        values[at] = (before.view(np.int32) + np.int32(self._plan.ulps)).view(np.float32)
+        self.values = float(before), float(values[at])

@@ -166,12 +166,12 @@ def test_a_query_that_sees_no_key_gives_plus_zero(library: Library) -> None:
         assert same_bits(np.ascontiguousarray(out[:, :, ::3]), np.zeros((1, 2, 7, 8), np.float32))
 
 
-@pytest.mark.parametrize("length", [1, 16, 17, 250, 257, 300])
+@pytest.mark.parametrize("length", [1, 16, 17, 250, 257, 511, 512, 600])
 def test_a_prompt_in_parts_or_token_by_token_gives_the_same_bits(
     library: Library, length: int
 ) -> None:
     """NUM-43: a row alone, among others, from a cache, or padded on the right."""
-    case = Case(heads=6, key_heads=2, queries=300, keys=300, width=16, value_width=16)
+    case = Case(heads=6, key_heads=2, queries=600, keys=600, width=16, value_width=16)
     q, k, v, _ = tensors(case)
     isa = library.isas()[0]
     seeing_all, causal = AttentionOptions(scale=0.25), AttentionOptions(scale=0.25, causal=True)
@@ -185,7 +185,7 @@ def test_a_prompt_in_parts_or_token_by_token_gives_the_same_bits(
     start = [x[:, :, :length] for x in (q, k, v)]
     prefix = library.attention_forward(isa, 1, *start, options=causal)
     assert same_bits(prefix, np.ascontiguousarray(whole[:, :, :length])), "without what follows"
-    padding = np.zeros((1, 1, 1, 300), np.float32)
+    padding = np.zeros((1, 1, 1, 600), np.float32)
     padding[..., length:] = -np.inf
     padded = library.attention_forward(
         isa, 1, q[:, :, last], k, v, options=AttentionOptions(scale=0.25, mask=padding)

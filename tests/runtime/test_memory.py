@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.models import ROOT
 
-# Sizes at which scratch memory ends with a page, where a write behind it meets the heap's own notes.
+# Sizes at which scratch memory ends with a page: a write behind it meets the heap's own notes.
 PRODUCTS = """
 import sys
 import torch

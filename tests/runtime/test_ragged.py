@@ -137,7 +137,7 @@ def main():
         plain = network(input_ids=torch.tensor([mine])).logits[0]
     found["padding on the right"] = same(right, plain)
 
-    for length in (250, 256, 257, 500):
+    for length in (250, 256, 257, 500, 511, 512, 513, 600):
         ids = prompt(length + 6, 7)
         with torch.inference_mode():
             whole = network(input_ids=torch.tensor([ids])).logits[0]
@@ -169,7 +169,7 @@ with applied(
 )
 def test_a_row_is_computed_on_its_own_tokens_alone(tmp_path, threads, isa):
     """NUM-11, NUM-42, NUM-43, EVAL-2: every logit, bit for bit."""
-    model = tiny_llama(tmp_path / "model")
+    model = tiny_llama(tmp_path / "model", window=1024)
     done = subprocess.run(
         [sys.executable, "-c", PORTABLE, str(model), threads, isa],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -181,5 +181,5 @@ def test_a_row_is_computed_on_its_own_tokens_alone(tmp_path, threads, isa):
     found = json.loads(done.stdout.splitlines()[-1])
     if found is None:
         pytest.skip(f"this machine has no {isa}")
-    assert len(found) == 8 + 3 + 2 * 4
+    assert len(found) == 8 + 3 + 2 * 8
     assert [name for name, is_same in found.items() if not is_same] == []

@@ -63,17 +63,13 @@ def run_step(step, root, *, inputs, params=None, env=None, seed=0, portable=None
         scratch=str(place / "scratch"),
         numerics=Numerics(cls=numerics, seed=seed, threads=1),
         events_fd=fd,
-        circumstances=Circumstances(kernels=str(LIBRARY), threads=threads)
+        circumstances=Circumstances(kernels=str(LIBRARY), threads=threads, isa=isa)
         if numerics == "portable-1"
         else None,
     )
     (place / "request").write_bytes(request.encode())
     try:
-        status = (
-            _here(spec.module, place)
-            if env is None
-            else _fresh(spec.module, place, fd, env, _choosing(isa))
-        )
+        status = _here(spec.module, place) if env is None else _fresh(spec.module, place, fd, env)
     finally:
         os.close(fd)
     events = [json.loads(line) for line in (place / "events").read_text().splitlines()]
@@ -85,16 +81,9 @@ def _here(module: str, place: Path) -> int:
     return main(["step.py", str(place / "request")])
 
 
-def _choosing(isa: str | None) -> str:
-    """Code that lets the portable kernels of one instruction set compute."""
-    if isa is None:
-        return ""
-    return f"from kolm_build.numerics import portable; portable.load(); portable.set_isa({isa!r}); "
-
-
-def _fresh(module: str, place: Path, fd: int, env: dict[str, str], first: str) -> int:
+def _fresh(module: str, place: Path, fd: int, env: dict[str, str]) -> int:
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); {first}"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
         f"from kolm_build.steps.{module} import main; sys.exit(main(sys.argv))"
     )
     done = subprocess.run(

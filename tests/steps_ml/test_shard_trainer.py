@@ -104,7 +104,7 @@ def test_the_sum_of_shards_is_the_gradient_of_the_batch(inputs, tmp_path):
             assert float.fromhex(one[figure]) == expected
 
 
-def test_dropout_belongs_to_the_shard_and_the_seed(inputs, tmp_path, stock, whole):
+def test_dropout_belongs_to_the_shard_and_the_seed():
     """NUM-115."""
     from kolm_build.steps._trainer import seeded, shard_seed
 
@@ -128,7 +128,7 @@ def test_every_row_is_in_the_trace_once_an_epoch(whole):
         assert sorted(chain.from_iterable(epoch)) == list(range(1, 22))
 
 
-def test_a_trace_holds_the_state_after_every_step(inputs, tmp_path, stock, whole):
+def test_a_trace_holds_the_state_after_every_step(inputs, tmp_path, whole):
     """TRACE-3, TRACE-4, TRACE-5."""
     from kolm_build.numerics.state import tensors_digest
 

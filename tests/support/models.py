@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -20,10 +21,18 @@ def example(path: Path) -> ModuleType:
     return module
 
 
-def tiny_llama(folder: Path) -> Path:
-    """`folder`, made, with the tiny example's model: 90,688 float32 parameters, 365 kB."""
+def tiny_llama(folder: Path, *, window: int = 512) -> Path:
+    """`folder`, made, with the tiny example's model: 90,688 float32 parameters, 365 kB.
+
+    Args:
+        folder: Where to make it.
+        window: Most tokens that it reads; no weight depends on it.
+    """
     folder.mkdir(parents=True)
     example(TINY / "model.py").run({}, folder, {})
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = window
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
 

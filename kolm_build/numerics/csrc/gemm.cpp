@@ -16,11 +16,13 @@ namespace kolm::KOLM_ISA {
 namespace {
 
 constexpr int64_t kDepthBlock = 4 * kChunk;  // of B, packed at once
-constexpr int64_t kColumnBlock = 1024;       // the same
+constexpr int64_t kColumnBlock = 512;        // the same
 // What one task holds in its core's L2 cache: a chunk of A's strips and the t of its tiles.
 constexpr int64_t kTaskRowStrips = 256 / kRows;
 constexpr int64_t kTaskColumnStrips = 1024 / kColumns;
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kShortDepth = 64;      // products so short are bound by writing c
+constexpr int64_t kShortStrips = 2;      // of A: so few at once, to write c row after row
 constexpr int64_t kStripsAtOnce = 8;     // of B, packed side by side
 constexpr int64_t kDirectStride = 1024;  // floats: rows of B so near are read where they lie
 constexpr int64_t kDenseStride = 64;     // floats: lines so near cost what packed ones cost
@@ -113,7 +115,7 @@ bool direct(const Block& block, int64_t width) {
 // The height of tiles: as even as can be, so that few rows are not one full tile and a rest.
 int64_t tile_height(const Operand& a, int64_t rows, int64_t columns) {
   const int64_t most = columns <= kLanes && rows_direct(a, columns) ? kTallRows : kRows;
-  return ceil_div(rows, ceil_div(rows, most));
+  return rows > 4 * most && most == kRows ? kRows : ceil_div(rows, ceil_div(rows, most));
 }
 
 StripView columns_at(const Block& block, int64_t k, int64_t j, Room& room) {
@@ -145,15 +147,18 @@ RowsView rows_at(const Block& block, int64_t k, float* packed) {
                 (block.from + k) * a.column_stride,
             block.height * a.row_stride, a.row_stride, a.column_stride};
   const int64_t depth = std::min(kChunk, block.depth - k);
-  for (int64_t i = 0, tile = 0; i < block.rows; i += block.height, ++tile)
-    pack_rows(a, block.row + i, block.from + k, std::min(block.height, block.rows - i), depth,
-              packed + tile * kRows * depth);
+  // Strips side by side read each depth's rows once, in order.
+  const int64_t at_once = block.height == kRows ? block.rows : block.height;
+  for (int64_t i = 0; i < block.rows; i += at_once)
+    pack_rows(a, block.row + i, block.from + k, std::min(at_once, block.rows - i), depth,
+              packed + i / block.height * kRows * depth);
   return {packed, kRows * depth, 1, kRows};
 }
 
-// The tiles of one strip of columns in one chunk.
+// The tiles of one chunk in rows [row_from, row_to), multiples of the height, of one strip of
+// columns.
 void multiply_strip(const Block& block, const Between& between, int64_t k, int64_t j,
-                    const RowsView& a, StripView b) {
+                    int64_t row_from, int64_t row_to, const RowsView& a, StripView b) {
   const bool first = k == 0, last = k + kChunk >= block.depth;
   TileTask task;
   task.a_line = a.line;
@@ -165,7 +170,8 @@ void multiply_strip(const Block& block, const Between& between, int64_t k, int64
   task.to_step = last ? block.ldc : kColumns;
   task.last = block.last && last;
   const int width = static_cast<int>(std::min<int64_t>(kColumns, block.columns - j));
-  for (int64_t i = 0, tile = 0; i < block.rows; i += block.height, ++tile) {
+  for (int64_t i = row_from, tile = row_from / block.height; i < row_to;
+       i += block.height, ++tile) {
     float* c = block.c + i * block.ldc + j;
     float* t = between.tile(tile, j);
     task.a = a.data + tile * a.tile;
@@ -183,8 +189,12 @@ void multiply(const Block& block) {
   float* packed = room.a.floats(row_tiles * kRows * kChunk);
   for (int64_t k = 0; k < block.depth; k += kChunk) {
     const RowsView a = rows_at(block, k, packed);
-    for (int64_t j = 0; j < block.columns; j += kColumns)
-      multiply_strip(block, between, k, j, a, columns_at(block, k, j, room));
+    const bool in_rows = block.b.packed && block.depth <= kShortDepth;
+    const int64_t at_once = in_rows ? block.height * kShortStrips : block.rows;
+    for (int64_t i = 0; i < block.rows; i += at_once)
+      for (int64_t j = 0; j < block.columns; j += kColumns)
+        multiply_strip(block, between, k, j, i, std::min(block.rows, i + at_once), a,
+                       columns_at(block, k, j, room));
   }
 }
 

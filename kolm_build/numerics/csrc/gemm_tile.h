@@ -25,8 +25,8 @@ constexpr int kRows = 4, kVectors = 2, kTallRows = 8;
 #endif
 constexpr int kColumns = kVectors * kLanes;
 
-// One chunk of one tile. Row i of a at depth k is a[k * a_step + i * a_line], where a_step or a_line
-// is 1; column j of b is b[k * b_step + j].
+// One chunk of one tile. Row i of a at depth k is a[k * a_step + i * a_line], where a_step or
+// a_line is 1; column j of b is b[k * b_step + j].
 struct TileTask {
   const float* a;
   int64_t a_step, a_line;
@@ -152,8 +152,8 @@ constexpr std::array<TileFunction, sizeof...(Less)> tiles_of(std::integer_sequen
   return {run_tile<Less + 1, Vectors, Apart>...};
 }
 template <int Vectors, bool Apart>
-constexpr auto kTiles = tiles_of<Vectors, Apart>(
-    std::make_integer_sequence<int, Vectors == 1 ? kTallRows : kRows>());
+constexpr auto kTiles =
+    tiles_of<Vectors, Apart>(std::make_integer_sequence<int, Vectors == 1 ? kTallRows : kRows>());
 
 inline TileFunction tile_function(int rows, int vectors, bool apart) {
   static_assert(kVectors == 2);

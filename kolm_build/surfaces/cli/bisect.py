@@ -43,7 +43,7 @@ def describe(parser: Parser) -> None:
         ("kolm bisect b3:… b3:… --model base --train split/train", "the operation too"),
         ("kolm bisect --node train-1", "two contents of one node"),
         ("kolm bisect a b --node train-1 --b ATEN_CPU_CAPABILITY=avx2", ""),
-        ("kolm bisect a b --node train-1 --a threads=1 --b threads=2", ""),
+        ("kolm bisect a b --node train-1 --b isa=avx2 --b threads=2", ""),
     )
     parser.add_argument(
         "a", metavar="A", nargs="?", help="a trace: a folder or a digest in the store"
@@ -63,8 +63,8 @@ def describe(parser: Parser) -> None:
             metavar="NAME=VALUE",
             action="append",
             default=[],
-            help=f"run side {side.upper()} again with python=FILE, threads=N, kernels=FILE, or an "
-            "environment variable",
+            help=f"run side {side.upper()} again with python=FILE, threads=N, isa=NAME, "
+            "kernels=FILE, or an environment variable",
         )
     add_project(parser)
     add_store(parser)
