@@ -16,6 +16,12 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = "kolm_build/numerics/libkolm_portable.so"
+VECTORS = "spec/vectors/numerics-conformance.txt"
+
+# The kernels' flags are theirs alone (csrc/flags.cmake): a flag of the environment or of an older
+# configuration could change bits, and the digest of the sources would not tell.
+_NO_FLAGS = ("-DCMAKE_CXX_FLAGS=", "-DCMAKE_SHARED_LINKER_FLAGS=", "-DCMAKE_EXE_LINKER_FLAGS=")
+_FLAGS = frozenset({"CXXFLAGS", "CFLAGS", "CPPFLAGS", "LDFLAGS"})
 
 
 def build(root: Path) -> Path:
@@ -25,9 +31,10 @@ def build(root: Path) -> Path:
     if compiler is None:
         sys.exit("A C++ compiler is needed. Debian: apt install g++")
     cmake = [_program("cmake"), "-S", str(root), "-B", str(folder), "-G", "Ninja"]
-    defines = [f"-DKOLM_TORCH_DIR={_torch()}", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    defines = [f"-DKOLM_TORCH_DIR={_torch()}", f"-DCMAKE_MAKE_PROGRAM={ninja}", *_NO_FLAGS]
     _run([*cmake, *defines])
     _run([cmake[0], "--build", str(folder)])
+    _check(folder / "conformance", root / VECTORS)
     _run([cmake[0], "--install", str(folder), "--prefix", str(root), "--strip"])
     return root / LIBRARY
 
@@ -49,11 +56,28 @@ def _torch() -> str:
     return spec.submodule_search_locations[0]
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+def _check(program: Path, vectors: Path) -> None:
+    """Refuse kernels that do not print the committed hashes: a compiler may be wrong, too."""
+    if _run([str(program)]) != vectors.read_bytes():
+        sys.exit(
+            f"The kernels do not compute what {vectors.name} says: nothing is installed.\n"
+            f"Another compiler may help; `diff <({program}) {vectors}` shows where they differ."
+        )
+
+
+def _run(command: list[str]) -> bytes:
+    environment = {name: value for name, value in os.environ.items() if name not in _FLAGS}
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     if done.returncode:
         sys.stderr.buffer.write(done.stdout)
         sys.exit(f"{Path(command[0]).name} ended with status {done.returncode}")
+    return done.stdout
 
 
 class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]  # the configuration is not ours

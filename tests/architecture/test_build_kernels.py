@@ -1,0 +1,27 @@
+"""Compiling the portable kernels: nothing but their sources decides what they compute."""
+
+import pytest
+
+from tools import build_kernels
+
+
+def test_no_flag_of_the_environment_reaches_the_compiler(monkeypatch):
+    """NUM-103: the digest of the sources tells everything that can change a bit."""
+    monkeypatch.setenv("CXXFLAGS", "-mfpmath=387")
+    monkeypatch.setenv("LDFLAGS", "-Wl,--wrap=fmaf")
+    seen = build_kernels._run(["env"]).decode()
+    assert "FLAGS=" not in seen
+    assert "-DCMAKE_CXX_FLAGS=" in build_kernels._NO_FLAGS
+
+
+def test_kernels_that_print_other_hashes_are_not_installed(tmp_path):
+    """NUM-86: the conformance program runs before the library gets its place."""
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_bytes(b"gemm 1\n")
+    program = tmp_path / "conformance"
+    program.write_text("#!/bin/sh\necho gemm 2\n")
+    program.chmod(0o755)
+    with pytest.raises(SystemExit, match="do not compute"):
+        build_kernels._check(program, vectors)
+    vectors.write_bytes(b"gemm 2\n")
+    build_kernels._check(program, vectors)
