@@ -15,6 +15,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,10 +65,22 @@ def settings(isas: list[str]) -> list[Setting]:
     return made + [Setting(name, isas[0], 2, variables) for name, variables in switches.items()]
 
 
+@contextmanager
+def kernels_alone() -> Iterator[None]:
+    """The portable kernels without the guard, whose table is for the pinned PyTorch."""
+    from kolm_build.numerics import portable
+
+    portable.activate()
+    try:
+        yield
+    finally:
+        portable.deactivate()
+
+
 def train_here(
-    rows: list[str], steps: int, isa: str, threads: int, without: list[str]
+    rows: list[str], steps: int, isa: str, threads: int, without: list[str] | None
 ) -> dict[str, str]:
-    """The digest of each row's model, trained in this process."""
+    """The digest of each row's model, trained in this process; no guard where `without` is None."""
     import warnings
 
     import torch
@@ -82,7 +96,7 @@ def train_here(
     for row in rows:
         model, kind = row.split("-")
         case = zoo.Case(model=model, adapters=kind == "lora", training=zoo.Training(steps=steps))
-        with guard.activate(without=without):
+        with kernels_alone() if without is None else guard.activate(without=without):
             found[row] = case.run()
     return found
 
@@ -143,12 +157,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--without", default="", metavar="OP[,OP]", help="leave these kernels out")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--unguarded", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     without = [name for name in args.without.split(",") if name]
     if args.worker:
         isa, threads = args.worker
         rows = args.rows.split(",")
-        print(json.dumps(train_here(rows, args.steps, isa, int(threads), without)))
+        print(
+            json.dumps(
+                train_here(rows, args.steps, isa, int(threads), None if args.unguarded else without)
+            )
+        )
         return 0
     from kolm_build.numerics import portable
 
