@@ -29,6 +29,10 @@ ROWS = "llama-full,llama-lora,gpt2-full,gpt2-lora,qwen2-full,t5-full"
 GUEST_TORCH = "torch==2.9.1"
 SUITE = "bookworm"
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "any")
+GUESTS = {
+    "aarch64": f"qemu-user, NEON kernels, {GUEST_TORCH}, Debian {SUITE}; no guard",
+    "haswell": "qemu-user, AVX2 kernels, the torch of constraints.txt",
+}
 NEEDED = {
     "debootstrap": "debootstrap",
     "qemu-aarch64-static": "qemu-user-static",
@@ -193,10 +197,7 @@ def report(table: dict[str, dict[str, str]], steps: int) -> dict[str, object]:
     same = all(len({found[row] for found in table.values()}) == 1 for row in table["native"])
     return {
         "date": datetime.now(tz=UTC).date().isoformat(),
-        "guests": {
-            "aarch64": f"qemu-user, NEON, {GUEST_TORCH}, Debian {SUITE}",
-            "haswell": "qemu-user, Haswell, AVX2, the torch of constraints.txt",
-        },
+        "guests": {name: GUESTS[name] for name in table if name in GUESTS},
         "same": same,
         "steps": steps,
         "table": table,
