@@ -19,9 +19,10 @@ LIBRARY = "kolm_build/numerics/libkolm_portable.so"
 VECTORS = "spec/vectors/numerics-conformance.txt"
 
 # The kernels' flags are theirs alone (csrc/flags.cmake): a flag of the environment or of an older
-# configuration could change bits, and the digest of the sources would not tell.
+# configuration could change bits, and the digest of the sources would not tell. Nor does a
+# compiler's search path (CPATH, COMPILER_PATH) pass; which compiler it is may be said.
 _NO_FLAGS = ("-DCMAKE_CXX_FLAGS=", "-DCMAKE_SHARED_LINKER_FLAGS=", "-DCMAKE_EXE_LINKER_FLAGS=")
-_FLAGS = frozenset({"CXXFLAGS", "CFLAGS", "CPPFLAGS", "LDFLAGS"})
+_VARIABLES = frozenset({"PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "CXX"})
 
 
 def build(root: Path) -> Path:
@@ -66,7 +67,7 @@ def _check(program: Path, vectors: Path) -> None:
 
 
 def _run(command: list[str]) -> bytes:
-    environment = {name: value for name, value in os.environ.items() if name not in _FLAGS}
+    environment = {name: value for name, value in os.environ.items() if name in _VARIABLES}
     done = subprocess.run(
         command,
         env=environment,

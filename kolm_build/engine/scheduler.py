@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
 from kolm_build.core.closure import closure
@@ -22,6 +23,8 @@ from kolm_build.engine.rebuilder import Contents, Mode, Rebuilder
 from kolm_build.errors import KolmError
 
 Derivations = Mapping[Digest, Derivation]
+
+_SIGNAL_S = 0.5
 
 NOT_NEEDED = "not needed"
 """The plan's reason for leaving something alone that nothing wanted rests on."""
@@ -163,7 +166,7 @@ class _Run:
                 while ready and len(running) < jobs:
                     digest = ready.popleft()
                     running[digest] = self._start(digest)
-                done = self.finished.get()
+                done = self._next()
                 running.pop(done.node).join()
                 if self._take(done):
                     for freed in frees[done.node]:
@@ -176,6 +179,16 @@ class _Run:
             raise
         if self.errors:
             raise _all_in_one(self.errors)
+
+    def _next(self) -> _Finished:
+        """What a thread reports next.
+
+        A signal that another thread receives, or that arrives while this one is about to wait,
+        does not end the wait: Python acts on it only once this thread runs again.
+        """
+        while True:
+            with suppress(Empty):
+                return self.finished.get(timeout=_SIGNAL_S)
 
     def _graph(
         self, builds: Sequence[Digest]

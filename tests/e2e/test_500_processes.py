@@ -30,7 +30,8 @@ def start(project, *argv: str) -> subprocess.Popen[str]:
 
 
 def test_of_two_builds_at_once_one_builds_and_the_other_waits_and_says_for_whom(project):
-    project.write("length.py", SLOW)
+    # Long enough for the second to start beside the first on a busy machine.
+    project.write("length.py", SLOW.replace("sleep(2)", "sleep(6)"))
     project.ok("lock")
     first = start(project, "build", "length")
     assert first.stderr.readline().split() == ["length", "building"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 from textwrap import dedent
-from threading import Barrier, BrokenBarrierError
+from threading import Barrier, BrokenBarrierError, Event, get_ident
 from time import monotonic, sleep
 
 import pytest
@@ -471,6 +471,28 @@ def test_an_interrupt_ends_the_step_and_leaves_the_store_whole(store, tmp_path):
     sleep(0.1)
     assert not children_of(process.pid)
     assert store.fsck().is_clean
+
+
+def test_a_signal_that_another_thread_receives_ends_the_build_at_once(store, tmp_path):
+    """ENG-10. The thread that waits is woken by no such signal, nor by one just before it waits."""
+    told = Event()
+
+    class Signalled(FakeBuilder):
+        def build(self, derivation, resolved, on_event):
+            signal.pthread_kill(get_ident(), signal.SIGINT)
+            told.wait(timeout=30)
+            return super().build(derivation, resolved, on_event)
+
+        def stop(self):
+            super().stop()
+            told.set()
+
+    builder = Signalled(store, tmp_path)
+    node = fake("a")
+    with pytest.raises(KeyboardInterrupt):
+        run(store, builder, graph(node), node)
+    assert builder.stopped
+    assert builder.built == []
 
 
 def children_of(pid: int) -> list[str]:
