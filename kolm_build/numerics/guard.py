@@ -2,7 +2,8 @@
 
 Simple case first: ``with activate(): train()``. Within, every operation outside the table raises
 `UncertifiedOperatorError`, and the switches that let PyTorch choose other kernels are held. At the
-start and at the end the floating point environment of every thread is checked.
+start, after every step of an optimiser and at the end the switches, the kernels and the floating
+point environment of every thread are checked.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, NoReturn
 
 import torch
+from torch.library import Library
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._mode_utils import no_dispatch
 
 from kolm_build.errors import (
     FloatingPointEnvironmentError,
@@ -46,6 +51,8 @@ def activate(*, without: Sequence[str] = ()) -> Iterator[None]:
         stack.enter_context(_no_compiler())
         check_floating_point()
         stack.enter_context(_installed())
+        stack.enter_context(_registrations_checked())
+        stack.enter_context(_steps_checked())
         stack.enter_context(translated())
         yield
         check_kernels()
@@ -117,6 +124,49 @@ def check_kernels() -> None:
             actual=", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else ""),
             advice="Import the library at the top of the step.",
         )
+
+
+@contextmanager
+def _registrations_checked() -> Iterator[None]:
+    """Refuse, where it is made, a registration from Python: it may be taken back before a check."""
+    before = Library.impl
+
+    @wraps(before)
+    def impl(library: Library, *arguments: Any, **options: Any) -> None:
+        before(library, *arguments, **options)
+        check_kernels()
+
+    Library.impl = impl
+    try:
+        yield
+    finally:
+        Library.impl = before
+
+
+@contextmanager
+def _steps_checked() -> Iterator[None]:
+    """Check after every step of an optimiser inside the block (NUM-126)."""
+    loaded = _loaded()
+
+    def check(*_of_the_step: object) -> None:
+        nonlocal loaded
+        check_switches()
+        with no_dispatch():  # a log of the training's operations is not to hold the guard's
+            _check_pool()
+            if loaded != _loaded():
+                check_kernels()
+                loaded = _loaded()
+
+    hook = register_optimizer_step_post_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _loaded() -> tuple[int, int]:
+    """How much code there is: asking the dispatcher for its kernels takes milliseconds."""
+    return len(sys.modules), len(torch.ops.loaded_libraries)
 
 
 # ------------------------------------------------------------------------------------ switches
@@ -256,20 +306,25 @@ def check_floating_point() -> None:
     Raises:
         FloatingPointEnvironmentError: It names the thread and what is set.
     """
-    troubles = {
-        f"thread {number} of the pool": trouble
-        for number, trouble in enumerate(torch.ops.kolm_guard.floating_point_troubles())
-    }
-    troubles["the thread of the backward pass"] = _backward_trouble()
-    for thread, trouble in troubles.items():
-        if trouble:
-            raise FloatingPointEnvironmentError(
-                "the floating point environment is not IEEE's default",
-                where=thread,
-                expected="rounding to nearest, subnormal numbers kept",
-                actual=trouble,
-                advice="A library compiled with -ffast-math, or torch.set_flush_denormal, sets it.",
-            )
+    _check_pool()
+    _refuse_trouble("the thread of the backward pass", _backward_trouble())
+
+
+def _check_pool() -> None:
+    """Check the threads of the pool, the caller's first: on the CPU it computes gradients too."""
+    for number, trouble in enumerate(torch.ops.kolm_guard.floating_point_troubles()):
+        _refuse_trouble(f"thread {number} of the pool", trouble)
+
+
+def _refuse_trouble(thread: str, trouble: str) -> None:
+    if trouble:
+        raise FloatingPointEnvironmentError(
+            "the floating point environment is not IEEE's default",
+            where=thread,
+            expected="rounding to nearest, subnormal numbers kept",
+            actual=trouble,
+            advice="A library compiled with -ffast-math, or torch.set_flush_denormal, sets it.",
+        )
 
 
 class _Probe(torch.autograd.Function):

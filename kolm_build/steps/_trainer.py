@@ -42,6 +42,8 @@ class AnswerTrainer(SFTTrainer):
     step_rows: list[int]
     """Numbers of the rows of the optimiser step that runs, in the order in which they came."""
 
+    lr_scheduler: LRScheduler | None
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], torch.Tensor | int | None]:
