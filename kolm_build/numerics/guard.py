@@ -209,12 +209,12 @@ def switches() -> Sequence[Switch]:
             torch.use_deterministic_algorithms,
             True,  # noqa: FBT003 -- the switch's value
         ),
-        # Every certified operation writes all it allocates.
+        # NaN in new memory shows a kernel that reads what nobody wrote.
         _attribute(
             "torch.utils.deterministic.fill_uninitialized_memory",
             torch.utils.deterministic,
             "fill_uninitialized_memory",
-            wanted=False,
+            wanted=True,
         ),
         Switch(
             "torch.set_float32_matmul_precision",

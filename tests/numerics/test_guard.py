@@ -219,6 +219,31 @@ def test_what_a_library_registers_late_ends_the_build(bring, name):
     assert caught.value.actual == name
 
 
+@pytest.mark.parametrize(
+    "new",
+    [
+        lambda dtype: torch.empty(5, dtype=dtype),
+        lambda dtype: torch.empty_like(torch.ones(5, dtype=dtype)),
+        lambda dtype: torch.ones(2, dtype=dtype).new_empty(5),
+        lambda dtype: torch.empty_strided((5,), (2,), dtype=dtype),
+        lambda dtype: torch.ones(0, dtype=dtype).resize_(5),
+    ],
+)
+def test_new_memory_is_filled_with_what_shows(new):
+    """NUM-125."""
+    with guard.activate():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            assert torch.isnan(new(dtype)).all()
+        for dtype in (torch.int64, torch.int32, torch.uint8):
+            assert (new(dtype) == torch.iinfo(dtype).max).all()
+
+
+def test_a_result_that_rests_on_memory_that_nobody_wrote_ends_the_build():
+    """NUM-5, NUM-125."""
+    with guard.activate(), pytest.raises(NotFiniteError):
+        guard.check_finite({"logits": torch.empty(4, 4) @ torch.ones(4, 4)})
+
+
 def optimiser_step() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
