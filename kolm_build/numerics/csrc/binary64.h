@@ -108,6 +108,11 @@ KOLM_FN Exponential exponential(double x, double low) {
   return {power_of_two(shifted), fused(r * r, q, r)};
 }
 
+// e^x, |x| at most 700.
+KOLM_FN double exp_within(double x) {
+  const Exponential e = exponential(x, 0.0);
+  return fused(e.scale, e.rest, e.scale);
+}
 // e^(x + low), for |x| above 700 that of 700.
 KOLM_FN double exp_f64(double x, double low) {
   const Exponential e = exponential(at_least(at_most(x, 700.0), -700.0), low);

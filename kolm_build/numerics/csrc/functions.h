@@ -17,6 +17,20 @@ KOLM_FN float rounded(double value, float x) {
 // Where a function is x times a factor that is 1/2 at 0, the factor must not round to 1/2 itself:
 // x/2 may be half way between two subnormal numbers.
 KOLM_FN double off_zero(double x) { return magnitude(x) < 0x1p-40 ? with_sign_of(0x1p-40, x) : x; }
+// x with its size brought between `least` and `most`, where a NaN goes, too: sizes are ordered as
+// their bits are, and these few integer operations are cheaper than comparisons in binary64.
+KOLM_FN float held(float x, float least, float most) {
+  const uint32_t low = bits_of(least), high = bits_of(most), sign = bits_of(x) & 0x80000000u;
+  uint32_t size = bits_of(x) & 0x7fffffffu;
+  size = size < high ? size : high;
+  size = size > low ? size : low;
+  return binary32_of(size | sign);
+}
+// x, and -200 for what is less: the bits of negative numbers are above those of the others.
+KOLM_FN float not_below_200(float x) {
+  constexpr uint32_t least = 0xc3480000u;
+  return binary32_of(bits_of(x) < least ? bits_of(x) : least);
+}
 // Keeps an infinity from meeting a zero; the values beyond have rounded to their limit long before.
 KOLM_FN double bounded(double x) { return at_least(at_most(x, 0x1p130), -200.0); }
 
@@ -26,7 +40,13 @@ KOLM_FN double decided(double value, float x, uint32_t at, double step) {
   return bits_of(x) == at ? value + step : value;
 }
 
-KOLM_FN float exp_f32(float x) { return rounded(exp_f64(x), x); }
+// From 150 on e^x and e^-x are beyond the largest and the least binary32 number.
+KOLM_FN float exp_f32(float x) { return rounded(exp_within(held(x, 0.0f, 150.0f)), x); }
+// The same where the input's neighbourhood is not known to binary64: the result itself.
+KOLM_FN float settled(float value, float x, uint32_t at, uint32_t result) {
+  return bits_of(x) == at ? binary32_of(result) : value;
+}
+
 KOLM_FN float exp2_f32(float x) {
   const double value = decided(exp2_f64(x, 0.0), x, 0x3b429d37u, 0x1p-51);
   return rounded(decided(value, x, 0xbcf3a937u, 0x1p-52), x);
@@ -61,17 +81,18 @@ KOLM_FN float tanh_f32(float x) { return x == 0.0f ? x : rounded(tanh_f64(x), x)
 
 // 1 / (1 + e^-x), and near 0, where it comes close to the middle of two binary32 numbers, its
 // series with a nudge to the side of the terms that binary64 cannot hold.
-KOLM_FN double logistic(double x) {
-  const double general = 1.0 / (1.0 + exp_f64(-x));
+KOLM_FN double logistic(float at) {
+  const double x = held(at, 0.0f, 200.0f);
+  const double general = 1.0 / (1.0 + exp_within(-x));
   const double rest = fused(x * x, x * (1.0 / 48.0), with_sign_of(0x1p-53, x));
-  return magnitude(x) < 0x1p-13 ? 0.5 + fused(x, 0.25, -rest) : general;
+  return magnitude(at) < 0x1p-13f ? 0.5 + fused(x, 0.25, -rest) : general;
 }
 KOLM_FN float sigmoid_f32(float x) {
-  return rounded(decided(logistic(x), x, 0xba928601u, 0x1p-52), x);
+  return settled(rounded(logistic(x), x), x, 0xba928601u, 0x3effdb5fu);
 }
 KOLM_FN float silu_f32(float x) {
-  const double a = bounded(x);
-  return rounded(a / (1.0 + exp_f64(-off_zero(a))), x);
+  const double e = exp_within(-held(x, 0x1p-40f, 200.0f));
+  return rounded(not_below_200(x) / (1.0 + e), x);
 }
 KOLM_FN double softplus_f64(float x) {
   const double a = x;
@@ -141,11 +162,12 @@ KOLM_FN float gelu_tanh_f32(float x) {
 
 // Derivatives.
 KOLM_FN float silu_derivative_f32(float x) {
-  const double a = at_most(bounded(x), 200.0);
-  const double e = exp_f64(-a), s = 1.0 / (1.0 + e);
-  const double general = decided(s * fused(a * e, s, 1.0), x, 0xbfa3a4e2u, 0x1p-52);
+  const double a = held(x, 0.0f, 200.0f);
+  const double e = exp_within(-a), s = 1.0 / (1.0 + e);
+  const double general = s * fused(a * e, s, 1.0);
   const double rest = fused(a * a, a * (1.0 / 12.0), with_sign_of(0x1p-53, a));
-  return rounded(magnitude(a) < 0x1p-13 ? 0.5 + fused(a, 0.5, -rest) : general, x);
+  const double value = magnitude(x) < 0x1p-13f ? 0.5 + fused(a, 0.5, -rest) : general;
+  return settled(rounded(value, x), x, 0xbfa3a4e2u, 0xb58bc74au);
 }
 KOLM_FN float softplus_derivative_f32(float x) { return sigmoid_f32(x); }
 KOLM_FN float log_sigmoid_derivative_f32(float x) { return sigmoid_f32(-x); }
