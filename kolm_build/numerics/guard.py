@@ -22,7 +22,7 @@ from kolm_build.errors import (
     UncertifiedSettingError,
     UsageError,
 )
-from kolm_build.numerics import certified, portable
+from kolm_build.numerics import certified, portable, registrations
 from kolm_build.numerics.refusal import Refusal
 
 
@@ -46,9 +46,10 @@ def activate(*, without: Sequence[str] = ()) -> Iterator[None]:
         stack.enter_context(_no_compiler())
         check_floating_point()
         stack.enter_context(_installed())
+        brought = stack.enter_context(registrations.noted())
         stack.enter_context(translated())
         yield
-        check_kernels()
+        check_kernels(brought)
         check_switches()
         check_floating_point()
 
@@ -103,13 +104,16 @@ def _installed() -> Iterator[None]:
         torch.ops.kolm_guard.release()
 
 
-def check_kernels() -> None:
+def check_kernels(brought: Sequence[str] = ()) -> None:
     """Refuse operations and kernels that came after the guard.
+
+    Args:
+        brought: What was registered since, also where it is there no more.
 
     Raises:
         UncertifiedOperatorError: There are some; what ran cannot be vouched for.
     """
-    late: Sequence[str] = torch.ops.kolm_guard.uncovered()
+    late = sorted({*torch.ops.kolm_guard.uncovered(), *brought})
     if late:
         raise UncertifiedOperatorError(
             "a library brought kernels while a portable build ran",
