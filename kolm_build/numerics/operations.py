@@ -265,18 +265,18 @@ SECTIONS = (
         less_equal.Scalar less_equal.Scalar_out less_equal.Tensor less_equal.Tensor_out
         less_equal_.Scalar less_equal_.Tensor linalg_diagonal linalg_matmul linalg_matmul.out
         log_sigmoid log_sigmoid.out log_softmax.int matrix_power matrix_power.out max.other max.out
-        min.other min.out moveaxis.int moveaxis.intlist msort msort.out multiply.Scalar
-        multiply.Tensor multiply.out multiply_.Scalar multiply_.Tensor negative negative.out
-        negative_ not_equal.Scalar not_equal.Scalar_out not_equal.Tensor not_equal.Tensor_out
+        min.other min.out moveaxis.int moveaxis.intlist msort multiply.Scalar multiply.Tensor
+        multiply.out multiply_.Scalar multiply_.Tensor negative negative.out negative_
+        not_equal.Scalar not_equal.Scalar_out not_equal.Tensor not_equal.Tensor_out
         not_equal_.Scalar not_equal_.Tensor outer outer.out positive relu6 relu6_ row_stack
         row_stack.out softmax.int special_erf special_erf.out special_erfc special_erfc.out
         special_exp2 special_exp2.out special_expit special_expit.out special_expm1
         special_expm1.out special_log1p special_log1p.out special_log_softmax special_logsumexp
-        special_logsumexp.out special_round special_round.out special_softmax square square.out
-        square_ std std.dim std.out std_mean std_mean.dim subtract.Scalar subtract.Tensor
-        subtract.out subtract_.Scalar subtract_.Tensor swapaxes swapaxes_ swapdims swapdims_
-        true_divide.Scalar true_divide.Tensor true_divide.out true_divide_.Scalar
-        true_divide_.Tensor var var.dim var.out var_mean var_mean.dim
+        special_logsumexp.out special_softmax square square.out square_ std std.dim std.out
+        std_mean std_mean.dim subtract.Scalar subtract.Tensor subtract.out subtract_.Scalar
+        subtract_.Tensor swapaxes swapaxes_ swapdims swapdims_ true_divide.Scalar
+        true_divide.Tensor true_divide.out true_divide_.Scalar true_divide_.Tensor var var.dim
+        var.out var_mean var_mean.dim
         """,
     ),
     Section(
@@ -284,8 +284,8 @@ SECTIONS = (
         "decomposed",
         "Asks for a type, a shape or one element; nothing is computed.",
         """
-        _backward _debug_has_internal_overlap _has_compatible_shallow_copy_type _is_zerotensor
-        _version can_cast data dim get_device is_complex is_conj is_contiguous
+        _debug_has_internal_overlap _has_compatible_shallow_copy_type _is_zerotensor _version
+        can_cast cudnn_is_acceptable data dim get_device is_complex is_conj is_contiguous
         is_contiguous.memory_format is_distributed is_floating_point is_inference is_leaf is_neg
         is_nonzero is_signed item numel output_nr promote_types requires_grad_ result_type.Scalar
         result_type.Scalar_Scalar result_type.Scalar_Tensor result_type.Tensor retain_grad
@@ -298,24 +298,22 @@ SECTIONS = (
         "decomposed",
         "Views, copies, conversions and comparisons of the table, one after another.",
         """
-        _add_batch_dim _cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half _cast_Int
-        _cast_Long _cast_Short _dim_arange _pad_circular _remove_batch_dim _reshape_from_tensor
-        _shape_as_tensor _to_cpu argwhere atleast_1d atleast_1d.Sequence atleast_2d
-        atleast_2d.Sequence atleast_3d atleast_3d.Sequence broadcast_tensors broadcast_to
-        cartesian_prod chunk column_stack column_stack.out combinations conj conj_physical
-        contiguous diag diag.out diagflat diff diff.out dsplit.array dsplit.int dstack dstack.out
-        embedding_backward expand_as fft_fftshift fft_ifftshift fill_diagonal_ flatten.using_ints
-        flatten_dense_tensors fliplr flipud gather_backward hsplit.array hsplit.int hstack
-        hstack.out index_select_backward isclose isfinite isreal mH mT masked_select_backward
-        matrix_H meshgrid meshgrid.indexing movedim.int movedim.intlist narrow narrow.Tensor
-        nonzero_numpy numpy_T one_hot pad pad_sequence pin_memory rand.generator_out
+        _cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half _cast_Int _cast_Long _cast_Short
+        _dim_arange _pad_circular _shape_as_tensor _to_cpu argwhere atleast_1d atleast_1d.Sequence
+        atleast_2d atleast_2d.Sequence atleast_3d atleast_3d.Sequence broadcast_tensors
+        broadcast_to cartesian_prod chunk column_stack column_stack.out combinations conj
+        conj_physical contiguous diag diagflat diff diff.out dsplit.array dsplit.int dstack
+        dstack.out embedding_backward expand_as fft_fftshift fft_ifftshift fill_diagonal_
+        flatten.using_ints flatten_dense_tensors fliplr flipud gather_backward hsplit.array
+        hsplit.int hstack hstack.out index_select_backward isclose isfinite isreal mH mT
+        masked_select_backward matrix_H meshgrid meshgrid.indexing movedim.int movedim.intlist
+        narrow narrow.Tensor nonzero_numpy numpy_T pad pad_sequence rand.generator_out
         randn.generator_out randn.out ravel real repeat_interleave.self_Tensor
         repeat_interleave.self_int reshape reshape_as resolve_conj resolve_neg split.sizes
-        take_along_dim take_along_dim.out tensor_split.indices tensor_split.sections
-        tensor_split.tensor_indices_or_sections tile to.device to.dtype to.dtype_layout to.other
-        type_as unflatten.int unflatten_dense_tensors unsafe_chunk
-        value_selecting_reduction_backward view_as vsplit.array vsplit.int vstack vstack.out where
-        where.Scalar where.ScalarOther where.ScalarSelf
+        take_along_dim take_along_dim.out tensor_split.indices tensor_split.sections tile to.device
+        to.dtype to.dtype_layout to.other type_as unflatten.int unflatten_dense_tensors
+        unsafe_chunk value_selecting_reduction_backward view_as vsplit.array vsplit.int vstack
+        vstack.out where where.Scalar where.ScalarOther where.ScalarSelf
         """,
     ),
     Section(
@@ -324,15 +322,15 @@ SECTIONS = (
         "Losses, norms, products and cells as the operations of the table.",
         """
         cosine_embedding_loss cosine_similarity cross_entropy_loss dropout dropout_ einsum
-        feature_dropout feature_dropout_ frobenius_norm.dim frobenius_norm.out gru.data gru.input
-        gru_cell hinge_embedding_loss kl_div kron kron.out l1_loss layer_norm linalg_matrix_norm
-        linalg_matrix_norm.out linalg_matrix_norm.str_ord linalg_matrix_norm.str_ord_out
-        linalg_matrix_power linalg_matrix_power.out linalg_multi_dot linalg_multi_dot.out
-        linalg_norm linalg_norm.ord_str linalg_norm.ord_str_out linalg_norm.out linalg_vecdot
-        linalg_vecdot.out linear lstm.data lstm.input lstm_cell margin_ranking_loss matmul
-        matmul.out nll_loss nll_loss.out nll_loss_nd poisson_nll_loss rms_norm rnn_relu.data
-        rnn_relu.input rnn_relu_cell rnn_tanh.data rnn_tanh.input rnn_tanh_cell sum_to_size
-        tensordot tensordot.out
+        feature_dropout feature_dropout_ gru.input gru_cell hinge_embedding_loss kl_div
+        kron kron.out l1_loss layer_norm linalg_matrix_norm linalg_matrix_norm.out
+        linalg_matrix_norm.str_ord linalg_matrix_norm.str_ord_out linalg_matrix_power
+        linalg_matrix_power.out linalg_multi_dot linalg_multi_dot.out linalg_norm
+        linalg_norm.ord_str linalg_norm.ord_str_out linalg_norm.out linalg_vecdot linalg_vecdot.out
+        linear lstm.input lstm_cell margin_ranking_loss matmul matmul.out nll_loss
+        nll_loss.out nll_loss_nd poisson_nll_loss rms_norm rnn_relu.input
+        rnn_relu_cell rnn_tanh.input rnn_tanh_cell sum_to_size tensordot
+        tensordot.out
         """,
     ),
     Section(

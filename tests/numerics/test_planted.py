@@ -35,7 +35,7 @@ def planted(name: str):
 
 
 def refused(name: str):
-    return pytest.raises(UncertifiedOperatorError, match=f"^{name} is refused: ")
+    return pytest.raises(UncertifiedOperatorError, match=f"{name} is refused: ")
 
 
 KEYS = [
@@ -50,17 +50,20 @@ KEYS = [
 ]
 
 
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("gradients", [True, False], ids=["with gradients", "inference"])
+BELOW_AUTOGRAD = [key for key in KEYS if not key.startswith("A")]
+
+
+@pytest.mark.parametrize(
+    ("key", "inference"),
+    [*((key, False) for key in KEYS), *((key, True) for key in BELOW_AUTOGRAD)],
+)
 def test_an_operation_of_a_library_is_refused_whatever_the_kind_of_its_kernel(
-    library, key, gradients
+    library, key, inference
 ):
-    """NUM-120."""
-    if not gradients and key in ("Autograd", "AutogradCPU", "ADInplaceOrView"):
-        pytest.skip("inference mode goes past autograd")
+    """NUM-120: inference mode goes past autograd."""
     library.define("sine(Tensor x) -> Tensor")
     library.impl("sine", sine, key)
-    with torch.inference_mode(mode=not gradients):
+    with torch.inference_mode(mode=inference):
         x = torch.ones(3)
         assert planted("sine")(x)[0] == pytest.approx(math.sin(1.0))
         with refused(f"{SPACE}::sine"), guard.activate():
@@ -115,10 +118,12 @@ class Wrapped(torch.Tensor):
         made.elem = elem
         return made
 
-    __torch_dispatch__ = torch._C._disabled_torch_dispatch_impl
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return NotImplemented
 
 
-@pytest.mark.parametrize("space", ["profiler", "kolm_guard", "kolm_portable", "prim", "_test"])
+@pytest.mark.parametrize("space", ["profiler", "kolm_guard", "kolm_portable", "_test"])
 def test_no_name_space_is_trusted_by_its_name(space):
     """NUM-120."""
     portable.load()
@@ -189,13 +194,14 @@ def test_another_librarys_body_over_pytorchs_is_refused():
             X.square()
 
 
-def test_another_librarys_fallback_is_refused():
-    """NUM-121: a kernel for every operation that has none at a stage."""
-    portable.load()
-    with torch.library._scoped_library("_", "IMPL") as library:
-        library.fallback(lambda _operator, x: sine(x), "Negative")
-        with refused("aten::exp"), guard.activate():
-            torch._neg_view(X).exp()
+def test_a_fallback_for_operations_without_a_kernel_is_refused(library):
+    """NUM-120: PyTorch has fallbacks of its own at every other stage, and takes no second."""
+    library.define("bare(Tensor x) -> Tensor")
+    with torch.library._scoped_library("_", "IMPL") as everywhere:
+        everywhere.fallback(lambda _operator, x: sine(x), "CPU")
+        assert planted("bare")(X)[0] == pytest.approx(math.sin(1.0))
+        with refused(f"{SPACE}::bare"), guard.activate():
+            planted("bare")(X)
 
 
 def late(key: str):
@@ -237,8 +243,8 @@ def test_a_fallback_that_was_brought_late_and_taken_back_ends_the_build():
     """NUM-97."""
     with pytest.raises(UncertifiedOperatorError, match="brought kernels") as caught:
         with guard.activate(), torch.library._scoped_library("_", "IMPL") as library:
-            library.fallback(torch.library.fallthrough_kernel, "Negative")
-    assert caught.value.actual == "fallback for Negative"
+            library.fallback(lambda _operator, x: sine(x), "CPU")
+    assert caught.value.actual == "fallback for CPU"
 
 
 def test_what_comes_late_for_other_devices_is_allowed(library):
