@@ -52,9 +52,9 @@ SECTIONS = (
         "Makes, resizes or fills memory with a given value.",
         """
         empty.memory_format empty_like empty_permuted empty_strided eye eye.m eye.m_out eye.out
-        fill_.Scalar[fits] fill_.Tensor is_pinned is_same_size is_set_to new_empty new_empty_strided
-        resize_ resize_as_ scalar_tensor[fits] set_ set_.source_Storage set_.source_Storage_storage_offset
-        set_.source_Tensor tril_indices triu_indices zero_
+        fill_.Scalar[fits] fill_.Tensor is_pinned is_same_size is_set_to new_empty
+        new_empty_strided resize_ resize_as_ scalar_tensor[fits] set_ set_.source_Storage
+        set_.source_Storage_storage_offset set_.source_Tensor tril_indices triu_indices zero_
         """,
     ),
     Section(
@@ -77,13 +77,13 @@ SECTIONS = (
         "exact",
         "Copies elements to other places, chosen by integers or booleans.",
         """
-        cat cat.out constant_pad_nd diagonal_copy embedding flip gather
-        gather.out index.Tensor index.Tensor_out index_copy_ index_copy.out index_fill_.int_Scalar[fits]
-        index_fill_.int_Tensor index_select index_select.out
-        masked_fill_.Scalar[fits] masked_fill_.Tensor masked_scatter_ masked_select masked_select.out
-        repeat_interleave.Tensor roll scatter.src scatter.src_out scatter.value[fits] scatter.value_out[fits]
-        scatter_.src scatter_.value[fits] stack stack.out take take.out tril tril.out tril_ triu
-        triu.out triu_ where.self where.self_out
+        cat cat.out constant_pad_nd diagonal_copy embedding flip gather gather.out index.Tensor
+        index.Tensor_out index_copy_ index_copy.out index_fill_.int_Scalar[fits]
+        index_fill_.int_Tensor index_select index_select.out masked_fill_.Scalar[fits]
+        masked_fill_.Tensor masked_scatter_ masked_select masked_select.out
+        repeat_interleave.Tensor roll scatter.src scatter.src_out scatter.value[fits]
+        scatter.value_out[fits] scatter_.src scatter_.value[fits] stack stack.out take take.out
+        tril tril.out tril_ triu triu.out triu_ where.self where.self_out
         """,
     ),
     Section(
@@ -154,8 +154,8 @@ SECTIONS = (
         bitwise_xor.Scalar bitwise_xor_.Scalar bitwise_and.Scalar_Tensor bitwise_or.Scalar_Tensor
         bitwise_xor.Scalar_Tensor bitwise_left_shift.Scalar_Tensor bitwise_left_shift.Tensor_Scalar
         bitwise_left_shift_.Tensor_Scalar bitwise_right_shift.Scalar_Tensor
-        bitwise_right_shift.Tensor_Scalar bitwise_right_shift_.Tensor_Scalar logical_and logical_and_ logical_not logical_not_
-        logical_or logical_or_ logical_xor logical_xor_
+        bitwise_right_shift.Tensor_Scalar bitwise_right_shift_.Tensor_Scalar logical_and
+        logical_and_ logical_not logical_not_ logical_or logical_or_ logical_xor logical_xor_
         """,
     ),
     Section(

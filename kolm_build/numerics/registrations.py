@@ -13,7 +13,9 @@ import torch
 
 from kolm_build.numerics import certified
 
-_ELSEWHERE = frozenset({"Meta", "CUDA", "HPU", "MPS", "MTIA", "XPU", "PrivateUse1", "Functionalize"})
+_ELSEWHERE = frozenset(
+    {"Meta", "CUDA", "HPU", "MPS", "MTIA", "XPU", "PrivateUse1", "Functionalize"}
+)
 """Keys of the dispatcher that no computation on the CPU goes through."""
 
 
@@ -39,11 +41,11 @@ def noted() -> Iterator[list[str]]:
             names.append(f"fallback for {dispatch_key or self.dispatch_key}")
         return fallback(self, fn, dispatch_key, **how)
 
-    library.impl, library.fallback = noting_impl, noting_fallback  # type: ignore[method-assign]
+    library.impl, library.fallback = noting_impl, noting_fallback
     try:
         yield names
     finally:
-        library.impl, library.fallback = impl, fallback  # type: ignore[method-assign]
+        library.impl, library.fallback = impl, fallback
 
 
 def _computes(library: Any, dispatch_key: str) -> bool:

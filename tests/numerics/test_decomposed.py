@@ -82,9 +82,9 @@ def arguments_of(name: str):
     """Arguments that the operation takes under the guard."""
     operator, errors = operator_of(name), [""]
     given = GIVEN.get(name.removeprefix("aten::"))
-    for arguments in [given()] if given else (one.call(operator) for one in hollow.worlds()):
+    for tried in [given()] if given else (one.call(operator) for one in hollow.worlds()):
         try:
-            arguments = hollow.sized(operator, arguments)
+            arguments = hollow.sized(operator, tried)
             hollow.run(operator, arguments, hide=False)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             errors.append(str(error).splitlines()[0])
@@ -107,8 +107,8 @@ def test_what_reads_the_numbers_itself_is_seen(name):
     """The test above can fail: these two look into a tensor, and the table has neither."""
     sizes = torch.tensor([2, 8])
     call = {
-        "aten::_reshape_from_tensor": lambda x, by: torch._reshape_from_tensor(x, by),
-        "aten::tensor_split": lambda x, by: torch.tensor_split(x, by),
+        "aten::_reshape_from_tensor": torch._reshape_from_tensor,
+        "aten::tensor_split": torch.tensor_split,
     }[name]
     torch.ops.kolm_guard.release()
     try:

@@ -1,5 +1,6 @@
 """Integers, histograms, ranges and 8-bit formats: exact, and the same on every machine."""
 
+import itertools
 import json
 import math
 import struct
@@ -329,7 +330,7 @@ FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 def values_of(name: str) -> list[float]:
     """The value of every code, from the vectors."""
     words = json.loads(VECTORS.read_text())[name]
-    return [struct.unpack('>f', bytes.fromhex(word))[0] for word in words]
+    return [struct.unpack(">f", bytes.fromhex(word))[0] for word in words]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -348,7 +349,7 @@ def test_a_number_narrows_to_the_nearest_code(name):
     values = [value for value in values_of(name) if math.isfinite(value)]
     positive = sorted({value for value in values if value > 0})
     top, last = positive[-1], positive[-1] - positive[-2]
-    middle = torch.tensor([(a + b) / 2 for a, b in zip(positive, positive[1:], strict=False)])
+    middle = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(positive)])
     x = torch.cat([torch.tensor(positive), middle, middle * (1 + 2**-20)])
     narrow = x.to(FORMATS[name])
     for value, found in zip(x.tolist(), narrow.to(torch.float32).tolist(), strict=True):

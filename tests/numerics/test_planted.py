@@ -167,8 +167,26 @@ def test_an_operation_that_is_only_a_body_of_its_own_is_refused(name, call):
 
 def test_a_tensor_without_data_is_not_computed_with(library):
     """NUM-120: the device meta; models are made on it before they have weights."""
+    library.define("made(int n, *, Device device) -> Tensor")
+    library.impl("made", lambda n, device: torch.empty(n, device=device), "BackendSelect")
     with guard.activate():
         assert torch.empty(3, device="meta").erfinv_().shape == (3,)
+        assert planted("made")(3, device=torch.device("meta")).shape == (3,)
+    with refused(f"{SPACE}::made"), guard.activate():
+        planted("made")(3, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("key", ["BackendSelect", "CompositeExplicitAutograd"])
+def test_data_that_is_said_to_be_none_is_refused(library, key):
+    """NUM-120."""
+    library.define("made(int n, *, Device device) -> Tensor")
+    library.define("read(Tensor? x, *, Device device) -> Tensor")
+    library.impl("made", lambda n, device: number(n), key)
+    library.impl("read", lambda x, device: x.to(device), key)
+    with pytest.raises(UncertifiedOperatorError, match="it made data"), guard.activate():
+        planted("made")(3, device=torch.device("meta"))
+    with refused(f"{SPACE}::read"), guard.activate():
+        planted("read")(X, device=torch.device("meta"))
 
 
 @pytest.mark.parametrize("key", ["CPU", "AutogradCPU", "ADInplaceOrView"])
@@ -204,46 +222,46 @@ def test_a_fallback_for_operations_without_a_kernel_is_refused(library):
             planted("bare")(X)
 
 
-def late(key: str):
-    def bring(library):
-        library.define("late(Tensor x) -> Tensor")
-        library.impl("late", sine, key)
+def late_is_refused():
+    return pytest.raises(UncertifiedOperatorError, match="brought kernels")
 
-    return bring
+
+def pytorch():
+    return torch.library._scoped_library("aten", "IMPL")
 
 
 @pytest.mark.parametrize("key", [*KEYS, "Python", "FuncTorchBatched"])
 def test_an_operation_that_comes_late_ends_the_build_whatever_its_kernel(library, key):
     """NUM-97."""
     library.define("late(Tensor x) -> Tensor")
-    with pytest.raises(UncertifiedOperatorError, match="brought kernels") as caught:
-        with guard.activate():
-            library.impl("late", sine, key)
+    with late_is_refused() as caught, guard.activate():
+        library.impl("late", sine, key)
     assert caught.value.actual == f"{SPACE}::late"
 
 
 @pytest.mark.parametrize("key", ["CompositeImplicitAutograd", "AutogradCPU", "BackendSelect"])
 def test_a_kernel_that_comes_late_to_pytorchs_operation_ends_the_build(key):
     """NUM-97."""
-    with pytest.raises(UncertifiedOperatorError, match="brought kernels"), guard.activate():
-        with torch.library._scoped_library("aten", "IMPL") as library:
-            library.impl("square", sine, key, allow_override=True)
-            guard.check_kernels()
+    with late_is_refused() as caught, guard.activate(), pytorch() as library:
+        library.impl("square", sine, key, allow_override=True)
+        guard.check_kernels()
+    assert caught.value.actual == "aten::square"
 
 
 def test_what_was_brought_late_and_taken_back_ends_the_build():
     """NUM-97."""
-    with pytest.raises(UncertifiedOperatorError, match="brought kernels") as caught:
-        with guard.activate(), torch.library._scoped_library(SPACE, "FRAGMENT") as library:
-            late("CPU")(library)
+    scope = torch.library._scoped_library(SPACE, "FRAGMENT")
+    with late_is_refused() as caught, guard.activate(), scope as library:
+        library.define("late(Tensor x) -> Tensor")
+        library.impl("late", sine, "CPU")
     assert caught.value.actual == f"{SPACE}::late"
 
 
 def test_a_fallback_that_was_brought_late_and_taken_back_ends_the_build():
     """NUM-97."""
-    with pytest.raises(UncertifiedOperatorError, match="brought kernels") as caught:
-        with guard.activate(), torch.library._scoped_library("_", "IMPL") as library:
-            library.fallback(lambda _operator, x: sine(x), "CPU")
+    scope = torch.library._scoped_library("_", "IMPL")
+    with late_is_refused() as caught, guard.activate(), scope as library:
+        library.fallback(lambda _operator, x: sine(x), "CPU")
     assert caught.value.actual == "fallback for CPU"
 
 

@@ -283,6 +283,35 @@ struct Stock final : c10::OperatorKernel {
   c10::SafeKernelFunction kernel;
 };
 
+// Whether a value is no tensor with data, nor holds one.
+bool is_without_data(const IValue& value) {
+  if (value.isTensor()) return !value.toTensor().defined() || value.toTensor().is_meta();
+  if (value.isTensorList()) {
+    const auto tensors = value.toTensorVector();
+    return std::all_of(tensors.begin(), tensors.end(),
+                       [](const at::Tensor& one) { return one.is_meta(); });
+  }
+  return true;
+}
+
+// The kernel of an uncertified operation that may be called without a tensor: on the device meta
+// it makes tensors that have no data, so none can be wrong. Anything else is refused.
+struct OnMetaAlone final : c10::OperatorKernel {
+  explicit OnMetaAlone(c10::SafeKernelFunction kernel) : kernel(std::move(kernel)) {}
+  void operator()(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+    const auto arguments = stack->end() - op.schema().arguments().size();
+    const bool on_meta = std::any_of(arguments, stack->end(), [](const IValue& value) {
+      return value.isDevice() && value.toDevice().is_meta();
+    });
+    if (!on_meta || !std::all_of(arguments, stack->end(), is_without_data)) poison(op, keys, stack);
+    kernel.callBoxed(op, keys, stack);
+    const auto results = stack->end() - op.schema().returns().size();
+    TORCH_CHECK(std::all_of(results, stack->end(), is_without_data), "kolm refuses {",
+                name_of(op.operator_name()), "} {it made data on the device meta} {} {}");
+  }
+  c10::SafeKernelFunction kernel;
+};
+
 std::map<std::string, c10::SafeKernelFunction>& remembered() {
   static std::map<std::string, c10::SafeKernelFunction> kernels;
   return kernels;
@@ -460,10 +489,10 @@ class Guard {
     put(op, DispatchKey::CPU, boxed<&poison>());
     for (const DispatchKey key : kStages)
       if (!is_trusted(origin_of(op, key)) || (!own && has_kernel(op, key)))
-        put(op, key, boxed<&poison>());
+        put(op, key, key == DispatchKey::BackendSelect ? on_meta(op, key) : boxed<&poison>());
     if (may_lack_tensors(op.schema()) && !op.hasKernelForDispatchKey(DispatchKey::BackendSelect))
       for (const DispatchKey key : kBodies)
-        if (op.hasKernelForDispatchKey(key)) put(op, key, boxed<&poison>());
+        if (op.hasKernelForDispatchKey(key)) put(op, key, on_meta(op, DispatchKey::Undefined));
     refused_ += computes(op) ? 1 : 0;
   }
 
@@ -472,6 +501,11 @@ class Guard {
     std::string text = origin_of(op, DispatchKey::Undefined) + origin_of(op, DispatchKey::CPU);
     for (const DispatchKey key : kStages) text += '\n' + origin_of(op, key);
     return std::hash<std::string>()(text);
+  }
+
+  static torch::CppFunction on_meta(const OperatorHandle& op, DispatchKey key) {
+    if (!op.hasComputedKernelForDispatchKey(key)) return boxed<&poison>();
+    return functor<OnMetaAlone>(op.getComputedKernelForDispatchKey(key));
   }
 
   static torch::CppFunction checked(const OperatorHandle& op, const std::string& condition) {
