@@ -9,7 +9,8 @@ from functools import cache
 from kolm_build.numerics.operations import SECTIONS, How, Section
 
 CONDITIONS: Mapping[str, str] = {
-    "converts": "no complex numbers; what an integer cannot hold becomes as NUM-93 says",
+    "converts": "no complex numbers; what the type cannot hold becomes as NUM-57 and NUM-93 say",
+    "fits": "a number that the tensor's type holds",
     "integers": "integers and booleans alone",
     "real": "no complex numbers",
 }
@@ -23,7 +24,7 @@ class Operator:
     Attributes:
         name: Its name and overload, such as ``aten::add.Tensor``; another name space than
             ``aten`` is a library's operation in Python.
-        how: ``exact``, ``composed`` or ``replaced``.
+        how: ``exact``, ``composed``, ``decomposed`` or ``replaced``.
         condition: A name of `CONDITIONS`; empty if none.
         section: The title of its section.
         why: The reason, one line.

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any, NoReturn
 
 import torch
-from torch.library import Library
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._mode_utils import no_dispatch
 
@@ -27,7 +25,7 @@ from kolm_build.errors import (
     UncertifiedSettingError,
     UsageError,
 )
-from kolm_build.numerics import certified, portable
+from kolm_build.numerics import certified, portable, registrations
 from kolm_build.numerics.refusal import Refusal
 
 
@@ -51,11 +49,11 @@ def activate(*, without: Sequence[str] = ()) -> Iterator[None]:
         stack.enter_context(_no_compiler())
         check_floating_point()
         stack.enter_context(_installed())
-        stack.enter_context(_registrations_checked())
-        stack.enter_context(_steps_checked())
+        brought = stack.enter_context(registrations.noted())
+        stack.enter_context(_steps_checked(brought))
         stack.enter_context(translated())
         yield
-        check_kernels()
+        check_kernels(brought)
         check_switches()
         check_floating_point()
 
@@ -110,13 +108,16 @@ def _installed() -> Iterator[None]:
         torch.ops.kolm_guard.release()
 
 
-def check_kernels() -> None:
+def check_kernels(brought: Sequence[str] = ()) -> None:
     """Refuse operations and kernels that came after the guard.
+
+    Args:
+        brought: What was registered since, also where it is there no more.
 
     Raises:
         UncertifiedOperatorError: There are some; what ran cannot be vouched for.
     """
-    late: Sequence[str] = torch.ops.kolm_guard.uncovered()
+    late = sorted({*torch.ops.kolm_guard.uncovered(), *brought})
     if late:
         raise UncertifiedOperatorError(
             "a library brought kernels while a portable build ran",
@@ -127,25 +128,12 @@ def check_kernels() -> None:
 
 
 @contextmanager
-def _registrations_checked() -> Iterator[None]:
-    """Refuse, where it is made, a registration from Python: it may be taken back before a check."""
-    before = Library.impl
+def _steps_checked(brought: Sequence[str]) -> Iterator[None]:
+    """Check after every step of an optimiser inside the block (NUM-126).
 
-    @wraps(before)
-    def impl(library: Library, *arguments: Any, **options: Any) -> None:
-        before(library, *arguments, **options)
-        check_kernels()
-
-    Library.impl = impl
-    try:
-        yield
-    finally:
-        Library.impl = before
-
-
-@contextmanager
-def _steps_checked() -> Iterator[None]:
-    """Check after every step of an optimiser inside the block (NUM-126)."""
+    Args:
+        brought: What was registered in Python since the block began; it grows.
+    """
     loaded = _loaded()
 
     def check(*_of_the_step: object) -> None:
@@ -153,8 +141,8 @@ def _steps_checked() -> Iterator[None]:
         check_switches()
         with no_dispatch():  # a log of the training's operations is not to hold the guard's
             _check_pool()
-            if loaded != _loaded():
-                check_kernels()
+            if brought or loaded != _loaded():
+                check_kernels(brought)
                 loaded = _loaded()
 
     hook = register_optimizer_step_post_hook(check)

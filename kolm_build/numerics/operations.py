@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-How = Literal["exact", "composed", "replaced"]
+How = Literal["exact", "composed", "decomposed", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,9 @@ class Section:
     Attributes:
         title: What they do.
         how: ``exact`` (PyTorch's kernel gives the same bits everywhere), ``composed`` (it computes
-            nothing itself: every step is another operation of the table) or ``replaced`` (a
-            kernel of this project).
+            nothing itself: every step is another operation of the table), ``decomposed`` (the
+            same, above autograd: it is no operation for what is below) or ``replaced`` (a kernel
+            of this project).
         why: The reason, one line.
         operators: Their names without ``aten::``, separated by white space.
     """
@@ -51,9 +52,9 @@ SECTIONS = (
         "Makes, resizes or fills memory with a given value.",
         """
         empty.memory_format empty_like empty_permuted empty_strided eye eye.m eye.m_out eye.out
-        fill_.Scalar fill_.Tensor is_pinned is_same_size is_set_to new_empty new_empty_strided
-        resize_ resize_as_ scalar_tensor set_ set_.source_Storage set_.source_Storage_storage_offset
-        set_.source_Tensor tril_indices triu_indices zero_
+        fill_.Scalar[fits] fill_.Tensor is_pinned is_same_size is_set_to new_empty
+        new_empty_strided resize_ resize_as_ scalar_tensor[fits] set_ set_.source_Storage
+        set_.source_Storage_storage_offset set_.source_Tensor tril_indices triu_indices zero_
         """,
     ),
     Section(
@@ -76,13 +77,13 @@ SECTIONS = (
         "exact",
         "Copies elements to other places, chosen by integers or booleans.",
         """
-        cat cat.out constant_pad_nd diagonal_copy embedding flip gather
-        gather.out index.Tensor index.Tensor_out index_copy_ index_copy.out index_fill_.int_Scalar
-        index_fill_.int_Tensor index_select index_select.out
-        masked_fill_.Scalar masked_fill_.Tensor masked_scatter_ masked_select masked_select.out
-        repeat_interleave.Tensor roll scatter.src scatter.src_out scatter.value scatter.value_out
-        scatter_.src scatter_.value stack stack.out take take.out tril tril.out tril_ triu
-        triu.out triu_ where.self where.self_out
+        cat cat.out constant_pad_nd diagonal_copy embedding flip gather gather.out index.Tensor
+        index.Tensor_out index_copy_ index_copy.out index_fill_.int_Scalar[fits]
+        index_fill_.int_Tensor index_select index_select.out masked_fill_.Scalar[fits]
+        masked_fill_.Tensor masked_scatter_ masked_select masked_select.out
+        repeat_interleave.Tensor roll scatter.src scatter.src_out scatter.value[fits]
+        scatter.value_out[fits] scatter_.src scatter_.value[fits] stack stack.out take take.out
+        tril tril.out tril_ triu triu.out triu_ where.self where.self_out
         """,
     ),
     Section(
@@ -98,7 +99,7 @@ SECTIONS = (
     Section(
         "converting",
         "exact",
-        "Widening is exact, narrowing rounds once to nearest even; integers: NUM-93.",
+        "Widening is exact, narrowing rounds once to nearest even; NUM-57, NUM-58, NUM-93.",
         "copy_[converts]",
     ),
     Section(
@@ -115,7 +116,7 @@ SECTIONS = (
         eq.Scalar eq.Scalar_out eq.Tensor eq.Tensor_out eq_.Scalar eq_.Tensor
         ge.Scalar ge.Scalar_out ge.Tensor ge.Tensor_out ge_.Scalar ge_.Tensor
         gt.Scalar gt.Scalar_out gt.Tensor gt.Tensor_out gt_.Scalar gt_.Tensor
-        isnan isneginf isneginf.out isposinf isposinf.out
+        isnan isnan.out isneginf isneginf.out isposinf isposinf.out
         le.Scalar le.Scalar_out le.Tensor le.Tensor_out le_.Scalar le_.Tensor
         lt.Scalar lt.Scalar_out lt.Tensor lt.Tensor_out lt_.Scalar lt_.Tensor
         ne.Scalar ne.Scalar_out ne.Tensor ne.Tensor_out ne_.Scalar ne_.Tensor
@@ -127,7 +128,7 @@ SECTIONS = (
         "infinities",
         "composed",
         "abs, then a comparison.",
-        "isinf",
+        "isinf isinf.out",
     ),
     Section(
         "logic",
@@ -150,16 +151,18 @@ SECTIONS = (
         "The operations above on a new tensor, or with a number made a tensor.",
         """
         bitwise_and.Scalar bitwise_and_.Scalar bitwise_or.Scalar bitwise_or_.Scalar
-        bitwise_xor.Scalar bitwise_xor_.Scalar bitwise_left_shift.Tensor_Scalar
-        bitwise_right_shift.Tensor_Scalar logical_and logical_and_ logical_not logical_not_
-        logical_or logical_or_ logical_xor logical_xor_
+        bitwise_xor.Scalar bitwise_xor_.Scalar bitwise_and.Scalar_Tensor bitwise_or.Scalar_Tensor
+        bitwise_xor.Scalar_Tensor bitwise_left_shift.Scalar_Tensor bitwise_left_shift.Tensor_Scalar
+        bitwise_left_shift_.Tensor_Scalar bitwise_right_shift.Scalar_Tensor
+        bitwise_right_shift.Tensor_Scalar bitwise_right_shift_.Tensor_Scalar logical_and
+        logical_and_ logical_not logical_not_ logical_or logical_or_ logical_xor logical_xor_
         """,
     ),
     Section(
         "counting",
         "exact",
-        "Integers, summed in 64 bits or compared; histc adds ones, exact in binary32.",
-        "bincount[integers] count_nonzero count_nonzero.dim_IntList histc nonzero",
+        "Integers, summed in 64 bits or compared.",
+        "bincount[integers] count_nonzero count_nonzero.dim_IntList nonzero nonzero.out",
     ),
     Section(
         "arithmetic",
@@ -181,22 +184,12 @@ SECTIONS = (
         """,
     ),
     Section(
-        "division of integers",
-        "exact",
-        "Whole numbers; for floating point the quotient is corrected in several steps.",
-        """
-        div.Tensor_mode[integers] div.out_mode[integers] div_.Tensor_mode[integers]
-        floor_divide[integers] floor_divide.out[integers] floor_divide_.Tensor[integers]
-        fmod.Tensor[integers] fmod.Tensor_out[integers]
-        remainder.Tensor[integers] remainder.Tensor_out[integers] remainder_.Tensor[integers]
-        """,
-    ),
-    Section(
         "division of integers by a number",
         "composed",
-        "The number becomes a tensor, then as above.",
+        "The number becomes a tensor, then as between tensors.",
         """
-        div.Scalar_mode floor_divide.Scalar fmod.Scalar remainder.Scalar remainder_.Scalar
+        div.Scalar_mode div_.Scalar_mode floor_divide.Scalar floor_divide_.Scalar fmod.Scalar
+        fmod_.Scalar remainder.Scalar remainder.Scalar_Tensor remainder_.Scalar
         """,
     ),
     Section(
@@ -205,8 +198,9 @@ SECTIONS = (
         "The result is an operand, zero, or an operand times a number.",
         """
         clamp clamp.out clamp_ clamp_max clamp_max.out clamp_max_ clamp_min clamp_min.out clamp_min_
-        hardtanh hardtanh_ leaky_relu leaky_relu.out leaky_relu_ leaky_relu_backward relu relu_
-        threshold threshold_backward threshold_backward.grad_input
+        hardtanh hardtanh.out hardtanh_ leaky_relu leaky_relu.out leaky_relu_ leaky_relu_backward
+        leaky_relu_backward.grad_input relu relu_ threshold threshold.out threshold_
+        threshold_backward threshold_backward.grad_input
         argmax argmax.out argmin argmin.out
         """,
     ),
@@ -253,6 +247,102 @@ SECTIONS = (
         "_safe_softmax mean sort sum",
     ),
     Section(
+        "other names",
+        "decomposed",
+        "An operation of the table by another name, or with other defaults.",
+        """
+        __and__.Scalar __and__.Tensor __iand__.Scalar __iand__.Tensor __ior__.Scalar __ior__.Tensor
+        __ixor__.Scalar __ixor__.Tensor __or__.Scalar __or__.Tensor __xor__.Scalar __xor__.Tensor
+        absolute absolute.out absolute_ adjoint argsort argsort.stable argsort.stable_out
+        chain_matmul chain_matmul.out clip clip.Tensor clip.Tensor_out clip.out clip_ clip_.Tensor
+        concat concat.out concatenate concatenate.out divide.Scalar divide.Scalar_mode
+        divide.Tensor divide.Tensor_mode divide.out divide.out_mode divide_.Scalar
+        divide_.Scalar_mode divide_.Tensor divide_.Tensor_mode fix fix.out fix_ ger ger.out
+        greater.Scalar greater.Scalar_out greater.Tensor greater.Tensor_out greater_.Scalar
+        greater_.Tensor greater_equal.Scalar greater_equal.Scalar_out greater_equal.Tensor
+        greater_equal.Tensor_out greater_equal_.Scalar greater_equal_.Tensor inner inner.out
+        less.Scalar less.Scalar_out less.Tensor less.Tensor_out less_.Scalar less_.Tensor
+        less_equal.Scalar less_equal.Scalar_out less_equal.Tensor less_equal.Tensor_out
+        less_equal_.Scalar less_equal_.Tensor linalg_diagonal linalg_matmul linalg_matmul.out
+        log_sigmoid log_sigmoid.out log_softmax.int matrix_power matrix_power.out max.other max.out
+        min.other min.out moveaxis.int moveaxis.intlist msort multiply.Scalar multiply.Tensor
+        multiply.out multiply_.Scalar multiply_.Tensor negative negative.out negative_
+        not_equal.Scalar not_equal.Scalar_out not_equal.Tensor not_equal.Tensor_out
+        not_equal_.Scalar not_equal_.Tensor outer outer.out positive relu6 relu6_ row_stack
+        row_stack.out softmax.int special_erf special_erf.out special_erfc special_erfc.out
+        special_exp2 special_exp2.out special_expit special_expit.out special_expm1
+        special_expm1.out special_log1p special_log1p.out special_log_softmax special_logsumexp
+        special_logsumexp.out special_softmax square square.out square_ std std.dim std.out
+        std_mean std_mean.dim subtract.Scalar subtract.Tensor subtract.out subtract_.Scalar
+        subtract_.Tensor swapaxes swapaxes_ swapdims swapdims_ true_divide.Scalar
+        true_divide.Tensor true_divide.out true_divide_.Scalar true_divide_.Tensor var var.dim
+        var.out var_mean var_mean.dim
+        """,
+    ),
+    Section(
+        "questions",
+        "decomposed",
+        "Asks for a type, a shape or one element; nothing is computed.",
+        """
+        _debug_has_internal_overlap _has_compatible_shallow_copy_type _is_zerotensor _version
+        can_cast cudnn_is_acceptable data dim get_device is_complex is_conj is_contiguous
+        is_contiguous.memory_format is_distributed is_floating_point is_inference is_leaf is_neg
+        is_nonzero is_signed item numel output_nr promote_types requires_grad_ result_type.Scalar
+        result_type.Scalar_Scalar result_type.Scalar_Tensor result_type.Tensor retain_grad
+        retains_grad set_data size.int storage_offset stride.int sym_is_contiguous sym_numel
+        sym_size.int sym_storage_offset sym_stride.int
+        """,
+    ),
+    Section(
+        "data moved above autograd",
+        "decomposed",
+        "Views, copies, conversions and comparisons of the table, one after another.",
+        """
+        _cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half _cast_Int _cast_Long _cast_Short
+        _dim_arange _pad_circular _shape_as_tensor _to_cpu argwhere atleast_1d atleast_1d.Sequence
+        atleast_2d atleast_2d.Sequence atleast_3d atleast_3d.Sequence broadcast_tensors
+        broadcast_to cartesian_prod chunk column_stack column_stack.out combinations conj
+        conj_physical contiguous diag diagflat diff diff.out dsplit.array dsplit.int dstack
+        dstack.out embedding_backward expand_as fft_fftshift fft_ifftshift fill_diagonal_
+        flatten.using_ints flatten_dense_tensors fliplr flipud gather_backward hsplit.array
+        hsplit.int hstack hstack.out index_select_backward isclose isfinite isreal mH mT
+        masked_select_backward matrix_H meshgrid meshgrid.indexing movedim.int movedim.intlist
+        narrow narrow.Tensor nonzero_numpy numpy_T pad pad_sequence rand.generator_out
+        randn.generator_out randn.out ravel real repeat_interleave.self_Tensor
+        repeat_interleave.self_int reshape reshape_as resolve_conj resolve_neg split.sizes
+        take_along_dim take_along_dim.out tensor_split.indices tensor_split.sections tile to.device
+        to.dtype to.dtype_layout to.other type_as unflatten.int unflatten_dense_tensors
+        unsafe_chunk value_selecting_reduction_backward view_as vsplit.array vsplit.int vstack
+        vstack.out where where.Scalar where.ScalarOther where.ScalarSelf
+        """,
+    ),
+    Section(
+        "written out above autograd",
+        "decomposed",
+        "Losses, norms, products and cells as the operations of the table.",
+        """
+        cosine_embedding_loss cosine_similarity cross_entropy_loss dropout dropout_ einsum
+        feature_dropout feature_dropout_ gru.input gru_cell hinge_embedding_loss kl_div
+        kron kron.out l1_loss layer_norm linalg_matrix_norm linalg_matrix_norm.out
+        linalg_matrix_norm.str_ord linalg_matrix_norm.str_ord_out linalg_matrix_power
+        linalg_matrix_power.out linalg_multi_dot linalg_multi_dot.out linalg_norm
+        linalg_norm.ord_str linalg_norm.ord_str_out linalg_norm.out linalg_vecdot linalg_vecdot.out
+        linear lstm.input lstm_cell margin_ranking_loss matmul matmul.out nll_loss
+        nll_loss.out nll_loss_nd poisson_nll_loss rms_norm rnn_relu.input
+        rnn_relu_cell rnn_tanh.input rnn_tanh_cell sum_to_size tensordot
+        tensordot.out
+        """,
+    ),
+    Section(
+        "marks",
+        "exact",
+        "The beginning and the end of a stretch for the profiler; nothing is computed.",
+        """
+        profiler::_record_function_enter profiler::_record_function_enter_new
+        profiler::_record_function_exit profiler::_record_function_exit._RecordFunction
+        """,
+    ),
+    Section(
         "ranges",
         "replaced",
         "NUM-56: binary64, rounded once to the type of the result.",
@@ -277,6 +367,16 @@ SECTIONS = (
         div.out[real] div_.Tensor[real] lerp.Scalar lerp.Scalar_out lerp.Tensor lerp.Tensor_out
         lerp_.Scalar lerp_.Tensor mul.Tensor[real] mul.out[real] mul_.Tensor[real]
         rsub.Tensor[real] sub.Tensor[real] sub.out[real] sub_.Tensor[real]
+        """,
+    ),
+    Section(
+        "integers",
+        "replaced",
+        "NUM-14, NUM-27 to NUM-29: exact; the least integer divided by -1 is itself.",
+        """
+        _int_mm _int_mm.out div.Tensor_mode div.out_mode div_.Tensor_mode floor_divide
+        floor_divide.out floor_divide_.Tensor fmod.Tensor fmod.Tensor_out fmod_.Tensor histc
+        histc.out remainder.Tensor remainder.Tensor_out remainder_.Tensor
         """,
     ),
     Section(

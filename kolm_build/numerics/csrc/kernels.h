@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "integers.h"
 #include "maps.h"
 #include "random.h"
 #include "rows.h"
@@ -16,6 +17,7 @@ struct Kernels {
   MapKernels maps;
   RowKernels rows;
   RandomKernels random;
+  IntegerKernels integers;
 };
 
 // The tables this binary has and this machine can run, best first; a null entry ends the list.

@@ -9,10 +9,12 @@ extern const AttentionKernels attention_kernels;
 extern const MapKernels map_kernels;
 extern const RowKernels row_kernels;
 extern const RandomKernels random_kernels;
+extern const IntegerKernels integer_kernels;
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    KOLM_TEXT(KOLM_ISA), gemm_kernels, attention_kernels, map_kernels, row_kernels, random_kernels,
+    KOLM_TEXT(KOLM_ISA), gemm_kernels,   attention_kernels, map_kernels,
+    row_kernels,         random_kernels, integer_kernels,
 };
 
 }  // namespace kolm::KOLM_ISA

@@ -2,6 +2,8 @@
 #include "torch_binding.h"
 
 #include <atomic>
+#include <bit>
+#include <cmath>
 
 namespace kolm::binding {
 
@@ -16,6 +18,15 @@ void run_tasks(int64_t tasks, void (*task)(void*, int64_t), void* context) {
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t index; (index = next.fetch_add(1)) < tasks;) task(context, index);
   });
+}
+
+// `x` in binary32, a number that is not exact with an odd last bit: rounding it again to a format
+// that is two bits shorter gives what rounding `x` once gives.
+float rounded_to_odd(double x) {
+  const auto near = static_cast<float>(x);
+  const auto bits = std::bit_cast<uint32_t>(near);
+  if (std::isnan(x) || static_cast<double>(near) == x || (bits & 1) != 0) return near;
+  return std::bit_cast<float>(std::fabs(near) < std::fabs(x) ? bits + 1 : bits - 1);
 }
 
 }  // namespace
@@ -79,6 +90,17 @@ Tensor narrowed(const Tensor& x, ScalarType type) {
   for_ranges(dense.numel(), 32768,
              [&](int64_t begin, int64_t end) { narrow(end - begin, from + begin, to + begin); });
   return y;
+}
+
+Tensor rounded(const Tensor& x, ScalarType type) {
+  if (type != at::kBFloat16 && type != at::kHalf) return x.to(type);
+  Tensor odd = new_floats(x.sizes());
+  const double* from = x.const_data_ptr<double>();
+  float* to = floats(odd);
+  for_ranges(x.numel(), 32768, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] = rounded_to_odd(from[i]);
+  });
+  return narrowed(odd, type);
 }
 
 }  // namespace kolm::binding

@@ -46,6 +46,8 @@ void require_storage(const char* op, const Tensor& x);
 Tensor widened(const char* op, const Tensor& x);
 // The binary32 tensor `x` rounded once to `type`.
 Tensor narrowed(const Tensor& x, ScalarType type);
+// The contiguous binary64 tensor `x` rounded once to `type`: PyTorch rounds to binary32 in between.
+Tensor rounded(const Tensor& x, ScalarType type);
 
 inline float* floats(const Tensor& x) { return x.mutable_data_ptr<float>(); }
 inline const float* const_floats(const Tensor& x) { return x.const_data_ptr<float>(); }
@@ -142,6 +144,7 @@ class Registrar {
 
 void register_products(Registrar& registrar);
 void register_arithmetic(Registrar& registrar);
+void register_integers(Registrar& registrar);
 void register_maps(Registrar& registrar);
 void register_reductions(Registrar& registrar);
 void register_rows(Registrar& registrar);

@@ -4,11 +4,14 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
+#include <c10/util/Float8_e4m3fn.h>
+#include <c10/util/Float8_e5m2.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cfenv>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <memory>
@@ -19,6 +22,8 @@
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
+
+#include "torch_binding.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -96,6 +101,10 @@ void poison(const OperatorHandle& op, DispatchKeySet, Stack* stack) {
   refuse(op, *stack, "the operation is not certified");
 }
 
+void poison_foreign(const OperatorHandle& op, DispatchKeySet, Stack* stack) {
+  refuse(op, *stack, "a library put a kernel of its own over PyTorch's");
+}
+
 void poison_autocast(const OperatorHandle& op, DispatchKeySet, Stack* stack) {
   refuse(op, *stack, "autocast is on: it casts as a table inside PyTorch says");
 }
@@ -134,6 +143,36 @@ bool no_floats(const c10::FunctionSchema& schema, const Stack& stack) {
   });
 }
 
+template <class Format>
+bool holds_exactly(double value) {
+  return static_cast<double>(static_cast<float>(Format(static_cast<float>(value)))) == value;
+}
+
+bool fits(double value, at::ScalarType type) {
+  constexpr double kLimit = 9223372036854775808.0;
+  if (c10::isIntegralType(type, false)) return value >= -kLimit && value < kLimit;
+  if (type == at::kFloat8_e4m3fn) return holds_exactly<c10::Float8_e4m3fn>(value);
+  if (type == at::kFloat8_e5m2) return holds_exactly<c10::Float8_e5m2>(value);
+  return !c10::isFloat8Type(type) || value == 0;
+}
+
+// The type of the tensor that a call makes or fills; binary32 where it does not say.
+at::ScalarType type_of(const c10::FunctionSchema& schema, const Stack& stack) {
+  if (const IValue* self = argument(schema, stack, "self")) return self->toTensor().scalar_type();
+  const IValue* type = argument(schema, stack, "dtype");
+  return type == nullptr || type->isNone() ? at::kFloat : type->toScalarType();
+}
+
+// No number that would become another one in the processor's own way (NUM-87).
+bool number_fits(const c10::FunctionSchema& schema, const Stack& stack) {
+  const IValue* value = argument(schema, stack, "value");
+  if (value == nullptr) value = argument(schema, stack, "s");
+  if (value == nullptr || !(value->isDouble() || value->isInt())) return true;
+  const at::ScalarType type = type_of(schema, stack);
+  if (value->isInt() && c10::isIntegralType(type, true)) return true;  // PyTorch checks it
+  return fits(value->toScalar().toDouble(), type);
+}
+
 struct Condition {
   bool (*holds)(const c10::FunctionSchema&, const Stack&);
   const char* reason;
@@ -142,6 +181,7 @@ struct Condition {
 const std::map<std::string, Condition>& conditions() {
   static const std::map<std::string, Condition> table = {
       {"real", {no_complex, "complex numbers are not certified"}},
+      {"fits", {number_fits, "the tensor's type does not hold the number"}},
       {"integers", {no_floats, "it is certified for integers and booleans"}},
   };
   return table;
@@ -159,22 +199,41 @@ struct Checked final : c10::OperatorKernel {
   c10::SafeKernelFunction kernel;
 };
 
-// copy_: what a processor makes of a number that the integer type cannot hold is its own affair, so
-// such numbers become integers here (NUM-93).
+// copy_: what a processor makes of a number that the integer type cannot hold is its own affair,
+// and what PyTorch makes of one beyond an 8-bit format is, too; so those become what the spec says
+// here (NUM-57, NUM-58, NUM-93).
 struct Converting final : c10::OperatorKernel {
   explicit Converting(c10::SafeKernelFunction kernel) : kernel(std::move(kernel)) {}
   void operator()(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
-    const at::Tensor& to = argument(op.schema(), *stack, "self")->toTensor();
+    const at::ScalarType to = argument(op.schema(), *stack, "self")->toTensor().scalar_type();
     IValue& source = (*stack)[stack->size() - op.schema().arguments().size() + 1];
-    const at::Tensor& from = source.toTensor();
-    if (to.is_complex() || from.is_complex()) refuse(op, *stack, conditions().at("real").reason);
-    if (c10::isIntegralType(to.scalar_type(), false) && c10::isFloatingType(from.scalar_type()))
-      source = whole(from);
+    const at::ScalarType from = source.toTensor().scalar_type();
+    if (c10::isComplexType(to) || c10::isComplexType(from))
+      refuse(op, *stack, conditions().at("real").reason);
+    if (to != from) {
+      if (!is_converted(to) || !is_converted(from))
+        refuse(op, *stack, "this storage format is moved, and not converted");
+      if (is_eighth(from)) source = widened(source.toTensor());
+      if (c10::isIntegralType(to, false) && c10::isFloatingType(from)) {
+        source = whole(source.toTensor());
+      } else if (is_eighth(to)) {
+        source = narrowed(source.toTensor(), to);
+      }
+    }
     kernel.callBoxed(op, keys, stack);
   }
   c10::SafeKernelFunction kernel;
 
  private:
+  static bool is_eighth(at::ScalarType type) {
+    return type == at::kFloat8_e4m3fn || type == at::kFloat8_e5m2;
+  }
+
+  static bool is_converted(at::ScalarType type) {
+    return is_eighth(type) || c10::isIntegralType(type, true) || type == at::kFloat ||
+           type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
+  }
+
   // Rounded towards zero; -2^63 for NaN and what 64 bits do not hold.
   static at::Tensor whole(const at::Tensor& from) {
     const at::Tensor wide = from.to(at::kDouble).contiguous();
@@ -189,6 +248,30 @@ struct Converting final : c10::OperatorKernel {
     });
     return out;
   }
+
+  static at::Tensor widened(const at::Tensor& from) {
+    const at::Tensor codes = from.contiguous();
+    at::Tensor out = at::empty(from.sizes(), from.options().dtype(at::kFloat));
+    const MapKernels& maps = binding::kernels().maps;
+    const auto run = from.scalar_type() == at::kFloat8_e5m2 ? maps.widen_e5m2 : maps.widen_e4m3;
+    const auto* x = static_cast<const uint8_t*>(codes.const_data_ptr());
+    float* y = out.mutable_data_ptr<float>();
+    at::parallel_for(0, codes.numel(), 32768,
+                     [&](int64_t begin, int64_t end) { run(end - begin, x + begin, y + begin); });
+    return out;
+  }
+
+  static at::Tensor narrowed(const at::Tensor& from, at::ScalarType to) {
+    const at::Tensor wide = from.to(at::kFloat).contiguous();
+    at::Tensor out = at::empty(from.sizes(), from.options().dtype(to));
+    const MapKernels& maps = binding::kernels().maps;
+    const auto run = to == at::kFloat8_e5m2 ? maps.narrow_e5m2 : maps.narrow_e4m3;
+    const float* x = wide.const_data_ptr<float>();
+    auto* y = static_cast<uint8_t*>(out.mutable_data_ptr());
+    at::parallel_for(0, wide.numel(), 32768,
+                     [&](int64_t begin, int64_t end) { run(end - begin, x + begin, y + begin); });
+    return out;
+  }
 };
 
 // PyTorch's own kernel in place of the portable one: to show what a kernel is for.
@@ -196,6 +279,35 @@ struct Stock final : c10::OperatorKernel {
   explicit Stock(c10::SafeKernelFunction kernel) : kernel(std::move(kernel)) {}
   void operator()(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
     kernel.callBoxed(op, keys, stack);
+  }
+  c10::SafeKernelFunction kernel;
+};
+
+// Whether a value is no tensor with data, nor holds one.
+bool is_without_data(const IValue& value) {
+  if (value.isTensor()) return !value.toTensor().defined() || value.toTensor().is_meta();
+  if (value.isTensorList()) {
+    const auto tensors = value.toTensorVector();
+    return std::all_of(tensors.begin(), tensors.end(),
+                       [](const at::Tensor& one) { return one.is_meta(); });
+  }
+  return true;
+}
+
+// The kernel of an uncertified operation that may be called without a tensor: on the device meta
+// it makes tensors that have no data, so none can be wrong. Anything else is refused.
+struct OnMetaAlone final : c10::OperatorKernel {
+  explicit OnMetaAlone(c10::SafeKernelFunction kernel) : kernel(std::move(kernel)) {}
+  void operator()(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+    const auto arguments = stack->end() - op.schema().arguments().size();
+    const bool on_meta = std::any_of(arguments, stack->end(), [](const IValue& value) {
+      return value.isDevice() && value.toDevice().is_meta();
+    });
+    if (!on_meta || !std::all_of(arguments, stack->end(), is_without_data)) poison(op, keys, stack);
+    kernel.callBoxed(op, keys, stack);
+    const auto results = stack->end() - op.schema().returns().size();
+    TORCH_CHECK(std::all_of(results, stack->end(), is_without_data), "kolm refuses {",
+                name_of(op.operator_name()), "} {it made data on the device meta} {} {}");
   }
   c10::SafeKernelFunction kernel;
 };
@@ -222,22 +334,83 @@ constexpr DispatchKey kOtherBackends[] = {
     DispatchKey::MkldnnCPU,    DispatchKey::NestedTensorCPU,
 };
 
-// Namespaces that do not compute: the profiler's marks, the engine's own.
-bool computes(const std::string& space) {
-  static const std::unordered_set<std::string> silent = {"prim",       "profiler", "kolm",
-                                                         "kolm_guard", "_test",    "debugprims"};
-  return silent.count(space) == 0;
-}
+// The stages that a call on the CPU may go through before its kernel.
+constexpr DispatchKey kStages[] = {
+    DispatchKey::BackendSelect,
+    DispatchKey::ADInplaceOrView,
+    DispatchKey::AutogradCPU,
+    DispatchKey::Python,
+    DispatchKey::PythonTLSSnapshot,
+    DispatchKey::Negative,
+    DispatchKey::Conjugate,
+    DispatchKey::ZeroTensor,
+    DispatchKey::FuncTorchBatched,
+    DispatchKey::FuncTorchVmapMode,
+    DispatchKey::FuncTorchGradWrapper,
+    DispatchKey::FuncTorchDynamicLayerBackMode,
+    DispatchKey::FuncTorchDynamicLayerFrontMode,
+};
+
+// One body for all devices, or above autograd.
+constexpr DispatchKey kBodies[] = {
+    DispatchKey::CompositeImplicitAutograd,
+    DispatchKey::CompositeExplicitAutograd,
+    DispatchKey::CompositeExplicitAutogradNonFunctional,
+};
 
 std::string space_of(const c10::OperatorName& name) {
   return name.name.substr(0, name.name.find("::"));
 }
 
-// A tensor on the CPU may reach a kernel of this operation.
-bool has_cpu_kernel(const OperatorHandle& op) {
-  return op.hasKernelForDispatchKey(DispatchKey::CPU) ||
-         op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd) ||
-         op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutogradNonFunctional);
+bool is_pytorchs(const c10::OperatorName& name) { return space_of(name) == "aten"; }
+
+bool has_kernel(const OperatorHandle& op, DispatchKey key) {
+  return op.hasKernelForDispatchKey(key) ||
+         (key == DispatchKey::AutogradCPU && op.hasKernelForDispatchKey(DispatchKey::Autograd));
+}
+
+// A call on the CPU may reach code that was registered for this operation.
+bool computes(const OperatorHandle& op) {
+  const auto has = [&](DispatchKey key) { return has_kernel(op, key); };
+  return has(DispatchKey::CPU) || std::any_of(std::begin(kBodies), std::end(kBodies), has) ||
+         (!is_pytorchs(op.operator_name()) &&
+          std::any_of(std::begin(kStages), std::end(kStages), has));
+}
+
+// A call may have no tensor at all, and so no device.
+bool may_lack_tensors(const c10::FunctionSchema& schema) {
+  return std::none_of(schema.arguments().begin(), schema.arguments().end(), [](const auto& one) {
+    return one.type()->kind() == c10::TypeKind::TensorType;
+  });
+}
+
+// Where the kernel that runs at a stage was registered; empty if none runs there.
+std::string origin_of(const OperatorHandle& op, DispatchKey key) {
+  if (!op.hasComputedKernelForDispatchKey(key)) return "";
+  return op.getComputedKernelForDispatchKey(key).debug();
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// From a file of this library.
+bool is_ours(const std::string& origin) {
+  static const std::string file = __FILE__;
+  return contains(origin, file.substr(0, file.rfind('/')) + "/torch_");
+}
+
+// From a file of PyTorch's own source tree, or of this library.
+bool is_trusted(const std::string& origin) {
+  return origin.empty() || contains(origin, "/aten/src/ATen/") ||
+         contains(origin, "/torch/csrc/") || is_ours(origin);
+}
+
+// An operation of this library: it serves the guard, and no model.
+bool is_service(const OperatorHandle& op) {
+  const std::string space = space_of(op.operator_name());
+  return (space == "kolm_guard" || space == "kolm_portable") &&
+         is_ours(origin_of(op, DispatchKey::Undefined));
 }
 
 // Replacing kernels is what this file is for: PyTorch need not warn of it.
@@ -265,11 +438,12 @@ class Guard {
     std::vector<std::string> names;
     for (const auto& name : c10::Dispatcher::singleton().getAllOpNames()) {
       const auto op = c10::Dispatcher::singleton().findSchema(name);
-      if (!op || !computes(space_of(name)) || !has_cpu_kernel(*op)) continue;
-      const auto seen = kernels_.find(name_of(name));
-      const bool late = seen == kernels_.end();
-      if (late ? certified_.count(name_of(name)) == 0 : seen->second != kernel_of(*op))
-        names.push_back(name_of(name));
+      if (!op) continue;
+      const std::string full = name_of(name);
+      const auto seen = origins_.find(full);
+      const bool late = seen == origins_.end();
+      if (late ? computes(*op) && certified_.count(full) == 0 : seen->second != origins_of(*op))
+        names.push_back(full);
     }
     std::sort(names.begin(), names.end());
     return names;
@@ -278,37 +452,66 @@ class Guard {
  private:
   void cover(const c10::OperatorName& name) {
     const auto op = c10::Dispatcher::singleton().findSchema(name);
-    if (!op || !computes(space_of(name))) return;
+    if (!op) return;
     const std::string full = name_of(name);
-    if (has_cpu_kernel(*op)) cover_cpu(*op, full);
-    for (const DispatchKey key : kOtherBackends)
-      if (op->hasKernelForDispatchKey(key)) put(*op, key, refusing());
-    if (op->hasKernelForDispatchKey(DispatchKey::AutocastCPU))
-      put(*op, DispatchKey::AutocastCPU,
-          torch::CppFunction::makeFromBoxedFunction<&poison_autocast>());
-  }
-
-  void cover_cpu(const OperatorHandle& op, const std::string& full) {
-    const auto condition = conditional_.find(full);
-    const auto stock = remembered().find(full);
-    if (stock != remembered().end()) {
-      put(op, DispatchKey::CPU, functor<Stock>(stock->second));
-    } else if (condition != conditional_.end()) {
-      put(op, DispatchKey::CPU,
-          condition->second == "converts"
-              ? functor<Converting>(op.getComputedKernelForDispatchKey(DispatchKey::CPU))
-              : functor<Checked>(conditions().at(condition->second),
-                                 op.getComputedKernelForDispatchKey(DispatchKey::CPU)));
-    } else if (certified_.count(full) == 0) {
-      put(op, DispatchKey::CPU, refusing());
-      ++refused_;
+    if (is_service(*op)) {
+      origins_[full] = origins_of(*op);
+      return;
     }
-    kernels_[full] = kernel_of(op);
+    if (certified_.count(full) == 0) {
+      cover_uncertified(*op);
+    } else if (is_pytorchs(name)) {
+      cover_certified(*op, full);
+    }
+    for (const DispatchKey key : kOtherBackends)
+      if (op->hasKernelForDispatchKey(key)) put(*op, key, boxed<&poison>());
+    if (op->hasKernelForDispatchKey(DispatchKey::AutocastCPU))
+      put(*op, DispatchKey::AutocastCPU, boxed<&poison_autocast>());
+    origins_[full] = origins_of(*op);
   }
 
-  // Where the kernel that runs was registered.
-  static std::string kernel_of(const OperatorHandle& op) {
-    return op.getComputedKernelForDispatchKey(DispatchKey::CPU).debug();
+  void cover_certified(const OperatorHandle& op, const std::string& full) {
+    if (!is_trusted(origin_of(op, DispatchKey::CPU))) {
+      put(op, DispatchKey::CPU, boxed<&poison_foreign>());
+    } else if (const auto stock = remembered().find(full); stock != remembered().end()) {
+      put(op, DispatchKey::CPU, functor<Stock>(stock->second));
+    } else if (const auto condition = conditional_.find(full); condition != conditional_.end()) {
+      put(op, DispatchKey::CPU, checked(op, condition->second));
+    }
+    for (const DispatchKey key : kStages)
+      if (!is_trusted(origin_of(op, key))) put(op, key, boxed<&poison_foreign>());
+  }
+
+  // A kernel for the CPU takes the place of a body above autograd, too. What PyTorch registers for
+  // its own operations at a stage calls the next stage; what others do there is not known.
+  void cover_uncertified(const OperatorHandle& op) {
+    const bool own = is_pytorchs(op.operator_name());
+    put(op, DispatchKey::CPU, boxed<&poison>());
+    for (const DispatchKey key : kStages)
+      if (!is_trusted(origin_of(op, key)) || (!own && has_kernel(op, key)))
+        put(op, key, key == DispatchKey::BackendSelect ? on_meta(op, key) : boxed<&poison>());
+    if (may_lack_tensors(op.schema()) && !op.hasKernelForDispatchKey(DispatchKey::BackendSelect))
+      for (const DispatchKey key : kBodies)
+        if (op.hasKernelForDispatchKey(key)) put(op, key, on_meta(op, DispatchKey::Undefined));
+    refused_ += computes(op) ? 1 : 0;
+  }
+
+  // Where every kernel that may run was registered.
+  static size_t origins_of(const OperatorHandle& op) {
+    std::string text = origin_of(op, DispatchKey::Undefined) + origin_of(op, DispatchKey::CPU);
+    for (const DispatchKey key : kStages) text += '\n' + origin_of(op, key);
+    return std::hash<std::string>()(text);
+  }
+
+  static torch::CppFunction on_meta(const OperatorHandle& op, DispatchKey key) {
+    if (!op.hasComputedKernelForDispatchKey(key)) return boxed<&poison>();
+    return functor<OnMetaAlone>(op.getComputedKernelForDispatchKey(key));
+  }
+
+  static torch::CppFunction checked(const OperatorHandle& op, const std::string& condition) {
+    auto kernel = op.getComputedKernelForDispatchKey(DispatchKey::CPU);
+    if (condition == "converts") return functor<Converting>(std::move(kernel));
+    return functor<Checked>(conditions().at(condition), std::move(kernel));
   }
 
   template <class Kernel, class... Arguments>
@@ -317,8 +520,9 @@ class Guard {
         std::make_unique<Kernel>(std::forward<Arguments>(arguments)...));
   }
 
-  static torch::CppFunction refusing() {
-    return torch::CppFunction::makeFromBoxedFunction<&poison>();
+  template <c10::BoxedKernel::BoxedKernelFunction_withDispatchKeys* kernel>
+  static torch::CppFunction boxed() {
+    return torch::CppFunction::makeFromBoxedFunction<kernel>();
   }
 
   void put(const OperatorHandle& op, DispatchKey key, torch::CppFunction&& kernel) {
@@ -335,7 +539,8 @@ class Guard {
   }
 
   std::unordered_set<std::string> certified_;
-  std::unordered_map<std::string, std::string> conditional_, kernels_;
+  std::unordered_map<std::string, std::string> conditional_;
+  std::unordered_map<std::string, size_t> origins_;
   std::map<std::pair<std::string, DispatchKey>, std::unique_ptr<torch::Library>> libraries_;
   int64_t refused_ = 0;
 };
@@ -397,6 +602,11 @@ std::vector<std::string> floating_point_troubles() {
 
 // ---------------------------------------------------------------------------- watching
 
+// The profiler's marks and this project's own: nothing that a model does.
+bool is_silent(const std::string& space) {
+  return space == "profiler" || space == "kolm_portable" || space == "kolm_guard";
+}
+
 // Which operations ran, under which label, with which dtypes: for `kolm numerics check`.
 class Watch {
  public:
@@ -409,7 +619,7 @@ class Watch {
     const auto name = call.operator_name();
     if (!name) return;
     const auto op = c10::Dispatcher::singleton().findSchema(*name);
-    if (!op || !computes(space_of(*name)) || !has_cpu_kernel(*op)) return;
+    if (!op || is_silent(space_of(*name)) || !computes(*op)) return;
     std::set<std::string> types;
     for (const IValue& value : call.inputs()) add_types(value, types);
     const std::string node = autograd_node();
@@ -476,7 +686,7 @@ std::vector<std::string> operations() {
   std::vector<std::string> lines;
   for (const auto& name : c10::Dispatcher::singleton().getAllOpNames()) {
     const auto op = c10::Dispatcher::singleton().findSchema(name);
-    if (!op || !has_cpu_kernel(*op)) continue;
+    if (!op || !computes(*op)) continue;
     std::ostringstream line;
     line << op->schema();
     lines.push_back(line.str());

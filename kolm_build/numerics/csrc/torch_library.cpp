@@ -36,6 +36,7 @@ class Silence : public c10::WarningHandler {
 void register_all(Registrar& registrar) {
   register_products(registrar);
   register_arithmetic(registrar);
+  register_integers(registrar);
   register_maps(registrar);
   register_reductions(registrar);
   register_rows(registrar);

@@ -16,21 +16,37 @@ Tensor& fill(Tensor& out, int64_t n, const Body& body) {
   for_ranges(n, 32768, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) x[i] = body(i);
   });
-  return out.copy_(values.view(out.sizes()));
+  return out.copy_(rounded(values, out.scalar_type()).view(out.sizes()));
 }
 
+// How many numbers there are before `end`; nothing where there is no such range.
+std::optional<int64_t> length_of(double start, double end, double step) {
+  const double steps = (end - start) / step;
+  if (!std::isfinite(start) || !std::isfinite(end) || !(steps >= 0 && steps < 0x1p62)) return {};
+  return static_cast<int64_t>(std::ceil(steps));
+}
+
+std::optional<int64_t> length_of(int64_t start, int64_t end, int64_t step) {
+  if (step == 0 || (step > 0 ? end < start : end > start)) return {};
+  const auto distance = step > 0 ? static_cast<uint64_t>(end) - static_cast<uint64_t>(start)
+                                 : static_cast<uint64_t>(start) - static_cast<uint64_t>(end);
+  const uint64_t size = step > 0 ? static_cast<uint64_t>(step) : 0 - static_cast<uint64_t>(step);
+  return static_cast<int64_t>(distance / size + (distance % size != 0 ? 1 : 0));
+}
+
+bool is_integral(const Scalar& number) { return number.isIntegral(false); }
+
 Tensor& arange(const Scalar& start, const Scalar& end, const Scalar& step, Tensor& out) {
-  // Whole numbers are exact in any order; PyTorch's kernel also knows how many there are.
-  if (at::isIntegralType(out.scalar_type(), false) ||
-      (start.isIntegral(false) && end.isIntegral(false) && step.isIntegral(false))) {
+  // PyTorch's own kernel for integers is exact.
+  if (at::isIntegralType(out.scalar_type(), false)) {
     return at::cpu::arange_out(out, start, end, step);
   }
   const double first = start.toDouble(), last = end.toDouble(), by = step.toDouble();
-  if (!std::isfinite(first) || !std::isfinite(last) || by == 0 || (last - first) / by < 0) {
-    refuse("arange", c10::str("from ", first, " to ", last, " by ", by));
-  }
-  const auto n = static_cast<int64_t>(std::ceil((last - first) / by));
-  return fill(out, n, [=](int64_t i) { return first + static_cast<double>(i) * by; });
+  const bool whole = is_integral(start) && is_integral(end) && is_integral(step);
+  const auto n =
+      whole ? length_of(start.toLong(), end.toLong(), step.toLong()) : length_of(first, last, by);
+  if (!n) refuse("arange", c10::str("from ", first, " to ", last, " by ", by));
+  return fill(out, *n, [=](int64_t i) { return first + static_cast<double>(i) * by; });
 }
 
 Tensor& linspace(const Scalar& start, const Scalar& end, int64_t steps, Tensor& out) {

@@ -28,7 +28,8 @@ def describe(parser: Parser) -> None:
     listed = below.add_parser("list", help="print the table of certified operations")
     listed.tell_of(
         "Print every certified operation: exact (PyTorch's kernel), composed (of others in the\n"
-        "table) or replaced (a kernel of this project), and why.",
+        "table), decomposed (the same, above autograd) or replaced (a kernel of this\n"
+        "project), and why.",
         ("kolm numerics list", ""),
         ("kolm numerics list embedding", "those with this text"),
         ("kolm numerics list --json", "one JSON object a line"),
@@ -129,4 +130,4 @@ def _summary(uses: Sequence[Use]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
-_HOWS = ("exact", "composed", "replaced", "uncertified")
+_HOWS = ("exact", "composed", "decomposed", "replaced", "uncertified")
