@@ -151,6 +151,7 @@ bool holds_exactly(double value) {
 bool fits(double value, at::ScalarType type) {
   constexpr double kLimit = 9223372036854775808.0;
   if (c10::isIntegralType(type, false)) return value >= -kLimit && value < kLimit;
+  if (c10::isFloat8Type(type) && std::isnan(value)) return true;  // new memory (NUM-125)
   if (type == at::kFloat8_e4m3fn) return holds_exactly<c10::Float8_e4m3fn>(value);
   if (type == at::kFloat8_e5m2) return holds_exactly<c10::Float8_e5m2>(value);
   return !c10::isFloat8Type(type) || value == 0;
