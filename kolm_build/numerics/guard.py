@@ -2,7 +2,8 @@
 
 Simple case first: ``with activate(): train()``. Within, every operation outside the table raises
 `UncertifiedOperatorError`, and the switches that let PyTorch choose other kernels are held. At the
-start and at the end the floating point environment of every thread is checked.
+start, after every step of an optimiser and at the end the switches, the kernels and the floating
+point environment of every thread are checked.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._mode_utils import no_dispatch
 
 from kolm_build.errors import (
     FloatingPointEnvironmentError,
@@ -47,6 +50,7 @@ def activate(*, without: Sequence[str] = ()) -> Iterator[None]:
         check_floating_point()
         stack.enter_context(_installed())
         brought = stack.enter_context(registrations.noted())
+        stack.enter_context(_steps_checked(brought))
         stack.enter_context(translated())
         yield
         check_kernels(brought)
@@ -123,6 +127,36 @@ def check_kernels(brought: Sequence[str] = ()) -> None:
         )
 
 
+@contextmanager
+def _steps_checked(brought: Sequence[str]) -> Iterator[None]:
+    """Check after every step of an optimiser inside the block (NUM-126).
+
+    Args:
+        brought: What was registered in Python since the block began; it grows.
+    """
+    loaded = _loaded()
+
+    def check(*_of_the_step: object) -> None:
+        nonlocal loaded
+        check_switches()
+        with no_dispatch():  # a log of the training's operations is not to hold the guard's
+            _check_pool()
+            if brought or loaded != _loaded():
+                check_kernels(brought)
+                loaded = _loaded()
+
+    hook = register_optimizer_step_post_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _loaded() -> tuple[int, int]:
+    """How much code there is: asking the dispatcher for its kernels takes milliseconds."""
+    return len(sys.modules), len(torch.ops.loaded_libraries)
+
+
 # ------------------------------------------------------------------------------------ switches
 
 
@@ -163,12 +197,12 @@ def switches() -> Sequence[Switch]:
             torch.use_deterministic_algorithms,
             True,  # noqa: FBT003 -- the switch's value
         ),
-        # Every certified operation writes all it allocates.
+        # NaN in new memory shows a kernel that reads what nobody wrote.
         _attribute(
             "torch.utils.deterministic.fill_uninitialized_memory",
             torch.utils.deterministic,
             "fill_uninitialized_memory",
-            wanted=False,
+            wanted=True,
         ),
         Switch(
             "torch.set_float32_matmul_precision",
@@ -260,20 +294,25 @@ def check_floating_point() -> None:
     Raises:
         FloatingPointEnvironmentError: It names the thread and what is set.
     """
-    troubles = {
-        f"thread {number} of the pool": trouble
-        for number, trouble in enumerate(torch.ops.kolm_guard.floating_point_troubles())
-    }
-    troubles["the thread of the backward pass"] = _backward_trouble()
-    for thread, trouble in troubles.items():
-        if trouble:
-            raise FloatingPointEnvironmentError(
-                "the floating point environment is not IEEE's default",
-                where=thread,
-                expected="rounding to nearest, subnormal numbers kept",
-                actual=trouble,
-                advice="A library compiled with -ffast-math, or torch.set_flush_denormal, sets it.",
-            )
+    _check_pool()
+    _refuse_trouble("the thread of the backward pass", _backward_trouble())
+
+
+def _check_pool() -> None:
+    """Check the threads of the pool, the caller's first: on the CPU it computes gradients too."""
+    for number, trouble in enumerate(torch.ops.kolm_guard.floating_point_troubles()):
+        _refuse_trouble(f"thread {number} of the pool", trouble)
+
+
+def _refuse_trouble(thread: str, trouble: str) -> None:
+    if trouble:
+        raise FloatingPointEnvironmentError(
+            "the floating point environment is not IEEE's default",
+            where=thread,
+            expected="rounding to nearest, subnormal numbers kept",
+            actual=trouble,
+            advice="A library compiled with -ffast-math, or torch.set_flush_denormal, sets it.",
+        )
 
 
 class _Probe(torch.autograd.Function):

@@ -37,8 +37,8 @@ def activate(*, isa: str | None = None) -> None:
     if isa is not None:
         set_isa(isa)
     torch.use_deterministic_algorithms(True)  # noqa: FBT003 -- torch's own signature
-    # Every certified operator writes all it allocates: filling it first would only cost time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # NUM-125. The kernels' own results are not filled: they are written whole, and it takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = True
     torch.set_flush_denormal(False)
 
 

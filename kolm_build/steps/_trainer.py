@@ -8,8 +8,10 @@ from hashlib import sha256
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from trl import SFTTrainer
 
+from kolm_build.core.schedule import Schedule
 from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
 
 ROWS = "row"
@@ -39,6 +41,8 @@ class AnswerTrainer(SFTTrainer):
 
     step_rows: list[int]
     """Numbers of the rows of the optimiser step that runs, in the order in which they came."""
+
+    lr_scheduler: LRScheduler | None
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
@@ -71,6 +75,20 @@ class AnswerTrainer(SFTTrainer):
             logits[wanted].float(), kept[wanted], reduction="sum"
         )
         return total / num_items_in_batch
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """The scheduler of the learning rate (SFT-13): the library's asks libm for a cosine."""
+        if self.lr_scheduler is None:
+            schedule = Schedule(
+                kind=self.args.lr_scheduler_type.value,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                steps=num_training_steps,
+            )
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, schedule.factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _send_telemetry(self) -> None:
         """Nothing leaves the machine."""

@@ -2,7 +2,7 @@
 
 The file defines ``def run(inputs, out, params)``: role to folder, the folder to fill, and the
 derivation's other parameters. It runs without a network and sees nothing but its inputs, so its
-output is a function of them.
+output is a function of them; but for functions of the machine's C library, which the log names.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError, StepFailedError
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import files_of, input_folder, output_folder
+from kolm_build.steps._machine_math import uses
 
 UserRun = Callable[[Mapping[str, Path], Path, Mapping[str, str | int]], object]
 
@@ -36,6 +37,7 @@ def run(request: StepRequest, events: Events) -> None:
     script = _entry_file(folder, params.pop("entry", ""))
     inputs = {role: Path(path) for role, path in request.inputs.items() if role != "script"}
     out = output_folder(request)
+    _log_machine_math(folder, events)
     try:
         _user_run(script)(inputs, out, params)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # the door to the user's code
@@ -46,6 +48,22 @@ def run(request: StepRequest, events: Events) -> None:
             file=script.name,
             expected="at least one file in the folder `out`",
         )
+
+
+def _log_machine_math(folder: Path, events: Events) -> None:
+    """Say which functions the scripts name whose last bit is the machine's (STEP-29)."""
+    for name in files_of(folder):
+        if not name.endswith(".py"):
+            continue
+        try:
+            found = uses((folder / name).read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError):  # importing it says so, where it is imported
+            continue
+        for use in found:
+            events.log(
+                f"{name}:{use.line}: {use.name} is computed by the machine's C library; "
+                "its last bit may differ on another machine"
+            )
 
 
 def _entry_file(folder: Path, entry: str | int) -> Path:

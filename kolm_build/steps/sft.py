@@ -47,8 +47,6 @@ TRAINERS: Mapping[str, type[AnswerTrainer]] = {
 }
 """The trainer of each numerics class."""
 
-_SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
-
 
 def main(argv: list[str]) -> int:
     """The step's exit status."""
@@ -173,7 +171,7 @@ def sft_config(params: SftParams, numerics: Numerics, scratch: Path) -> SFTConfi
         per_device_train_batch_size=params.batch_size,
         gradient_accumulation_steps=params.gradient_accumulation,
         warmup_steps=params.warmup_steps,
-        lr_scheduler_type=_SCHEDULES[params.schedule],
+        lr_scheduler_type=params.schedule,
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
         **SFT_PINNED,

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kolm_build.errors import (
     FloatingPointEnvironmentError,
@@ -197,13 +198,11 @@ def late_operation() -> None:
     with torch.library._scoped_library("kolm_late", "DEF") as library:
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: x + x, "CPU")
-        guard.check_kernels()
 
 
 def late_kernel() -> None:
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("neg", lambda x: x, "CPU", allow_override=True)
-        guard.check_kernels()
 
 
 @pytest.mark.filterwarnings("ignore:Warning only once")
@@ -211,13 +210,127 @@ def late_kernel() -> None:
     ("bring", "name"), [(late_operation, "kolm_late::twice"), (late_kernel, "aten::neg")]
 )
 def test_what_a_library_registers_late_ends_the_build(bring, name):
-    """NUM-97: another operation, or another kernel of a certified one."""
+    """NUM-97: another operation, or another kernel of a certified one, though taken back again."""
     with (
         pytest.raises(UncertifiedOperatorError, match="brought kernels") as caught,
         guard.activate(),
     ):
         bring()
     assert caught.value.actual == name
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        lambda dtype: torch.empty(5, dtype=dtype),
+        lambda dtype: torch.empty_like(torch.ones(5, dtype=dtype)),
+        lambda dtype: torch.ones(2, dtype=dtype).new_empty(5),
+        lambda dtype: torch.empty_strided((5,), (2,), dtype=dtype),
+        lambda dtype: torch.ones(0, dtype=dtype).resize_(5),
+    ],
+)
+def test_new_memory_is_filled_with_what_shows(new):
+    """NUM-125."""
+    with guard.activate():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            assert torch.isnan(new(dtype)).all()
+        for dtype in (torch.int64, torch.int32, torch.uint8):
+            assert (new(dtype) == torch.iinfo(dtype).max).all()
+
+
+def test_a_result_that_rests_on_memory_that_nobody_wrote_ends_the_build():
+    """NUM-5, NUM-125."""
+    with guard.activate(), pytest.raises(NotFiniteError):
+        guard.check_finite({"logits": torch.empty(4, 4) @ torch.ones(4, 4)})
+
+
+def optimiser_step() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    torch.optim.AdamW([weight], fused=True).step()
+
+
+@pytest.mark.parametrize("switch", guard.switches(), ids=lambda switch: switch.name)
+def test_a_switch_that_was_moved_ends_the_build_with_the_optimisers_step(switch):
+    """NUM-96, NUM-126: the check at the end would come too late."""
+    other = {"highest": "high", True: False, False: True}[switch.wanted]
+    with guard.activate():
+        optimiser_step()
+        switch.write(other)
+        with pytest.raises(UncertifiedSettingError) as caught:
+            optimiser_step()
+        switch.write(switch.wanted)
+    assert caught.value.where == switch.name
+
+
+def test_small_numbers_flushed_to_zero_end_the_build_with_the_optimisers_step():
+    """NUM-3, NUM-126."""
+    with guard.activate():
+        try:
+            torch.set_flush_denormal(True)
+            with pytest.raises(FloatingPointEnvironmentError) as caught:
+                optimiser_step()
+        finally:
+            torch.set_flush_denormal(False)
+    assert caught.value.where == "thread 0 of the pool"
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once")
+def test_a_library_with_kernels_ends_the_build_with_the_optimisers_step(monkeypatch):
+    """NUM-97, NUM-126: a library of compiled code registers without Python's knowledge."""
+    with guard.activate():
+        library = torch._C._dispatch_library("IMPL", "aten", "CPU", __file__, 1)
+        library.impl("neg", "CPU", lambda x: x)
+        monkeypatch.setitem(sys.modules, "late_library", sys)
+        with pytest.raises(UncertifiedOperatorError, match="brought kernels") as caught:
+            optimiser_step()
+        library.reset()
+    assert caught.value.actual == "aten::neg"
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once")
+@pytest.mark.parametrize("bring", [late_operation, late_kernel])
+def test_a_kernel_from_python_ends_the_build_with_the_optimisers_step(bring):
+    """NUM-97, NUM-126: though it was taken back before the step."""
+    with pytest.raises(UncertifiedOperatorError, match="brought kernels"), guard.activate():
+        bring()
+        optimiser_step()
+        pytest.fail("the step came to an end")
+
+
+def test_the_number_of_threads_is_free():
+    """NUM-105, NUM-126: another number changes no bit, and new threads are checked."""
+    before = torch.get_num_threads()
+    try:
+        with guard.activate():
+            x = torch.linspace(-3, 3, 200_001)
+            one = torch.softmax(x, 0)
+            torch.set_num_threads(2)
+            optimiser_step()
+            assert torch.equal(torch.softmax(x, 0), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_log_of_operations_does_not_hold_the_guards_checks():
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names = []
+    with guard.activate(), Names():
+        optimiser_step()
+    assert "aten._fused_adamw_.default" in names
+    assert not [name for name in names if "kolm" in name]
+
+
+def test_afterwards_an_optimiser_is_not_checked():
+    """NUM-99."""
+    with guard.activate():
+        pass
+    torch.use_deterministic_algorithms(False)
+    optimiser_step()
 
 
 @pytest.mark.parametrize("to", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])

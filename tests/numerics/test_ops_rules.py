@@ -1,5 +1,8 @@
 """Single operators against the words of spec/numerics.md, written out with other operators."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -111,3 +114,12 @@ class TestGathering:
         table = torch.zeros(4, 3, requires_grad=True)
         torch.nn.functional.embedding(self.INDEX, table).backward(self.SOURCE)
         assert same(table.grad, self.expected)
+
+
+def test_the_scale_of_attention_does_not_depend_on_the_c_librarys_power():
+    """NUM-55: models write `head_size ** -0.5`; four neighbours of it round to one binary32."""
+    for size in range(1, 1 << 16):
+        below = above = size**-0.5
+        for _ in range(4):
+            below, above = math.nextafter(below, 0.0), math.nextafter(above, 2.0)
+        assert np.float32(below) == np.float32(above)

@@ -57,7 +57,7 @@ def test_the_settings_are_what_the_tables_say(tmp_path):
     params = SftParams.parse({"learning_rate": "1e-3", "max_steps": 7, "schedule": "constant"})
     args = sft(params, Numerics(cls="native-1", seed=5), tmp_path)
     assert (args.seed, args.data_seed, args.max_steps) == (5, 5, 7)
-    assert args.lr_scheduler_type == "constant_with_warmup"
+    assert args.lr_scheduler_type == "constant"
     assert not args.gradient_checkpointing
     assert not args.bf16
     assert args.report_to == []

@@ -13,7 +13,9 @@ import torch
 
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import Circumstances, StepRequest
+from kolm_build.core.schedule import Schedule
 from kolm_build.numerics import kernels, native
+from kolm_build.steps._params import SCHEDULES
 from tests.steps_ml.calling import write_rows
 from tests.support.models import ROOT, tiny_llama, tiny_rows
 
@@ -152,6 +154,15 @@ def test_a_trace_holds_the_state_after_every_step(inputs, tmp_path, whole):
     assert shorter.start["parameters"] == trace.start["parameters"] != other.start["parameters"]
     assert shorter.start["frozen"] == other.start["frozen"]
     assert shorter.start["rows"] == other.start["rows"]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_rates_in_a_trace_are_the_schedules_own(inputs, tmp_path, schedule):
+    """SFT-10, SFT-13."""
+    trace, _ = trained(inputs, tmp_path, batch_size=8, gradient_accumulation=1, schedule=schedule)
+    rates = [json.loads(line)["learning_rate"] for line in trace.lines]
+    wanted = Schedule(kind=schedule, warmup_steps=1, steps=6)
+    assert rates == [(5e-3 * wanted.factor(step)).hex() for step in range(6)]
 
 
 def test_one_bit_of_the_state_is_another_digest():

@@ -28,12 +28,28 @@ constexpr int64_t kBlockRows = 256;    // of the gradient: a whole chunk of NUM-
 constexpr int64_t kScores = 1 << 17;   // floats of scores in one task of the forward
 constexpr int64_t kLeastRows = 14;     // but no fewer rows
 constexpr int64_t kMostRows = 128;     // and no more
+constexpr int64_t kCausalRows = 64;    // the same under a causal mask, which later keys fall to
+constexpr int64_t kCausalParts = 4;    // and so many blocks at least, down to
+constexpr int64_t kLeastCausal = 28;   // rows
 constexpr int64_t kUnpackedRows = 16;  // so few queries read k and v as they lie
 constexpr int64_t kLanesOfSum = 64;    // NUM-20
 
+constexpr int64_t kLine = 16;    // floats of a cache line
+constexpr int64_t kAlias = 512;  // floats: rows a multiple apart share few cache lines
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// From one row of n scores to the next: products then read them where they lie.
+int64_t score_step(int64_t n) {
+  const int64_t step = ceil_div(n, kLine) * kLine;
+  return step % kAlias == 0 ? step + kLine : step;
+}
 Operand rows_of(const float* data, int64_t row) { return {data, Element::f32, row, 1}; }
 Operand transposed(const float* data, int64_t row) { return {data, Element::f32, 1, row}; }
+
+// Rows of one block of `queries` under a causal mask: the smaller, the fewer hidden keys it has.
+int64_t causal_rows(int64_t queries) {
+  return std::clamp(queries / kCausalParts, kLeastCausal, kCausalRows);
+}
 
 // A tensor [batch, heads, rows, width].
 template <class T>
@@ -115,23 +131,24 @@ void forward_rows(const Problem& problem, const Rows& rows, const Packed& k, con
   static thread_local Scratch scratch;
   const AttentionShape& shape = problem.shape;
   const int64_t n = problem.visible(rows), shared = problem.shared(rows.head);
-  float* p = scratch.floats(rows.count * n);
+  const int64_t step = score_step(n);
+  float* p = scratch.floats(rows.count * step);
   const Operand q =
       rows_of(problem.q.at(rows.batch, rows.head, rows.row), rows.step(problem.q.strides));
   float* to = out.at(rows.batch, rows.head, rows.row);
   const int64_t to_step = rows.step(out.strides);
   if (k.data)
-    gemm_strips(rows.count, n, shape.width, q, k.at(problem, rows), shape.width, p, n, serial());
+    gemm_strips(rows.count, n, shape.width, q, k.at(problem, rows), shape.width, p, step, serial());
   else
     gemm_kernels.gemm(rows.count, n, shape.width, q,
-                      transposed(problem.k.at(rows.batch, shared), problem.k.strides.row), p, n,
+                      transposed(problem.k.at(rows.batch, shared), problem.k.strides.row), p, step,
                       serial());
-  for (int64_t i = 0; i < rows.count; ++i) probabilities(problem, rows, i, n, p + i * n);
+  for (int64_t i = 0; i < rows.count; ++i) probabilities(problem, rows, i, n, p + i * step);
   if (v.data)
-    gemm_strips(rows.count, shape.value_width, n, rows_of(p, n), v.at(problem, rows), shape.keys,
+    gemm_strips(rows.count, shape.value_width, n, rows_of(p, step), v.at(problem, rows), shape.keys,
                 to, to_step, serial());
   else
-    gemm_kernels.gemm(rows.count, shape.value_width, n, rows_of(p, n),
+    gemm_kernels.gemm(rows.count, shape.value_width, n, rows_of(p, step),
                       rows_of(problem.v.at(rows.batch, shared), problem.v.strides.row), to, to_step,
                       serial());
 }
@@ -175,7 +192,8 @@ void forward_blocks(const Problem& problem, const Tensor<float>& out, const Para
   const Packed values =
       pack_heads(shape, shape.keys, shape.value_width, memory + k_size, pool,
                  [&](int64_t b, int64_t h) { return rows_of(v.at(b, h), v.strides.row); });
-  const int64_t block = std::clamp(kScores / shape.keys, kLeastRows, kMostRows);
+  const int64_t most = shape.causal ? causal_rows(shape.queries) : kMostRows;
+  const int64_t block = std::clamp(kScores / shape.keys, kLeastRows, most);
   const int64_t blocks = ceil_div(shape.queries, block), heads = shape.batch * shape.heads;
   parallel_for(pool, heads * blocks, [&](int64_t index) {
     const int64_t row = (blocks - 1 - index / heads) * block;  // the longest first
@@ -212,44 +230,86 @@ struct Gradient {
   Tensor<const float> dout;
   Tensor<float> dq;
   Packed k_columns, k_rows, v_columns;  // for q k^T, ds k and dout v^T
+
+  Operand q_of(const Rows& rows) const {
+    return rows_of(problem.q.at(rows.batch, rows.head, rows.row), problem.q.strides.row);
+  }
+  Operand dout_of(const Rows& rows) const {
+    return rows_of(dout.at(rows.batch, rows.head, rows.row), dout.strides.row);
+  }
 };
 
-// ds of a block from its probabilities and dp, which it overwrites.
-void score_gradients(const Problem& problem, const Rows& rows, int64_t n, const float* p, float* ds,
-                     const Parallel& pool) {
+// ds of rows from their probabilities and dp, which it overwrites.
+void score_gradients(const Problem& problem, const Rows& rows, int64_t n, int64_t step,
+                     const float* p, float* ds, const Parallel& pool) {
   parallel_for(pool, rows.count, [&](int64_t i) {
     const int64_t seen = problem.visible(rows.row_of(i));
-    float* row = ds + i * n;
-    row_kernels.softmax_grad(seen, row, p + i * n, row);
+    float* row = ds + i * step;
+    row_kernels.softmax_grad(seen, row, p + i * step, row);
     for (int64_t j = 0; j < seen; ++j) row[j] = row[j] * problem.shape.scale;
     std::fill(row + seen, row + n, 0.0f);
   });
 }
 
-// One block of query rows: its dq, and its chunk of the head's dk and dv.
+// Probabilities and ds of a block of query rows, one row `step` floats after the other.
+struct Scores {
+  float *p, *ds;
+  int64_t step;
+
+  Scores below(int64_t rows) const { return {p + rows * step, ds + rows * step, step}; }
+};
+
+// The scores of some rows, as far as they see keys, and their dq.
+void backward_scores(const Gradient& gradient, const Rows& rows, const Scores& scores,
+                     const Parallel& pool) {
+  const Problem& problem = gradient.problem;
+  const AttentionShape& shape = problem.shape;
+  const int64_t n = problem.visible(rows), step = scores.step;
+  gemm_strips(rows.count, n, shape.width, gradient.q_of(rows), gradient.k_columns.at(problem, rows),
+              shape.width, scores.p, step, pool);
+  parallel_for(pool, rows.count,
+               [&](int64_t i) { probabilities(problem, rows, i, n, scores.p + i * step); });
+  gemm_strips(rows.count, n, shape.value_width, gradient.dout_of(rows),
+              gradient.v_columns.at(problem, rows), shape.value_width, scores.ds, step, pool);
+  score_gradients(problem, rows, n, step, scores.p, scores.ds, pool);
+  gemm_strips(rows.count, shape.width, n, rows_of(scores.ds, step),
+              gradient.k_rows.at(problem, rows), shape.keys,
+              gradient.dq.at(rows.batch, rows.head, rows.row), gradient.dq.strides.row, pool);
+}
+
+// x[j] += SUM over i of scores[i][j] * y[i], i from `row` on, for keys j in [key, end).
+void add_keys(int64_t row, int64_t rows, int64_t key, int64_t end, const float* scores,
+              int64_t step, const float* y, int64_t width, float* x, const Parallel& pool) {
+  add_strips(end - key, width, rows - row, transposed(scores + row * step + key, step),
+             strips_from(y, row), rows, x + key * width, width, pool);
+}
+
+// One block of query rows, at most one chunk: its dq, and its part of the head's dk and dv. It goes
+// row by few rows under a causal mask, and from the first of them that sees them for the keys.
 void backward_rows(const Gradient& gradient, const Rows& rows, float* dk, float* dv,
                    const Parallel& pool) {
   static thread_local Scratch scratch;
   const Problem& problem = gradient.problem;
   const AttentionShape& shape = problem.shape;
-  const int64_t n = problem.visible(rows);
-  float* p = scratch.floats(2 * rows.count * n);
-  float* ds = p + rows.count * n;
-  const Operand q = rows_of(problem.q.at(rows.batch, rows.head, rows.row), problem.q.strides.row);
-  const Operand dout =
-      rows_of(gradient.dout.at(rows.batch, rows.head, rows.row), gradient.dout.strides.row);
-  gemm_strips(rows.count, n, shape.width, q, gradient.k_columns.at(problem, rows), shape.width, p,
-              n, pool);
-  parallel_for(pool, rows.count, [&](int64_t i) { probabilities(problem, rows, i, n, p + i * n); });
-  add_product(n, shape.value_width, rows.count, transposed(p, n), dout, dv, shape.value_width,
-              pool);
-  gemm_strips(rows.count, n, shape.value_width, dout, gradient.v_columns.at(problem, rows),
-              shape.value_width, ds, n, pool);
-  score_gradients(problem, rows, n, p, ds, pool);
-  gemm_strips(rows.count, shape.width, n, rows_of(ds, n), gradient.k_rows.at(problem, rows),
-              shape.keys, gradient.dq.at(rows.batch, rows.head, rows.row), gradient.dq.strides.row,
-              pool);
-  add_product(n, shape.width, rows.count, transposed(ds, n), q, dk, shape.width, pool);
+  const int64_t step = score_step(problem.visible(rows)), count = rows.count;
+  const int64_t q_size = gemm_kernels.packed_floats(count, shape.width);
+  const int64_t dout_size = gemm_kernels.packed_floats(count, shape.value_width);
+  float* q = scratch.floats(q_size + dout_size + 2 * count * step);
+  float* dout = q + q_size;
+  const Scores scores{dout + dout_size, dout + dout_size + count * step, step};
+  gemm_kernels.pack(count, shape.width, gradient.q_of(rows), q, pool);
+  gemm_kernels.pack(count, shape.value_width, gradient.dout_of(rows), dout, pool);
+  const int64_t part = shape.causal ? causal_rows(shape.queries) : count;
+  for (int64_t row = 0; row < count; row += part) {
+    const Rows some{rows.batch, rows.head, rows.row + row, std::min(part, count - row), false};
+    backward_scores(gradient, some, scores.below(row), pool);
+  }
+  for (int64_t row = 0, key = 0; row < count; row += part) {
+    const int64_t end = problem.visible(rows.row + std::min(row + part, count) - 1);
+    add_keys(row, count, key, end, scores.p, step, dout, shape.value_width, dv, pool);
+    add_keys(row, count, key, end, scores.ds, step, q, shape.width, dk, pool);
+    key = end;
+  }
 }
 
 // SUM over a group's parts, each `size` floats, into the first: the tree of NUM-20, whose lanes

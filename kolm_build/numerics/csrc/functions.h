@@ -14,9 +14,24 @@ KOLM_FN float rounded(double value, float x) {
   return x == x ? static_cast<float>(value) : binary32_of(0x7fc00000u);
 }
 
-// Where a function is x times a factor that is 1/2 at 0, the factor must not round to 1/2 itself:
-// x/2 may be half way between two subnormal numbers.
-KOLM_FN double off_zero(double x) { return magnitude(x) < 0x1p-40 ? with_sign_of(0x1p-40, x) : x; }
+// x with its size brought between `least` and `most`, where a NaN goes, too: sizes are ordered as
+// their bits are, and these few integer operations are cheaper than comparisons in binary64. The
+// values beyond `most` have rounded to their limit. Where a function is x times a factor that is
+// 1/2 at 0, `least` keeps the factor from rounding to 1/2 itself: x/2 may be half way between two
+// subnormal numbers.
+KOLM_FN float held(float x, float least, float most) {
+  const uint32_t low = bits_of(least), high = bits_of(most), sign = bits_of(x) & 0x80000000u;
+  uint32_t size = bits_of(x) & 0x7fffffffu;
+  size = size < high ? size : high;
+  size = size > low ? size : low;
+  return binary32_of(size | sign);
+}
+// x, and `least`, a negative number, for what is less: the bits of negative numbers are above those
+// of the others.
+KOLM_FN float not_below(float least, float x) {
+  const uint32_t bits = bits_of(x), most = bits_of(least);
+  return binary32_of(bits < most ? bits : most);
+}
 // Keeps an infinity from meeting a zero; the values beyond have rounded to their limit long before.
 KOLM_FN double bounded(double x) { return at_least(at_most(x, 0x1p130), -200.0); }
 
@@ -26,12 +41,20 @@ KOLM_FN double decided(double value, float x, uint32_t at, double step) {
   return bits_of(x) == at ? value + step : value;
 }
 
-KOLM_FN float exp_f32(float x) { return rounded(exp_f64(x), x); }
+// From 150 on e^x and e^-x are beyond the largest and the least binary32 number.
+KOLM_FN float exp_f32(float x) { return rounded(exp_f64(held(x, 0.0f, 150.0f)), x); }
+// The same where the input's neighbourhood is not known to binary64: the result itself.
+KOLM_FN float settled(float value, float x, uint32_t at, uint32_t result) {
+  return bits_of(x) == at ? binary32_of(result) : value;
+}
+
 KOLM_FN float exp2_f32(float x) {
   const double value = decided(exp2_f64(x, 0.0), x, 0x3b429d37u, 0x1p-51);
   return rounded(decided(value, x, 0xbcf3a937u, 0x1p-52), x);
 }
-KOLM_FN float expm1_f32(float x) { return x == 0.0f ? x : rounded(expm1_f64(x), x); }
+KOLM_FN float expm1_f32(float x) {
+  return x == 0.0f ? x : rounded(expm1_f64(held(x, 0.0f, 150.0f)), x);
+}
 
 KOLM_FN float log_special(double value, float x) {
   const float positive = x == kInfinity32 ? x : static_cast<float>(value);
@@ -57,25 +80,29 @@ KOLM_FN float log1p_f32(float x) {
   return x > -1.0f ? (x == 0.0f ? x : value) : special;
 }
 
-KOLM_FN float tanh_f32(float x) { return x == 0.0f ? x : rounded(tanh_f64(x), x); }
+KOLM_FN float tanh_f32(float x) {
+  const double t = expm1_f64(2.0 * held(x, 0.0f, 20.0f));
+  return x == 0.0f ? x : rounded(t / (t + 2.0), x);
+}
 
 // 1 / (1 + e^-x), and near 0, where it comes close to the middle of two binary32 numbers, its
 // series with a nudge to the side of the terms that binary64 cannot hold.
-KOLM_FN double logistic(double x) {
+KOLM_FN double logistic(float at) {
+  const double x = held(at, 0.0f, 200.0f);
   const double general = 1.0 / (1.0 + exp_f64(-x));
   const double rest = fused(x * x, x * (1.0 / 48.0), with_sign_of(0x1p-53, x));
-  return magnitude(x) < 0x1p-13 ? 0.5 + fused(x, 0.25, -rest) : general;
+  return magnitude(at) < 0x1p-13f ? 0.5 + fused(x, 0.25, -rest) : general;
 }
 KOLM_FN float sigmoid_f32(float x) {
-  return rounded(decided(logistic(x), x, 0xba928601u, 0x1p-52), x);
+  return settled(rounded(logistic(x), x), x, 0xba928601u, 0x3effdb5fu);
 }
 KOLM_FN float silu_f32(float x) {
-  const double a = bounded(x);
-  return rounded(a / (1.0 + exp_f64(-off_zero(a))), x);
+  const double e = exp_f64(-held(x, 0x1p-40f, 200.0f));
+  return rounded(not_below(-200.0f, x) / (1.0 + e), x);
 }
 KOLM_FN double softplus_f64(float x) {
   const double a = x;
-  const double value = at_least(a, 0.0) + log1p_unit(exp_f64(-magnitude(a)));
+  const double value = at_least(a, 0.0) + log1p_unit(exp_f64(-magnitude(held(x, 0.0f, 200.0f))));
   return decided(value, x, 0x39ea41d0u, 0x1p-52);
 }
 KOLM_FN float softplus_f32(float x) { return rounded(softplus_f64(x), x); }
@@ -89,7 +116,7 @@ KOLM_FN float mish_f32(float x) {
   return rounded(a * decided(n / (n + 2.0), x, 0xb3a00000u, -0x1p-51), x);
 }
 
-// erfc(t) for t >= 0.
+// erfc(t) for t in [0, 20].
 KOLM_FN double erfc_positive(double t) {
   return exp_f64(-(t * t)) * erfc_scaled(at_most(t, 10.25));
 }
@@ -103,7 +130,7 @@ KOLM_FN float erfc_f32(float x) {
   return rounded(a < 0.0 ? 2.0 - q : q, x);
 }
 
-// The normal distribution's upper tail at |x| and its density times sqrt(2 pi).
+// The normal distribution's upper tail at |x| and its density times sqrt(2 pi), |x| at most 16.
 struct Normal {
   double tail, bell;
 };
@@ -113,12 +140,13 @@ KOLM_FN Normal normal_at(double x) {
   return {0.5 * (bell * erfc_scaled(t)), bell};
 }
 KOLM_FN float gelu_f32(float x) {
-  const double a = bounded(x), near = off_zero(a);
+  // From -16 down the result is -0.
+  const double near = held(x, 0x1p-40f, 16.0f), a = not_below(-16.0f, x);
   const double tail = decided(normal_at(near).tail, magnitude(x), 0x37b0a46fu, 0x1p-52);
   return rounded(a * (near < 0.0 ? tail : 1.0 - tail), x);
 }
 
-// 2 sqrt(2 / pi) (x + 0.044715 x^3) as high + low, and e^-that.
+// 2 sqrt(2 / pi) (x + 0.044715 x^3) as high + low, and e^-that, |x| at most 14.
 KOLM_FN double gelu_tanh_exponential(double x) {
   constexpr double a_high = 0x1.9884533d43651p+0, a_low = -0x1.cbc0d30ebfd15p-54;
   constexpr double b_high = 0x1.2444f2a4d8b4bp-4, b_low = -0x1.6c843a29d1c70p-61;
@@ -132,25 +160,26 @@ KOLM_FN double gelu_tanh_exponential(double x) {
   const double u_low = fused(x, sum, -u) + x * sum_low;
   return exp_f64(-u, -u_low);
 }
-KOLM_FN double within_40(double x) { return at_least(at_most(x, 40.0), -40.0); }
 KOLM_FN float gelu_tanh_f32(float x) {
-  const double a = x;
-  const double e = decided(gelu_tanh_exponential(off_zero(within_40(a))), x, 0xb7b0a46fu, -0x1p-51);
-  return rounded(at_least(a, -40.0) / (1.0 + e), x);
+  // From -14 down the result is -0.
+  const double near = held(x, 0x1p-40f, 14.0f);
+  const double e = decided(gelu_tanh_exponential(near), x, 0xb7b0a46fu, -0x1p-51);
+  return rounded(not_below(-14.0f, x) / (1.0 + e), x);
 }
 
 // Derivatives.
 KOLM_FN float silu_derivative_f32(float x) {
-  const double a = at_most(bounded(x), 200.0);
+  const double a = held(x, 0.0f, 200.0f);
   const double e = exp_f64(-a), s = 1.0 / (1.0 + e);
-  const double general = decided(s * fused(a * e, s, 1.0), x, 0xbfa3a4e2u, 0x1p-52);
+  const double general = s * fused(a * e, s, 1.0);
   const double rest = fused(a * a, a * (1.0 / 12.0), with_sign_of(0x1p-53, a));
-  return rounded(magnitude(a) < 0x1p-13 ? 0.5 + fused(a, 0.5, -rest) : general, x);
+  const double value = magnitude(x) < 0x1p-13f ? 0.5 + fused(a, 0.5, -rest) : general;
+  return settled(rounded(value, x), x, 0xbfa3a4e2u, 0xb58bc74au);
 }
 KOLM_FN float softplus_derivative_f32(float x) { return sigmoid_f32(x); }
 KOLM_FN float log_sigmoid_derivative_f32(float x) { return sigmoid_f32(-x); }
 KOLM_FN float gelu_derivative_f32(float x) {
-  const double a = at_most(bounded(x), 200.0);
+  const double a = held(x, 0.0f, 16.0f);
   const Normal at = normal_at(a);
   const double phi = a < 0.0 ? at.tail : 1.0 - at.tail;
   double value = fused(a * 0x1.9884533d43651p-2, at.bell, phi);
@@ -162,7 +191,7 @@ KOLM_FN float gelu_derivative_f32(float x) {
 }
 KOLM_FN float gelu_tanh_derivative_f32(float x) {
   constexpr double a1 = 0x1.9884533d43651p+0, b3 = 0x1.b6676bf7450f0p-3;
-  const double a = within_40(x);
+  const double a = held(x, 0.0f, 14.0f);
   const double e = gelu_tanh_exponential(a), s = 1.0 / (1.0 + e);
   const double slope = a * fused(a * a, b3, a1);  // x times the derivative of the argument
   double value = s * fused(slope * e, s, 1.0);

@@ -16,7 +16,7 @@ namespace kolm::KOLM_ISA {
 namespace {
 
 constexpr int64_t kDepthBlock = 4 * kChunk;  // of B, packed at once
-constexpr int64_t kColumnBlock = 512;        // the same
+constexpr int64_t kColumnBlock = 1024;       // the same, at most
 // What one task holds in its core's L2 cache: a chunk of A's strips and the t of its tiles.
 constexpr int64_t kTaskRowStrips = 256 / kRows;
 constexpr int64_t kTaskColumnStrips = 1024 / kColumns;
@@ -253,13 +253,16 @@ void multiply_packing(Block whole, const Parallel& pool) {
   static thread_local Scratch scratch;
   const Operand& b = *whole.b.b;
   const int64_t depth_block = std::min(whole.depth, kDepthBlock);
-  const int64_t strips = ceil_div(std::min(whole.columns, kColumnBlock), kColumns);
+  const int64_t blocks = ceil_div(whole.columns, kColumnBlock);
+  // Even blocks, and few: every block packs the rows of A again.
+  const int64_t strips = ceil_div(ceil_div(whole.columns, blocks), kColumns);
+  const int64_t column_block = strips * kColumns;
   float* packed = scratch.floats(strips * kColumns * depth_block);
-  for (int64_t j = 0; j < whole.columns; j += kColumnBlock)
+  for (int64_t j = 0; j < whole.columns; j += column_block)
     for (int64_t from = 0; from < whole.depth; from += depth_block) {
       Block block = whole;
       block.column = j;
-      block.columns = std::min(kColumnBlock, whole.columns - j);
+      block.columns = std::min(column_block, whole.columns - j);
       block.from = from;
       block.depth = std::min(depth_block, whole.depth - from);
       block.b.packed = packed;
@@ -390,6 +393,16 @@ void gemm_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float*
   if (k == 0) return clear(m, n, c, ldc);
   multiply(whole_product(m, n, k, a, {packed, kColumns * packed_depth, nullptr}, c, ldc), pool);
 }
+
+void add_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
+                int64_t packed_depth, float* c, int64_t ldc, const Parallel& pool) {
+  if (m == 0 || n == 0 || k == 0) return;
+  Block whole = whole_product(m, n, k, a, {packed, kColumns * packed_depth, nullptr}, c, ldc);
+  whole.first = false;
+  multiply(whole, pool);
+}
+
+const float* strips_from(const float* packed, int64_t k) { return packed + k * kColumns; }
 
 extern const GemmKernels gemm_kernels;
 const GemmKernels gemm_kernels = {gemm, packed_floats, pack, gemm_packed};

@@ -18,4 +18,11 @@ void add_product(int64_t m, int64_t n, int64_t k, const Operand& a, const Operan
 void gemm_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
                  int64_t packed_depth, float* c, int64_t ldc, const Parallel& pool);
 
+// add_product with a part of what `pack` wrote, as gemm_strips has it.
+void add_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
+                int64_t packed_depth, float* c, int64_t ldc, const Parallel& pool);
+
+// The part of `packed` from depth k on.
+const float* strips_from(const float* packed, int64_t k);
+
 }  // namespace kolm::KOLM_ISA

@@ -28,20 +28,31 @@ inline void put(float* packed, int64_t k, int64_t depth, int64_t line, Vector v)
     store_partial(to, v, Width - line);
 }
 
-// Strips whose lines are neighbours in memory, side by side: each depth is read once, in order.
+constexpr int64_t kDepthsAtOnce = 16;
+
+// Depths [from, to) of strips whose lines are neighbours in memory.
 template <Element E, int Width>
-inline void pack_along_lines(const Strip& strips, float* packed) {
+inline void pack_depths(const Strip& strips, int64_t from, int64_t to, float* packed) {
   const auto* data = static_cast<const Storage<E>*>(strips.data);
-  for (int64_t k = 0; k < strips.depth; ++k, data += strips.depth_step)
-    for (int64_t first = 0; first < strips.width; first += Width)
+  for (int64_t first = 0; first < strips.width; first += Width)
+    for (int64_t k = from; k < to; ++k)
 #pragma GCC unroll 4
       for (int64_t line = 0; line < Width; line += kLanes) {
+        const auto* at = data + k * strips.depth_step + first + line;
         const int64_t left = strips.width - first - line;
-        const Vector v = left >= kLanes ? widen<E>(data + first + line)
-                         : left > 0     ? widen_partial<E>(data + first + line, left)
+        const Vector v = left >= kLanes ? widen<E>(at)
+                         : left > 0     ? widen_partial<E>(at, left)
                                         : zero();
         put<Width>(packed + first * strips.depth, k, strips.depth, line, v);
       }
+}
+
+// Strips whose lines are neighbours in memory, side by side: of a few depths at once, so that both
+// what is read and what is written stays near.
+template <Element E, int Width>
+inline void pack_along_lines(const Strip& strips, float* packed) {
+  for (int64_t k = 0; k < strips.depth; k += kDepthsAtOnce)
+    pack_depths<E, Width>(strips, k, std::min(strips.depth, k + kDepthsAtOnce), packed);
 }
 
 template <Element E, int Width>

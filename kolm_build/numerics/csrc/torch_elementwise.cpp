@@ -17,6 +17,11 @@ void scatter(char* data, int64_t stride, int64_t n, const Stored* values) {
 
 }  // namespace
 
+Tensor new_like(const Tensor& x) {
+  if (!is_storage(x.scalar_type()) || !x.is_non_overlapping_and_dense()) return {};
+  return at::detail::empty_strided_cpu(x.sizes(), x.strides(), x.options());
+}
+
 const float* read_block(ScalarType type, const char* data, int64_t stride, int64_t n,
                         float* buffer) {
   if (type == at::kFloat) {

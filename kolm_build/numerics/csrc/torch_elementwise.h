@@ -16,6 +16,10 @@ const float* read_block(ScalarType type, const char* data, int64_t stride, int64
                         float* buffer);
 void write_block(ScalarType type, char* data, int64_t stride, int64_t n, const float* values);
 
+// A result in the form of `x`, which the caller writes whole: PyTorch would fill it first
+// (NUM-125). Undefined where TensorIterator is to choose the form.
+Tensor new_like(const Tensor& x);
+
 // `body(n, inputs, output)` computes n elements from n elements of each input.
 template <size_t input_count, class Body>
 void map_elements(const char* op, at::TensorIteratorBase& iter, const Body& body) {

@@ -16,6 +16,7 @@ const char* name_of(Unary op) {
 }
 
 void unary(Unary op, Tensor& out, const Tensor& x) {
+  if (!out.defined()) out = new_like(x);
   auto iter = at::TensorIterator::unary_float_op(out, x);
   const auto kernel = kernels().maps.unary;
   map_elements<1>(name_of(op), iter,
@@ -59,6 +60,9 @@ std::tuple<Tensor&, Tensor&> log_sigmoid_forward_out(const Tensor& x, Tensor& ou
 }
 
 void gradient(const char* name, Binary op, Tensor& out, const Tensor& grad, const Tensor& x) {
+  const bool alike = grad.scalar_type() == x.scalar_type() && grad.sizes() == x.sizes() &&
+                     grad.strides() == x.strides();
+  if (!out.defined() && alike) out = new_like(x);
   auto iter = at::TensorIterator::binary_op(out, grad, x);
   const auto kernel = kernels().maps.binary;
   map_elements<2>(name, iter, [&](int64_t n, const auto& in, float* y) {

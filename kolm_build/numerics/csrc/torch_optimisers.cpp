@@ -1,7 +1,6 @@
 // Fused optimiser steps (spec/numerics.md, section Optimisers): the bits of the loops of
 // torch.optim.
-#include <cmath>
-
+#include "optimisers.h"
 #include "torch_binding.h"
 
 namespace kolm::binding {
@@ -15,26 +14,6 @@ void refuse_scaling(const char* op, const std::optional<Tensor>& grad_scale,
   if ((grad_scale && grad_scale->defined()) || (found_inf && found_inf->defined())) {
     refuse(op, "is not certified for loss scaling (grad_scale, found_inf)");
   }
-}
-
-struct Settings {
-  double lr, beta1, beta2, weight_decay, eps;
-  bool amsgrad, maximize, decoupled;
-};
-
-// NUM-80: binary64, with the power function torch.optim uses, rounded to binary32 once.
-AdamW scalars_of(const Settings& s, double step) {
-  const double bias1 = 1.0 - std::pow(s.beta1, step), bias2 = 1.0 - std::pow(s.beta2, step);
-  return {.decay = static_cast<float>(1.0 - s.lr * s.weight_decay),
-          .weight_decay = static_cast<float>(s.weight_decay),
-          .mean_weight = static_cast<float>(1.0 - s.beta1),
-          .beta2 = static_cast<float>(s.beta2),
-          .square_weight = static_cast<float>(1.0 - s.beta2),
-          .step_size = static_cast<float>(s.lr / bias1),
-          .bias2_sqrt = static_cast<float>(std::pow(bias2, 0.5)),
-          .eps = static_cast<float>(s.eps),
-          .maximize = s.maximize,
-          .decoupled = s.decoupled};
 }
 
 // One tensor of the step as contiguous binary32; `finish` brings a copy's result back.
@@ -75,13 +54,15 @@ void step_one(const char* op, const AdamW& scalars, const Tensor& param, const T
 }
 
 void step_all(const char* op, TensorList params, TensorList grads, TensorList means,
-              TensorList squares, TensorList maxima, TensorList steps, const Settings& settings,
-              const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+              TensorList squares, TensorList maxima, TensorList steps,
+              const AdamWSettings& settings, bool amsgrad, const std::optional<Tensor>& grad_scale,
+              const std::optional<Tensor>& found_inf) {
   refuse_scaling(op, grad_scale, found_inf);
   for (size_t i = 0; i < params.size(); ++i) {
-    const AdamW scalars = scalars_of(settings, steps[i].item<double>());
-    step_one(op, scalars, params[i], grads[i], means[i], squares[i],
-             settings.amsgrad ? &maxima[i] : nullptr);
+    const double step = steps[i].item<double>();
+    if (!is_count(step)) refuse(op, c10::str("counts whole steps: ", step));
+    step_one(op, adamw_scalars(settings, static_cast<int64_t>(step)), params[i], grads[i], means[i],
+             squares[i], amsgrad ? &maxima[i] : nullptr);
   }
 }
 
@@ -90,9 +71,9 @@ void adam(TensorList params, TensorList grads, TensorList means, TensorList squa
           TensorList maxima, TensorList steps, double lr, double beta1, double beta2,
           double weight_decay, double eps, bool amsgrad, bool maximize,
           const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
-  const Settings settings{lr, beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled};
+  const AdamWSettings settings{lr, beta1, beta2, weight_decay, eps, maximize, decoupled};
   step_all(decoupled ? "_fused_adamw_" : "_fused_adam_", params, grads, means, squares, maxima,
-           steps, settings, grad_scale, found_inf);
+           steps, settings, amsgrad, grad_scale, found_inf);
 }
 
 template <bool decoupled>

@@ -3,9 +3,9 @@
 // is a product with the rounded inverse, and what it scales it contracts: those are ours.
 #include <ATen/CPUGeneratorImpl.h>
 
-#include <cmath>
 #include <mutex>
 
+#include "../optimisers.h"
 #include "binding.h"
 
 namespace kolm::cuda::binding {
@@ -226,22 +226,6 @@ Tensor native_dropout_backward(const Tensor& dy, const Tensor& mask, double scal
 
 // ---- Optimisers
 
-// NUM-80: binary64, with the power function torch.optim uses, rounded to binary32 once.
-AdamW scalars_of(double lr, double beta1, double beta2, double weight_decay, double eps,
-                 bool maximize, double step) {
-  const double bias1 = 1.0 - std::pow(beta1, step), bias2 = 1.0 - std::pow(beta2, step);
-  return {static_cast<float>(1.0 - lr * weight_decay),
-          static_cast<float>(weight_decay),
-          static_cast<float>(1.0 - beta1),
-          static_cast<float>(beta2),
-          static_cast<float>(1.0 - beta2),
-          static_cast<float>(lr / bias1),
-          static_cast<float>(std::pow(bias2, 0.5)),
-          static_cast<float>(eps),
-          maximize,
-          true};
-}
-
 void check_fused(const Tensor& like, const Tensor& x) {
   TORCH_CHECK(x.scalar_type() == at::kFloat && x.strides() == like.strides() &&
                   like.is_non_overlapping_and_dense(),
@@ -255,11 +239,13 @@ void fused_adamw(TensorList params, TensorList grads, TensorList means, TensorLi
   TORCH_CHECK(!(grad_scale && grad_scale->defined()) && !(found_inf && found_inf->defined()),
               "kolm portable-1: aten::_fused_adamw_ with loss scaling");
   if (params.empty()) return;
+  const AdamWSettings settings{lr, beta1, beta2, weight_decay, eps, maximize, true};
   // One copy for all: the steps are tensors on the GPU.
   const Tensor counts = at::stack(steps).to(at::kDouble).to(at::kCPU);
   for (size_t i = 0; i < params.size(); ++i) {
-    const AdamW scalars = scalars_of(lr, beta1, beta2, weight_decay, eps, maximize,
-                                     counts.const_data_ptr<double>()[i]);
+    const double step = counts.const_data_ptr<double>()[i];
+    TORCH_CHECK(is_count(step), "kolm portable-1: aten::_fused_adamw_ counts whole steps: ", step);
+    const AdamW scalars = adamw_scalars(settings, static_cast<int64_t>(step));
     check_fused(params[i], params[i]);
     check_fused(params[i], means[i]);
     check_fused(params[i], squares[i]);

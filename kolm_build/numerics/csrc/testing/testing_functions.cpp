@@ -1,6 +1,7 @@
 // The tables behind a C interface, for tests through ctypes: functions, rows and random numbers.
 // Not part of the product; testing.cpp has products and attention.
 #include "kernels.h"
+#include "optimisers.h"
 
 #define KOLM_API extern "C" __attribute__((visibility("default")))
 
@@ -22,6 +23,14 @@ KOLM_API void kolm_ternary(int isa, int op, int64_t n, const float* a, const flo
 KOLM_API void kolm_adamw(int isa, const kolm::AdamW* scalars, int64_t n, const float* grad,
                          float* param, float* mean, float* square, float* square_max) {
   table(isa).maps.adamw(*scalars, n, grad, param, mean, square, square_max);
+}
+// base^0, base^1, ... base^(n - 1).
+KOLM_API void kolm_powers(int, int64_t n, double base, double* out) {
+  for (int64_t count = 0; count < n; ++count) out[count] = kolm::power(base, count);
+}
+KOLM_API void kolm_adamw_scalars(int, double lr, double beta1, double beta2, double weight_decay,
+                                 double eps, int64_t step, kolm::AdamW* out) {
+  *out = kolm::adamw_scalars({lr, beta1, beta2, weight_decay, eps, false, true}, step);
 }
 
 // Format 0 bf16, 1 f16, 2 e4m3, 3 e5m2, 4 e2m1.
