@@ -151,9 +151,9 @@ bool holds_exactly(double value) {
 bool fits(double value, at::ScalarType type) {
   constexpr double kLimit = 9223372036854775808.0;
   if (c10::isIntegralType(type, false)) return value >= -kLimit && value < kLimit;
+  if (!c10::isFloat8Type(type) || value == 0 || std::isnan(value)) return true;
   if (type == at::kFloat8_e4m3fn) return holds_exactly<c10::Float8_e4m3fn>(value);
-  if (type == at::kFloat8_e5m2) return holds_exactly<c10::Float8_e5m2>(value);
-  return !c10::isFloat8Type(type) || value == 0;
+  return type == at::kFloat8_e5m2 && holds_exactly<c10::Float8_e5m2>(value);
 }
 
 // The type of the tensor that a call makes or fills; binary32 where it does not say.
@@ -511,11 +511,22 @@ class Guard {
     refused_ += computes(op) ? 1 : 0;
   }
 
-  // Where every kernel that may run was registered.
+  // Which stages run a kernel, and where those of this operation were registered: this changes when
+  // a library registers one. A fallback that PyTorch has is not looked at, for it takes no second.
   static size_t origins_of(const OperatorHandle& op) {
-    std::string text = origin_of(op, DispatchKey::Undefined) + origin_of(op, DispatchKey::CPU);
-    for (const DispatchKey key : kStages) text += '\n' + origin_of(op, key);
-    return std::hash<std::string>()(text);
+    const bool has_body = std::any_of(std::begin(kBodies), std::end(kBodies), [&](DispatchKey key) {
+      return op.hasKernelForDispatchKey(key);
+    });
+    size_t text = 0;
+    const auto add = [&](DispatchKey key, bool is_own) {
+      const bool runs = op.hasComputedKernelForDispatchKey(key);
+      text = text * 31 + (runs && is_own ? std::hash<std::string>()(origin_of(op, key)) : runs);
+    };
+    add(DispatchKey::Undefined, has_body && may_lack_tensors(op.schema()));
+    add(DispatchKey::CPU, has_body || op.hasKernelForDispatchKey(DispatchKey::CPU));
+    for (const DispatchKey key : kStages)
+      add(key, has_kernel(op, key) || (has_body && key == DispatchKey::AutogradCPU));
+    return text;
   }
 
   static torch::CppFunction on_meta(const OperatorHandle& op, DispatchKey key) {
