@@ -197,10 +197,10 @@ SECTIONS = (
         "exact",
         "The result is an operand, zero, or an operand times a number.",
         """
-        clamp clamp.out clamp_ clamp_max clamp_max.out clamp_max_ clamp_min clamp_min.out clamp_min_
-        hardtanh hardtanh.out hardtanh_ leaky_relu leaky_relu.out leaky_relu_ leaky_relu_backward
-        leaky_relu_backward.grad_input relu relu_ threshold threshold.out threshold_
-        threshold_backward threshold_backward.grad_input
+        clamp clamp.out clamp_ clamp_max clamp_max.out clamp_max_ clamp_min clamp_min.out
+        clamp_min_ hardtanh[fits] hardtanh.out[fits] hardtanh_[fits] leaky_relu leaky_relu.out
+        leaky_relu_ leaky_relu_backward leaky_relu_backward.grad_input relu relu_ threshold[fits]
+        threshold.out[fits] threshold_[fits] threshold_backward threshold_backward.grad_input
         argmax argmax.out argmin argmin.out
         """,
     ),

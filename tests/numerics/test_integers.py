@@ -306,6 +306,12 @@ def test_a_range_of_an_integer_type_is_exact(dtype):
     assert torch.arange(2**62, 2**62 + 5).tolist() == list(range(2**62, 2**62 + 5))
 
 
+def test_a_range_of_integers_takes_no_number_that_is_none():
+    """NUM-56, NUM-87."""
+    with pytest.raises(UncertifiedOperatorError, match="64 bits"), guard.translated():
+        torch.arange(0, 5, 2.0**63, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     ("start", "end", "step"),
     [(0, 0, 1), (3, 3, -1), (0, 10, 3), (0, -10, -3), (-5, 5, 5), (2**53, 2**53 + 7, 2)],
@@ -396,6 +402,9 @@ def test_a_format_that_the_spec_does_not_know_is_moved_and_not_converted():
         lambda: torch.zeros(2, dtype=torch.int64).index_fill_(0, torch.tensor([1]), 2.0**63),
         lambda: torch.zeros(2, dtype=torch.int64).scatter_(0, torch.tensor([1]), 2.0**63),
         lambda: torch.scalar_tensor(2.0**63, dtype=torch.int64),
+        lambda: torch.nn.functional.pad(torch.zeros(2, dtype=torch.int64), (1, 1), value=2.0**63),
+        lambda: torch.nn.functional.hardtanh(torch.zeros(2, dtype=torch.int64), 0, 2.0**63),
+        lambda: torch.nn.functional.threshold(torch.zeros(2, dtype=torch.int64), 2.0**63, 1),
         lambda: torch.zeros(2, dtype=torch.int64).fill_(math.nan),
         lambda: torch.full((2,), 449.0, dtype=torch.float8_e4m3fn),
         lambda: torch.full((2,), 17, dtype=torch.float8_e4m3fn),

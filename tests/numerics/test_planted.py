@@ -1,6 +1,9 @@
 """Operations planted where a guard of CPU kernels alone would not look: all are refused."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -282,3 +285,77 @@ def test_afterwards_every_planted_operation_runs_again(library):
         pass
     assert torch._C._dispatch_dump_table(f"{SPACE}::back") == before
     assert planted("back")(X)[0] == pytest.approx(math.sin(1.0))
+
+
+LIBRARY = """
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+at::Tensor sine(const at::Tensor& x) {
+  at::Tensor y = at::empty_like(x);
+  for (int64_t i = 0; i < x.numel(); ++i)
+    y.mutable_data_ptr<float>()[i] = std::sin(x.const_data_ptr<float>()[i]);
+  return y;
+}
+
+TORCH_LIBRARY(planted, m) {
+  m.def("body(Tensor x) -> Tensor", &sine);
+  m.def("any(Tensor x) -> Tensor",
+        torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, &sine));
+  m.def("above(Tensor x) -> Tensor", torch::dispatch(c10::DispatchKey::Autograd, &sine));
+}
+TORCH_LIBRARY_IMPL(aten, AutogradCPU, m) { m.impl("square", &sine); }
+TORCH_LIBRARY_IMPL(aten, CPU, m) { m.impl("neg", &sine); }
+"""
+
+LOADED = """
+import sys, torch
+from kolm_build.errors import UncertifiedOperatorError
+from kolm_build.numerics import guard
+x = torch.ones(2)
+calls = {
+    "planted::body": lambda: torch.ops.planted.body(x),
+    "planted::any": lambda: torch.ops.planted.any(x),
+    "planted::above": lambda: torch.ops.planted.above(x),
+    "aten::square": x.square,
+    "aten::neg": x.neg,
+}
+try:
+    with guard.activate():
+        torch.ops.load_library(sys.argv[1])
+        assert torch.ops.planted.body(x)[0] != 1
+except UncertifiedOperatorError as error:
+    print(error.actual)
+for name, call in calls.items():
+    try:
+        with guard.activate():
+            call()
+    except UncertifiedOperatorError as error:
+        print(error.reason)
+print(float(x.square()[0]) < 0.9)
+"""
+
+
+def test_a_compiled_library_is_refused_late_and_early(tmp_path):
+    """NUM-97, NUM-120, NUM-121: from a folder that is called as PyTorch calls its own."""
+    torch_folder = Path(torch.__file__).parent
+    source = tmp_path / "torch" / "csrc" / "planted.cpp"
+    source.parent.mkdir(parents=True)
+    source.write_text(LIBRARY)
+    include = [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
+    command = ["c++", "-std=c++20", "-O0", "-shared", "-fPIC", "-DNDEBUG", str(source)]
+    command += [*(f"-I{one}" for one in include), f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+    command += ["-lc10", "-o", str(tmp_path / "planted.so")]
+    subprocess.run(command, check=True)
+    ran = [sys.executable, "-W", "ignore", "-c", LOADED, str(tmp_path / "planted.so")]
+    done = subprocess.run(ran, capture_output=True, text=True, check=True)
+    over = "a library put a kernel of its own over PyTorch's"
+    assert done.stdout.splitlines() == [
+        "aten::neg, aten::square, planted::above, planted::any, planted::body",
+        "planted::body is refused: the operation is not certified",
+        "planted::any is refused: the operation is not certified",
+        "planted::above is refused: the operation is not certified",
+        f"aten::square is refused: {over}",
+        f"aten::neg is refused: {over}",
+        "True",
+    ]

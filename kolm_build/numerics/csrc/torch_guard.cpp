@@ -151,10 +151,9 @@ bool holds_exactly(double value) {
 bool fits(double value, at::ScalarType type) {
   constexpr double kLimit = 9223372036854775808.0;
   if (c10::isIntegralType(type, false)) return value >= -kLimit && value < kLimit;
-  if (c10::isFloat8Type(type) && std::isnan(value)) return true;  // new memory (NUM-125)
+  if (!c10::isFloat8Type(type) || value == 0 || std::isnan(value)) return true;
   if (type == at::kFloat8_e4m3fn) return holds_exactly<c10::Float8_e4m3fn>(value);
-  if (type == at::kFloat8_e5m2) return holds_exactly<c10::Float8_e5m2>(value);
-  return !c10::isFloat8Type(type) || value == 0;
+  return type == at::kFloat8_e5m2 && holds_exactly<c10::Float8_e5m2>(value);
 }
 
 // The type of the tensor that a call makes or fills; binary32 where it does not say.
@@ -165,13 +164,16 @@ at::ScalarType type_of(const c10::FunctionSchema& schema, const Stack& stack) {
 }
 
 // No number that would become another one in the processor's own way (NUM-87).
-bool number_fits(const c10::FunctionSchema& schema, const Stack& stack) {
-  const IValue* value = argument(schema, stack, "value");
-  if (value == nullptr) value = argument(schema, stack, "s");
-  if (value == nullptr || !(value->isDouble() || value->isInt())) return true;
+bool numbers_fit(const c10::FunctionSchema& schema, const Stack& stack) {
   const at::ScalarType type = type_of(schema, stack);
-  if (value->isInt() && c10::isIntegralType(type, true)) return true;  // PyTorch checks it
-  return fits(value->toScalar().toDouble(), type);
+  const auto& names = schema.arguments();
+  for (size_t i = 0; i < names.size(); ++i) {
+    const IValue& value = stack[stack.size() - names.size() + i];
+    if (names[i].type()->kind() != c10::TypeKind::NumberType || !value.isScalar()) continue;
+    if (value.isInt() && c10::isIntegralType(type, true)) continue;  // PyTorch checks it
+    if (!value.isComplexDouble() && !fits(value.toScalar().toDouble(), type)) return false;
+  }
+  return true;
 }
 
 struct Condition {
@@ -182,7 +184,7 @@ struct Condition {
 const std::map<std::string, Condition>& conditions() {
   static const std::map<std::string, Condition> table = {
       {"real", {no_complex, "complex numbers are not certified"}},
-      {"fits", {number_fits, "the tensor's type does not hold the number"}},
+      {"fits", {numbers_fit, "the tensor's type does not hold the number"}},
       {"integers", {no_floats, "it is certified for integers and booleans"}},
   };
   return table;
@@ -401,10 +403,22 @@ bool is_ours(const std::string& origin) {
   return contains(origin, file.substr(0, file.rfind('/')) + "/torch_");
 }
 
+// "registered at " and the folder that PyTorch was built in. Its fallback for Python tells: PyTorch
+// lets no library put another one there.
+std::string pytorchs_place() {
+  const auto op = c10::Dispatcher::singleton().findSchema({"kolm_guard::release", ""});
+  const std::string origin = origin_of(*op, DispatchKey::Python);
+  const size_t end = origin.find("aten/src/ATen/");
+  TORCH_CHECK(end != std::string::npos, "kolm: this PyTorch does not tell where it was built");
+  return origin.substr(0, end);
+}
+
 // From a file of PyTorch's own source tree, or of this library.
 bool is_trusted(const std::string& origin) {
-  return origin.empty() || contains(origin, "/aten/src/ATen/") ||
-         contains(origin, "/torch/csrc/") || is_ours(origin);
+  static const std::string place = pytorchs_place();
+  return origin.empty() || is_ours(origin) ||
+         (contains(origin, place) &&
+          (contains(origin, "aten/src/ATen/") || contains(origin, "torch/csrc/")));
 }
 
 // An operation of this library: it serves the guard, and no model.
@@ -497,11 +511,22 @@ class Guard {
     refused_ += computes(op) ? 1 : 0;
   }
 
-  // Where every kernel that may run was registered.
+  // Which stages run a kernel, and where those of this operation were registered: this changes when
+  // a library registers one. A fallback that PyTorch has is not looked at, for it takes no second.
   static size_t origins_of(const OperatorHandle& op) {
-    std::string text = origin_of(op, DispatchKey::Undefined) + origin_of(op, DispatchKey::CPU);
-    for (const DispatchKey key : kStages) text += '\n' + origin_of(op, key);
-    return std::hash<std::string>()(text);
+    const bool has_body = std::any_of(std::begin(kBodies), std::end(kBodies), [&](DispatchKey key) {
+      return op.hasKernelForDispatchKey(key);
+    });
+    size_t text = 0;
+    const auto add = [&](DispatchKey key, bool is_own) {
+      const bool runs = op.hasComputedKernelForDispatchKey(key);
+      text = text * 31 + (runs && is_own ? std::hash<std::string>()(origin_of(op, key)) : runs);
+    };
+    add(DispatchKey::Undefined, has_body && may_lack_tensors(op.schema()));
+    add(DispatchKey::CPU, has_body || op.hasKernelForDispatchKey(DispatchKey::CPU));
+    for (const DispatchKey key : kStages)
+      add(key, has_kernel(op, key) || (has_body && key == DispatchKey::AutogradCPU));
+    return text;
   }
 
   static torch::CppFunction on_meta(const OperatorHandle& op, DispatchKey key) {

@@ -36,9 +36,19 @@ std::optional<int64_t> length_of(int64_t start, int64_t end, int64_t step) {
 
 bool is_integral(const Scalar& number) { return number.isIntegral(false); }
 
+// Whether a number may become an integer: what it becomes otherwise is the processor's affair.
+bool holds(const Scalar& number) {
+  if (!number.isFloatingPoint()) return true;
+  const double value = number.toDouble();
+  return value >= -0x1p63 && value < 0x1p63;
+}
+
 Tensor& arange(const Scalar& start, const Scalar& end, const Scalar& step, Tensor& out) {
   // PyTorch's own kernel for integers is exact.
   if (at::isIntegralType(out.scalar_type(), false)) {
+    if (!holds(start) || !holds(end) || !holds(step)) {
+      refuse("arange", "is not certified for numbers that 64 bits do not hold");
+    }
     return at::cpu::arange_out(out, start, end, step);
   }
   const double first = start.toDouble(), last = end.toDouble(), by = step.toDouble();

@@ -462,6 +462,32 @@ void attention(const Kernels& kernels) {
   }
 }
 
+// ---- integers
+
+// Of one sign where `bits` is 7.
+std::vector<int8_t> codes(Source& source, int64_t n, int bits) {
+  std::vector<int8_t> x(static_cast<size_t>(n));
+  for (int8_t& v : x) v = static_cast<int8_t>(source.word() >> (32 - bits));
+  return x;
+}
+
+void integer_products(const Kernels& kernels) {
+  struct Shape {
+    int64_t rows, columns, depth;
+  };
+  for (const Shape& s :
+       {Shape{1, 1, 0}, Shape{1, 33, 1031}, Shape{7, 5, 64}, Shape{9, 2, 700001}}) {
+    Source source(static_cast<uint64_t>(s.depth));
+    const int bits = s.depth > 100000 ? 7 : 8;  // the long sums wrap
+    const auto a = codes(source, s.rows * s.depth, bits);
+    const auto b = codes(source, s.columns * s.depth, bits);
+    std::vector<int32_t> c(static_cast<size_t>(s.rows * s.columns));
+    kernels.integers.products(s.rows, s.columns, s.depth, a.data(), s.depth, b.data(), s.depth,
+                              c.data(), s.columns);
+    print("int_mm/" + text(s.rows) + "x" + text(s.columns) + "x" + text(s.depth), c);
+  }
+}
+
 // ---- the program
 
 void flush_subnormals() {
@@ -503,6 +529,7 @@ void run(const Kernels& kernels) {
   random(kernels);
   products(kernels);
   attention(kernels);
+  integer_products(kernels);
 }
 
 }  // namespace
