@@ -11,7 +11,7 @@ extern const RowKernels row_kernels;
 extern const RandomKernels random_kernels;
 
 extern const Kernels kernels;
-const Kernels kernels = {
+constinit const Kernels kernels = {
     KOLM_TEXT(KOLM_ISA), gemm_kernels, attention_kernels, map_kernels, row_kernels, random_kernels,
 };
 
