@@ -11,13 +11,15 @@
 namespace kolm {
 
 struct Kernels {
+  // References, so that the tables are constants: code that filled them as the library is loaded
+  // would be compiled for an instruction set that the machine may not have.
   const char* isa;
-  GemmKernels gemm;
-  AttentionKernels attention;
-  MapKernels maps;
-  RowKernels rows;
-  RandomKernels random;
-  IntegerKernels integers;
+  const GemmKernels& gemm;
+  const AttentionKernels& attention;
+  const MapKernels& maps;
+  const RowKernels& rows;
+  const RandomKernels& random;
+  const IntegerKernels& integers;
 };
 
 // The tables this binary has and this machine can run, best first; a null entry ends the list.

@@ -1,4 +1,5 @@
 // How kernels use threads. No result depends on the number of threads or on who runs which task.
+// The functions are static: a copy that another instruction set compiled must not be called.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@ struct Parallel {
 
 // Runs `body(index)` for every index in [0, tasks) on `pool`.
 template <class Body>
-inline void parallel_for(const Parallel& pool, int64_t tasks, Body&& body) {
+static inline void parallel_for(const Parallel& pool, int64_t tasks, Body&& body) {
   if (tasks <= 1 || pool.threads <= 1) {
     for (int64_t index = 0; index < tasks; ++index) body(index);
     return;
@@ -26,7 +27,7 @@ inline void parallel_for(const Parallel& pool, int64_t tasks, Body&& body) {
 }
 
 // A pool of the calling thread alone.
-inline Parallel serial() {
+static inline Parallel serial() {
   return {1, [](int64_t tasks, void (*task)(void*, int64_t), void* context) {
             for (int64_t index = 0; index < tasks; ++index) task(context, index);
           }};

@@ -5,11 +5,13 @@
 #include <cstdlib>
 #include <new>
 
+#include "isa.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-namespace kolm {
+namespace kolm::KOLM_ISA {
 
 class Scratch {
  public:
@@ -18,8 +20,8 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(data_); }
 
-  // At least `count` floats, aligned to a cache line; what they hold is unspecified. A vector more may
-  // be written after them: packing a narrow strip spills over its end.
+  // At least `count` floats, aligned to a cache line; what they hold is unspecified. A vector more
+  // may be written after them: packing a narrow strip spills over its end.
   float* floats(int64_t count) {
     if (count + kSpill > capacity_) grow(count + kSpill);
     return data_;
@@ -45,4 +47,4 @@ class Scratch {
   int64_t capacity_ = 0;
 };
 
-}  // namespace kolm
+}  // namespace kolm::KOLM_ISA

@@ -12,7 +12,7 @@ extern const RandomKernels random_kernels;
 extern const IntegerKernels integer_kernels;
 
 extern const Kernels kernels;
-const Kernels kernels = {
+constinit const Kernels kernels = {
     KOLM_TEXT(KOLM_ISA), gemm_kernels,   attention_kernels, map_kernels,
     row_kernels,         random_kernels, integer_kernels,
 };
