@@ -91,7 +91,7 @@ SPECIAL = {
     ("equation", "str"): "ij,jk->ik",
     ("indexing", "str"): "ij",
     ("rounding_mode", "Optional[str]"): None,
-    ("ord", "str"): "fro",
+    ("ord", "str"): "fro",  # codespell:ignore fro
     ("mode", "str"): "constant",
     ("generator", "Optional[Generator]"): None,
     ("device", "Device"): torch.device("cpu"),
