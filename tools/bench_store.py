@@ -7,8 +7,8 @@ was imported. The store writes durably and computes BLAKE3 and SHA-256; nix comp
 MD5, and neither waits for the disk: "until on the disk" adds, for them, a sync of the file system
 right after. Each figure is the best of the rounds, in seconds, of a whole process; the tools take
 turns, so that a busy machine troubles all of them. Without --dvc the tool is installed into a
-throwaway environment below the place. "disk" is the same bytes written by dd past the page cache and
-flushed, nothing computed: what no durable import can beat.
+throwaway environment below the place. "disk" is the same bytes written by dd past the page cache
+and flushed, nothing computed: what no durable import can beat.
 """
 
 import argparse
