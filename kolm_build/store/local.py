@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from kolm_build.core.realisation import Realisation
     from kolm_build.core.tree import Tree
     from kolm_build.store.claims import StoredRealisation
+    from kolm_build.store.packer import Have, Packing, Wanted
+    from kolm_build.store.packfile import PackFile
     from kolm_build.store.roots import Root
+    from kolm_build.store.unpacker import Taken
     from kolm_build.store.usage import Usage
     from kolm_build.store.verify import Report, Substitute
 
@@ -191,6 +194,15 @@ class LocalStore:
                 self.pin([tree])
             self._reader.materialise(tree, str(dest))
 
+    def contents(self) -> tuple[frozenset[Digest], frozenset[Digest]]:
+        """Every tree, and every blob, that is here."""
+        with door(self._layout.root):
+            trees, blobs = (
+                frozenset(Digest(raw) for raw in self._index.names(kind))  # type: ignore[arg-type]  # see schema
+                for kind in (Kind.TREE, Kind.BLOB)
+            )
+        return trees, blobs
+
     def pin(self, digests: Iterable[Digest]) -> set[Digest]:
         """Keep trees until the store is closed, even from a collector; those that are here."""
         wanted = set(digests)
@@ -290,6 +302,72 @@ class LocalStore:
 
         with door(self._layout.root):
             return claims.contents_of(self._index, keys)
+
+    # Packs
+
+    def plan_pack(self, wanted: Wanted, *, have: Have | None = None) -> Packing:
+        """The pack that holds what `wanted` says; its trees stay until the store is closed.
+
+        Args:
+            wanted: What it is to hold.
+            have: What the receiver has already, to be left out.
+
+        Raises:
+            MissingObjectError: A target was never built, or something it needs is gone.
+            NotReproducibleError: Two contents are claimed for one output.
+        """
+        from kolm_build.core.kolmpack import PackKind
+        from kolm_build.store.packer import Packer
+
+        with door(self._layout.root):
+            packing = Packer(self._index, self._reader, have=have).plan(wanted)
+        if not self._read_only:
+            self.pin(one.digest for one in packing.head.objects if one.kind is PackKind.TREE)
+        return packing
+
+    def write_pack(self, packing: Packing, write: Callable[[bytes | memoryview], object]) -> None:
+        """Write a pack piece by piece, every object checked on its way out.
+
+        Raises:
+            CorruptObjectError: An object's bytes changed; what was written is no pack.
+        """
+        from kolm_build.store.packer import Packer
+
+        with door(self._layout.root):
+            Packer(self._index, self._reader).write(packing, write)
+
+    def take_pack(
+        self,
+        file: PackFile,
+        *,
+        accept_claims: bool = False,
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> Taken:
+        """Take a pack in: everything is checked, then all of it is valid at once, with a root.
+
+        Args:
+            file: The open pack.
+            accept_claims: Believe what it says was built from what.
+            on_bytes: Told how many bytes have been checked.
+
+        Raises:
+            PackError: It does not hold; the store is as it was.
+            MissingObjectError: It is thin, and its other part is not here.
+        """
+        from kolm_build.store.unpacker import Unpacker
+
+        def take(batch: Batch) -> Taken:
+            return Unpacker(
+                self._layout,
+                self._index,
+                self._reader,
+                self._writer(),
+                file=file,
+                accept_claims=accept_claims,
+                on_bytes=on_bytes,
+            ).take(batch)
+
+        return self._attempted(take)
 
     # Work
 
@@ -456,14 +534,22 @@ class LocalStore:
 
     def _written(self, keep: Callable[[Batch], T], *, pin: Callable[[T], Digest]) -> T:
         """What `keep` gives, once all that it put into a batch is durable and valid."""
+
+        def keep_all(batch: Batch) -> T:
+            made = keep(batch)
+            batch.publish(pins=[pin(made)])
+            return made
+
+        return self._attempted(keep_all)
+
+    def _attempted(self, keep: Callable[[Batch], T]) -> T:
+        """What `keep` gives, tried again where the collector took what it relied on."""
         with door(self._layout.root):
             session = self._writer()
             for attempt in range(ATTEMPTS):
                 try:
                     with Batch(self._layout, self._index, session) as batch:
-                        made = keep(batch)
-                        batch.publish(pins=[pin(made)])
-                        return made
+                        return keep(batch)
                 except VanishedError:
                     if attempt == ATTEMPTS - 1:
                         raise
