@@ -226,15 +226,21 @@ def _lock(files: Mapping[str, bytes]) -> Lock:
 
 
 def _restore_sources(lock: Lock, made: Path, store: LocalStore) -> tuple[str, ...]:
-    """Put the local sources where the recipe says; those that lie outside it are named."""
-    elsewhere = []
-    for one in local_inputs(lock):
-        parts = PurePosixPath(one.source.removeprefix(PATH)).parts
-        if ".." in parts or not parts or (made / Path(*parts)).exists():
-            elsewhere.append(f"{one.source} {one.tree}")
-            continue
-        _restore_source(one.tree, made / Path(*parts), store)
-    return tuple(elsewhere)
+    """Put the local sources where the recipe says; those that lie outside it are named.
+
+    What is above comes first: of two sources one may lie in the other.
+    """
+    elsewhere = set()
+    for path, tree in sorted({(one.source, one.tree) for one in local_inputs(lock)}):
+        parts = PurePosixPath(path.removeprefix(PATH)).parts
+        place = made / Path(*parts)
+        if ".." in parts or not parts:
+            elsewhere.add(f"{path} {tree}")
+        elif not place.exists():
+            _restore_source(tree, place, store)
+        elif store.tree_of_path(place) != tree:
+            elsewhere.add(f"{path} {tree}")
+    return tuple(sorted(elsewhere))
 
 
 def _restore_source(tree: Digest, place: Path, store: LocalStore) -> None:

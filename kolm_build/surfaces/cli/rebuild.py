@@ -84,12 +84,20 @@ def _artifact(args: Namespace, terminal: Terminal) -> int:
 def _project(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.building import prepare
     from kolm_build.surfaces.project import open_project
-    from kolm_build.surfaces.rebuilding import Stores, bring_fetched, compare_project, fresh_store
+    from kolm_build.surfaces.rebuilding import (
+        Stores,
+        bring_code,
+        bring_fetched,
+        compare_project,
+        fresh_store,
+    )
 
     project = open_project(args.what, lock=args.lock)
     with ExitStack() as stack:
         old = stack.enter_context(_old_store(args, project.root))
         new = stack.enter_context(fresh_store(args.store))
+        if old is not None:
+            bring_code(project, new, old)
         prepared = prepare(project, new)
         if args.offline and old is not None:
             bring_fetched(prepared, new, old)
