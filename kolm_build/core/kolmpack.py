@@ -66,8 +66,8 @@ class Part(StrEnum):
     """What an object is in a pack for; one that serves two counts for the first of them."""
 
     FETCHED = "fetched"
-    INPUTS = "inputs"
     CODE = "code"
+    INPUTS = "inputs"
     ENVIRONMENTS = "environments"
     PROJECT = "project"
     OUTPUTS = "outputs"

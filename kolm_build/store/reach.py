@@ -145,7 +145,6 @@ class _Walk:
                 if isinstance(value, ContentInput)
             ),
         )
-        yield Part.CODE, (node.code for node in made)
         yield Part.ENVIRONMENTS, self._environments()
         yield Part.PROJECT, (self._roots.project,)
 
