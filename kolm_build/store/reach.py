@@ -124,29 +124,12 @@ class _Walk:
 
     def inputs(self) -> Iterator[tuple[Part, Iterable[Digest]]]:
         """The trees that a rebuild begins with, part by part."""
-        nodes = sorted(self.found.derivations.items())
-        made = [node for _, node in nodes]
-        yield (
-            Part.FETCHED,
-            (
-                tree
-                for node in made
-                if node.is_fixed
-                for _, tree in node.outputs
-                if tree is not None
-            ),
-        )
-        yield (
-            Part.INPUTS,
-            (
-                value.content
-                for node in made
-                for _, value in node.inputs
-                if isinstance(value, ContentInput)
-            ),
-        )
+        made = [node for _, node in sorted(self.found.derivations.items())]
+        yield Part.FETCHED, [tree for node in made if node.is_fixed for tree in _fixed(node)]
+        yield Part.CODE, [node.code for node in made]
+        yield Part.INPUTS, [content for node in made for content in _given(node)]
         yield Part.ENVIRONMENTS, self._environments()
-        yield Part.PROJECT, (self._roots.project,)
+        yield Part.PROJECT, [self._roots.project]
 
     def _environments(self) -> Iterator[Digest]:
         named = {node.environment for node in self.found.derivations.values()}
@@ -246,6 +229,16 @@ class _Walk:
             self.found.needs.add((PackKind.BLOB, b3))
         else:
             self.found.parts.setdefault((PackKind.BLOB, b3), part)
+
+
+def _fixed(node: Derivation) -> Iterator[Digest]:
+    """The contents that a derivation's outputs must have."""
+    return (tree for _, tree in node.outputs if tree is not None)
+
+
+def _given(node: Derivation) -> Iterator[Digest]:
+    """The inputs that a derivation names by content."""
+    return (value.content for _, value in node.inputs if isinstance(value, ContentInput))
 
 
 def log_named(claim: StoredRealisation) -> Digest | None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from kolm_build.core import cbor
+from kolm_build.core.derivation import ContentInput
 from kolm_build.core.digest import Blob, Digest, Sha256
 from kolm_build.core.kolmpack import MAGIC, MAX_HEAD_BYTES, Entry, PackKind, Part, pack_id, prefix
 from kolm_build.core.tree import File, Folder, Tree
@@ -172,6 +173,43 @@ def test_everything_is_there_and_sound_after_an_import(other, pack):
         assert other.has_derivation(target.derivation)
     assert taken.claims == 2
     assert taken.claims_left == 0
+
+
+def test_all_that_a_derivation_names_is_there_after_an_import(store, wanted, other, place):
+    """PACK-7, told without the walk that writer and reader share."""
+    path = place / "y.kolmpack"
+    write_pack(store, replace(wanted, without_outputs=True), path)
+    take(other, path)
+    derivations = [other.derivation(one) for one in other.derivations()]
+    assert sorted(one.name for one in derivations) == ["first", "second"]
+    for made in derivations:
+        assert other.has_tree(made.code)
+        for _, value in made.inputs:
+            if isinstance(value, ContentInput):
+                assert other.has_tree(value.content)
+    assert other.has_tree(wanted.project)
+
+
+def test_what_was_fetched_travels_even_without_outputs(store, wanted, other, place):
+    """PACK-7, PACK-8."""
+    fetched = store.ingest(make_folder(place / "fetched", {"weights.bin": BIG + b"!"}))
+    (output,) = wanted.outputs.values()
+    fetch = replace(
+        derivation("fetch"), code=store.derivation(output.derivation).code,
+        outputs=(("out", fetched),),
+    )  # fmt: skip
+    above = replace(
+        derivation("above", {"w": replace(output, derivation=fetch.digest)}), code=fetch.code
+    )
+    for made in (fetch, above):
+        store.put_derivation(made)
+    outputs = {"above": replace(output, derivation=above.digest)}
+    packing = write_pack(
+        store, replace(wanted, outputs=outputs, without_outputs=True), place / "y.kolmpack"
+    )
+    assert packing.shares[Part.FETCHED].objects == 2
+    take(other, place / "y.kolmpack")
+    assert other.has_tree(fetched)
 
 
 def test_restored_outputs_are_what_they_were(store, other, pack, place):
