@@ -88,6 +88,11 @@ class LocalStore:
         """The store's folder."""
         return Path(self._layout.root)
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether every write is refused."""
+        return self._read_only
+
     def __enter__(self) -> Self:
         return self
 
@@ -125,6 +130,16 @@ class LocalStore:
         """
         return self._written(lambda batch: self._keep_tree(batch, tree), pin=lambda digest: digest)
 
+    def put_trees(self, trees: Sequence[Tree]) -> Sequence[Digest]:
+        """Keep trees at once, each after those below it; the errors of `put_tree`."""
+
+        def keep(batch: Batch) -> Sequence[Digest]:
+            made = [self._keep_tree(batch, tree) for tree in trees]
+            batch.publish(pins=made[-1:])
+            return made
+
+        return self._attempted(keep)
+
     def ingest(self, path: Path, *, name: str | None = None) -> Digest:
         """Copy a file or folder into the store, durably; the digest of its tree.
 
@@ -142,6 +157,34 @@ class LocalStore:
             return digest
 
         return self._written(keep, pin=lambda digest: digest)
+
+    def ingest_files(self, trees: Mapping[str, Mapping[str, Path]]) -> Mapping[str, Digest]:
+        """Keep files that lie anywhere as trees, all of them at once.
+
+        Args:
+            trees: Any name to the files of a tree: path in it to where the file lies. None of
+                them is executable in the tree.
+
+        Returns:
+            The same names to the trees' digests.
+        """
+        from kolm_build.store.ingest import Keep, keep_files
+        from kolm_build.store.statcache import StatCache
+
+        def keep(batch: Batch) -> Mapping[str, Digest]:
+            cache = StatCache(self._index, self._writer().now_ns())
+            sink = Keep(batch)
+            made = {
+                name: keep_files(
+                    {path: str(place) for path, place in files.items()}, sink=sink, cache=cache
+                )
+                for name, files in trees.items()
+            }
+            batch.also(cache.save)
+            batch.publish(pins=made.values())
+            return made
+
+        return self._attempted(keep)
 
     def tree_of_path(self, path: Path, *, name: str | None = None) -> Digest:
         """The digest that `ingest` would give; nothing is copied, unchanged files are not read."""
@@ -182,6 +225,11 @@ class LocalStore:
         with door(self._layout.root):
             return self._reader.blob(b3)
 
+    def hashed(self, b3: Digest) -> Blob:
+        """Both digests of the bytes that a blob really has; the errors of `tree`."""
+        with door(self._layout.root):
+            return self._reader.hashed(b3)
+
     def materialise(self, tree: Digest, dest: Path) -> None:
         """Make the folder `dest` from a tree: files read-only, every byte checked on the way.
 
@@ -202,6 +250,19 @@ class LocalStore:
                 for kind in (Kind.TREE, Kind.BLOB)
             )
         return trees, blobs
+
+    def unpacked(self, tree: Digest, make: Callable[[Path], None]) -> Path:
+        """A folder of this store that belongs to `tree`: made once, and again if it was touched.
+
+        Args:
+            tree: The tree; the folder stays until a collection finds that the tree is gone.
+            make: Makes the new folder; what it makes is looked at (size, times, inode of every
+                file) each time before the folder is handed out.
+        """
+        from kolm_build.store.unpacked import unpacked
+
+        with self._lock, door(self._layout.root):
+            return Path(unpacked(self._layout, self._index, self._writer(), tree, make))
 
     def pin(self, digests: Iterable[Digest]) -> set[Digest]:
         """Keep trees until the store is closed, even from a collector; those that are here."""

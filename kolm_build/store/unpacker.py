@@ -172,7 +172,8 @@ class Unpacker:
                 trees=tuple(sorted(checked.found.tops)),
                 derivations=tuple(sorted({one.derivation for one in self._file.head.targets})),
             )
-            batch.also(lambda: roots.write(self._layout, self._index, self._session, root))
+            for one in (root, *self._environment_roots()):
+                batch.also(self._rooting(one))
             batch.publish(pins=root.trees)
         return Taken(
             id=self._file.id,
@@ -183,6 +184,17 @@ class Unpacker:
             claims_left=len(checked.records.claims) - taken_claims,
             resumed_bytes=self._resumed_bytes,
         )
+
+    def _environment_roots(self) -> Iterator[Root]:
+        """A root for each environment, under the name by which builds look for it.
+
+        What is under it is compared with the environment's own record before it is used.
+        """
+        for environment, tree in self._file.head.environments:
+            yield Root(name=environment.hex, trees=(tree,))
+
+    def _rooting(self, root: Root) -> Callable[[], None]:
+        return lambda: roots.write(self._layout, self._index, self._session, root)
 
     def _new_objects(self) -> int:
         """How many of the derivations, trees and blobs the store does not have yet."""

@@ -16,6 +16,7 @@ from kolm_build.core.lock import Lock, parse_lock
 from kolm_build.core.pipeline import PACKAGE
 from kolm_build.core.source import PATH
 from kolm_build.core.tree import File, Folder
+from kolm_build.engine.stored import find
 from kolm_build.errors import KolmError, PackError, UsageError
 from kolm_build.store.local import LocalStore
 from kolm_build.store.packer import Have, Packing, Wanted
@@ -67,9 +68,16 @@ def wanted_of(
         name=project.recipe.name,
         outputs=targets,
         project=keep({**files, **_attestations(artifact)}, store),
-        environments={},
+        environments=_stored(prepared, store),
         without_outputs=without_outputs,
     )
+
+
+def _stored(prepared: Prepared, store: LocalStore) -> Mapping[Digest, Digest]:
+    """The environments of the project's nodes that `store` holds."""
+    named = {node.environment for node in prepared.instance.nodes.values()}
+    found = {one: find(store, one) for one in named if one is not None}
+    return {one: stored.tree for one, stored in found.items() if stored is not None}
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -28,6 +28,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "numerics": "show which operations give the same bits everywhere",
     },
     "keep house": {
+        "env": "show and check environments, and take them into the store",
         "store": "collect garbage, check and measure the store",
         "version": "print the version",
         "completion": "print a completion script for a shell",
