@@ -223,6 +223,31 @@ def step_command(python: str, room: Room) -> list[str]:
     return [python, "-s", "-P", "-B", f"{room.room}/code/step.py", f"{room.room}/request"]
 
 
+def compile_arguments(*, interpreter: Path, program: str, site: Path, native: Path) -> list[str]:
+    """The arguments of bwrap that compile the modules of an unpacked environment where they lie.
+
+    Compiled files do not look at their sources again, so they are used wherever the environment
+    is shown, and they hold the paths that steps see.
+
+    Args:
+        interpreter: Its folder, written to.
+        program: The interpreter's path below it.
+        site: The folder of its distributions, written to.
+        native: The system's libraries that came with it.
+    """
+    variables = {"PYTHONHASHSEED": "0", "LD_LIBRARY_PATH": f"{PYTHON}/lib:{_NATIVE_LIBRARIES}"}
+    arguments = [*_isolation(network=False), "--clearenv"]
+    for name, value in variables.items():
+        arguments += ["--setenv", name, value]
+    arguments += _native_binds(native)
+    arguments += ["--bind", str(interpreter), PYTHON, "--bind", str(site), ENVIRONMENT]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # inside
+    return [
+        *arguments, "--", f"{PYTHON}/{program}", "-I", "-m", "compileall", "-qq", "-j", "0",
+        "--invalidation-mode", "unchecked-hash", f"{PYTHON}/lib", ENVIRONMENT,
+    ]  # fmt: skip
+
+
 def _system_binds() -> list[str]:
     """The system's programs and libraries. Links are made again, folders are bound."""
     arguments = ["--ro-bind", "/usr", "/usr"]

@@ -8,21 +8,35 @@ again by that rule before it is used, so nothing in it has to be believed.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import TYPE_CHECKING
 
-from kolm_build.core.digest import DIGEST_BYTES, Blob, Digest
+from kolm_build.core.digest import Blob, Digest
 from kolm_build.core.environment import Environment
 from kolm_build.core.tree import File, Folder, Node, Tree
 from kolm_build.engine.environment import interpreter_files
 from kolm_build.engine.installed import Installed, installed
 from kolm_build.engine.native import LIBRARIES, PROGRAMS, native_files
 from kolm_build.engine.probe import Interpreter, probe_interpreter
-from kolm_build.engine.sandbox import ENVIRONMENT, Bind, Surroundings
+from kolm_build.engine.sandbox import (
+    ENVIRONMENT,
+    Bind,
+    Surroundings,
+    compile_arguments,
+    find_sandbox,
+)
 from kolm_build.engine.site import below, site_of
-from kolm_build.errors import CorruptObjectError, InvalidRecordError, MachineMismatchError
+from kolm_build.errors import (
+    CorruptObjectError,
+    InvalidRecordError,
+    MachineMismatchError,
+    NoSandboxError,
+)
 
 if TYPE_CHECKING:
     from kolm_build.store.local import LocalStore
@@ -69,7 +83,7 @@ def every(store: LocalStore) -> Iterator[Stored]:
     """Every environment in `store`, by digest."""
     for root in store.roots():
         for tree in root.trees:
-            if store.has_tree(tree) and _is_environment(store, tree, root.name):
+            if store.has_tree(tree) and _is_named(store, tree, root.name):
                 yield read(store, tree, expected=Digest.parse(f"b3:{root.name}"))
 
 
@@ -165,6 +179,7 @@ def surroundings(store: LocalStore, stored: Stored, *, native: bool) -> Surround
         check_site(store, stored)
         folder.mkdir()
         _unpack(store, stored, folder)
+        _compile(store, stored, folder)
 
     place = store.unpacked(stored.tree, make)
     return Surroundings(
@@ -196,6 +211,23 @@ def _unpack(store: LocalStore, stored: Stored, folder: Path) -> None:
     for place in (*programs, *libraries):
         for path in place.iterdir() if place.is_dir() else ():
             path.chmod(0o555)
+
+
+def _compile(store: LocalStore, stored: Stored, folder: Path) -> None:
+    """Compile its modules, which every step would else do again; where that fails, every step does.
+
+    Wheels bring modules of other versions of Python, which do not compile: the status says
+    nothing.
+    """
+    arguments = compile_arguments(
+        interpreter=folder / INTERPRETER,
+        program=_program(store, stored.environment),
+        site=folder / SITE,
+        native=folder / NATIVE,
+    )
+    with suppress(NoSandboxError, OSError):
+        bwrap = find_sandbox().bwrap
+        subprocess.run([str(bwrap), *arguments], stdin=DEVNULL, capture_output=True, check=False)
 
 
 def _files(
@@ -254,8 +286,13 @@ def _environment(store: LocalStore, entries: Mapping[str, Node]) -> Environment:
         raise _other("an environment", RECORD, error.reason) from error
 
 
-def _is_environment(store: LocalStore, tree: Digest, name: str) -> bool:
-    return len(name) == 2 * DIGEST_BYTES and store.tree(tree).get(RECORD) is not None
+def _is_named(store: LocalStore, tree: Digest, name: str) -> bool:
+    """Whether a tree is an environment and the root `name` is called after it.
+
+    The root of an import names the trees of environments too.
+    """
+    entries = dict(store.tree(tree).entries)
+    return RECORD in entries and _environment(store, entries).digest.hex == name
 
 
 def _program(store: LocalStore, environment: Environment) -> str:

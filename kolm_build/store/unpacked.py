@@ -8,7 +8,7 @@ in place changes nothing but the time until it is made anew.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from blake3 import blake3
@@ -65,24 +65,24 @@ def stamp_of(folder: str) -> bytes:
     """A digest of the name, size, mode, times and inode of all below `folder`; empty without it."""
     if not os.path.isdir(folder):
         return b""
-    hasher = blake3()
-    for line in _lines(folder, ""):
-        hasher.update(line)
-    return hasher.digest()
+    blocks = []
+    todo = [folder]
+    while todo:
+        place = todo.pop()
+        lines = []
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+                else:
+                    lines.append(_line(entry))
+        blocks.append("\n".join([place[len(folder) :] + "/", *sorted(lines)]))
+    return blake3(os.fsencode("\n".join(sorted(blocks)))).digest()
 
 
-def _lines(folder: str, prefix: str) -> Iterator[bytes]:
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        path = f"{prefix}{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from _lines(entry.path, f"{path}/")
-            continue
-        facts = entry.stat(follow_symlinks=False)
-        yield os.fsencode(
-            f"{path}\0{facts.st_size}\0{facts.st_mode}\0{facts.st_mtime_ns}\0{facts.st_ino}\n"
-        )
+def _line(entry: os.DirEntry[str]) -> str:
+    facts = entry.stat(follow_symlinks=False)
+    return f"{entry.name}\0{facts.st_size}\0{facts.st_mode}\0{facts.st_mtime_ns}\0{facts.st_ino}"
 
 
 def _key(tree: Digest) -> Digest:
