@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kolm_build.core.digest import Blob, Digest
 from kolm_build.core.environment import Environment
@@ -19,6 +19,17 @@ from kolm_build.errors import MachineMismatchError
 
 if TYPE_CHECKING:
     from kolm_build.store.local import LocalStore
+
+
+class Trees(Protocol):
+    """Where trees and small files are read: a store, or a pack that is being looked at."""
+
+    def tree(self, digest: Digest) -> Tree:
+        """A tree."""
+
+    def read_blob(self, b3: Digest) -> bytes:
+        """The bytes of a file."""
+
 
 _METADATA = ".dist-info/METADATA"
 
@@ -77,7 +88,7 @@ class Site:
         return trees
 
 
-def site_of(store: LocalStore, environment: Environment) -> Site:
+def site_of(store: Trees, environment: Environment) -> Site:
     """The folder of `environment`, whose distributions are in `store`.
 
     Raises:
@@ -108,7 +119,7 @@ def record_of(files: Mapping[str, File]) -> bytes:
     return "".join(lines).encode()
 
 
-def below(store: LocalStore, tree: Digest, prefix: str = "") -> Iterator[tuple[str, File]]:
+def below(store: Trees, tree: Digest, prefix: str = "") -> Iterator[tuple[str, File]]:
     """Path and node of every file below a tree."""
     for name, node in store.tree(tree).entries:
         if isinstance(node, Folder):

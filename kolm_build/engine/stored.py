@@ -30,7 +30,7 @@ from kolm_build.engine.sandbox import (
     compile_arguments,
     find_sandbox,
 )
-from kolm_build.engine.site import below, site_of
+from kolm_build.engine.site import Trees, below, site_of
 from kolm_build.errors import (
     CorruptObjectError,
     InvalidRecordError,
@@ -87,7 +87,7 @@ def every(store: LocalStore) -> Iterator[Stored]:
                 yield read(store, tree, expected=Digest.parse(f"b3:{root.name}"))
 
 
-def read(store: LocalStore, tree: Digest, *, expected: Digest) -> Stored:
+def read(store: Trees, tree: Digest, *, expected: Digest) -> Stored:
     """The environment that `tree` holds, its parts those that its record names.
 
     Raises:
@@ -110,7 +110,7 @@ def read(store: LocalStore, tree: Digest, *, expected: Digest) -> Stored:
     return Stored(environment=environment, tree=tree, native=parts[NATIVE])
 
 
-def check_site(store: LocalStore, stored: Stored) -> None:
+def check_site(store: Trees, stored: Stored) -> None:
     """Refuse an environment whose folder is not the one that its distributions make.
 
     Raises:
@@ -276,7 +276,7 @@ def _distributions_tree(environment: Environment) -> Tree:
     return Tree.of((one.name, Folder(tree=one.content)) for one in environment.distributions)
 
 
-def _environment(store: LocalStore, entries: Mapping[str, Node]) -> Environment:
+def _environment(store: Trees, entries: Mapping[str, Node]) -> Environment:
     node = entries.get(RECORD)
     if not isinstance(node, File) or node.size_bytes > _MAX_RECORD_BYTES:
         raise _other("an environment", RECORD, "no such file")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kolm_build.store.packer import Have, Packing, Wanted
     from kolm_build.store.packfile import PackFile
     from kolm_build.store.roots import Root
-    from kolm_build.store.unpacker import Taken
+    from kolm_build.store.unpacker import Judge, Taken
     from kolm_build.store.usage import Usage
     from kolm_build.store.verify import Report, Substitute
 
@@ -403,6 +403,7 @@ class LocalStore:
         *,
         accept_claims: bool = False,
         on_bytes: Callable[[int], None] = lambda _: None,
+        judge: Judge = lambda _: None,
     ) -> Taken:
         """Take a pack in: everything is checked, then all of it is valid at once, with a root.
 
@@ -410,6 +411,7 @@ class LocalStore:
             file: The open pack.
             accept_claims: Believe what it says was built from what.
             on_bytes: Told how many bytes have been checked.
+            judge: Looks at what is delivered before anything is taken; raises to refuse it.
 
         Raises:
             PackError: It does not hold; the store is as it was.
@@ -426,6 +428,7 @@ class LocalStore:
                 file=file,
                 accept_claims=accept_claims,
                 on_bytes=on_bytes,
+                judge=judge,
             ).take(batch)
 
         return self._attempted(take)

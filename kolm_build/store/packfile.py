@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from blake3 import blake3
 
+from kolm_build.core.closure import closure
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Blob, Digest, Sha256
 from kolm_build.core.kolmpack import (
@@ -29,7 +30,7 @@ from kolm_build.core.kolmpack import (
     parse_head,
     parse_prefix,
 )
-from kolm_build.core.tree import File, Tree
+from kolm_build.core.tree import File, Folder, Tree
 from kolm_build.errors import (
     InvalidRecordError,
     KolmError,
@@ -40,12 +41,20 @@ from kolm_build.errors import (
     UsageError,
 )
 from kolm_build.store.claims import StoredRealisation
+from kolm_build.store.ingest import MAX_DEPTH
 from kolm_build.store.join import Join
 from kolm_build.store.packer import CONTEXTS
 from kolm_build.store.reach import Reached, Roots, reach
 from kolm_build.store.restore import record_digest
 
 PIECE_BYTES = 1 << 20
+MAX_ENTRIES = 10_000_000
+"""Of one tree with all below it."""
+MAX_JOINED_TIMES = 64
+"""So many times as large as the pack all its files in parts may be together."""
+MAX_UNPACKED_TIMES = 1000
+"""So many times as large as the pack one of its trees may be, unpacked."""
+SLACK_BYTES = 1 << 30
 
 T = TypeVar("T")
 
@@ -235,6 +244,7 @@ def check_whole(head: Head, records: Records) -> Reached:
         raise PackIncompleteError("a tree is there and left out", actual=str(min(both)))
     _check_classes(head, found)
     _check_sizes(head, records, found)
+    check_growth(head, records)
     return found
 
 
@@ -345,6 +355,66 @@ def _check_classes(head: Head, found: Reached) -> None:
             where="head.numerics",
             expected=", ".join(classes),
             actual=", ".join(head.classes),
+        )
+
+
+def check_growth(head: Head, records: Records) -> None:
+    """Refuse what would grow without bounds when it is put together or unpacked.
+
+    A tree may be below another many times, and a blob in a file: few bytes can describe more
+    files than any disk holds.
+
+    Raises:
+        PackError: It would.
+    """
+    carried = head.size_bytes + sum(entry.size_bytes for entry in head.needs)
+    joined = sum(join.size_bytes for join in records.joins.values())
+    if joined > MAX_JOINED_TIMES * carried + SLACK_BYTES:
+        raise PackError(
+            "files in parts that are far larger than all parts",
+            expected=f"at most {MAX_JOINED_TIMES * carried + SLACK_BYTES} bytes",
+            actual=f"{joined} bytes",
+        )
+    limit = MAX_UNPACKED_TIMES * carried + SLACK_BYTES
+    grown: dict[Digest, _Grown] = {}
+    for digest in closure(sorted(records.trees), lambda one: _folders(records, one)):
+        tree = records.trees.get(digest)
+        if tree is not None:
+            grown[digest] = _grown(tree, grown)
+            _check_grown(digest, grown[digest], limit)
+
+
+class _Grown(NamedTuple):
+    """What a tree is when it is unpacked, as far as the pack tells."""
+
+    entries: int
+    size_bytes: int
+    depth: int
+
+
+def _folders(records: Records, digest: Digest) -> list[Digest]:
+    tree = records.trees.get(digest)
+    return [node.tree for _, node in tree.entries if isinstance(node, Folder)] if tree else []
+
+
+def _grown(tree: Tree, known: Mapping[Digest, _Grown]) -> _Grown:
+    nothing = _Grown(0, 0, 0)
+    below = [known.get(one.tree, nothing) for _, one in tree.entries if isinstance(one, Folder)]
+    files = sum(one.size_bytes for _, one in tree.entries if isinstance(one, File))
+    return _Grown(
+        entries=len(tree.entries) + sum(one.entries for one in below),
+        size_bytes=files + sum(one.size_bytes for one in below),
+        depth=1 + max((one.depth for one in below), default=0),
+    )
+
+
+def _check_grown(digest: Digest, grown: _Grown, limit_bytes: int) -> None:
+    if grown.entries > MAX_ENTRIES or grown.depth > MAX_DEPTH or grown.size_bytes > limit_bytes:
+        raise PackError(
+            "a tree that would be too large to unpack",
+            where=f"tree {digest}",
+            expected=f"{MAX_ENTRIES} entries, {MAX_DEPTH} levels and {limit_bytes} bytes at most",
+            actual=f"{grown.entries} entries, {grown.depth} levels, {grown.size_bytes} bytes",
         )
 
 

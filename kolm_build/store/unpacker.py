@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from kolm_build.core.digest import Blob, Digest
 from kolm_build.core.kolmpack import Entry, PackKind, Part
-from kolm_build.core.tree import File
+from kolm_build.core.tree import File, Tree
 from kolm_build.errors import (
     InvalidRecordError,
     MissingObjectError,
     NoSpaceError,
     PackDamagedError,
+    PackIncompleteError,
     StoreError,
 )
 from kolm_build.store import claims, roots
@@ -47,6 +48,9 @@ from kolm_build.store.write import Batch, write_file
 
 OnBytes = Callable[[int], None]
 """Told how many bytes of objects have been checked so far."""
+
+Judge = Callable[["Delivered"], None]
+"""Looks at what a pack delivers before anything of it is taken; raises to refuse it."""
 
 _MARGIN_BYTES = 16 << 20
 
@@ -89,13 +93,58 @@ class Taken:
     resumed_bytes: int
 
 
-def check_pack(file: PackFile, on_bytes: OnBytes = lambda _: None) -> Checked:
+class Delivered:
+    """The trees and small files of a pack, and of the store that it is taken into.
+
+    Args:
+        file: The pack.
+        records: Its records.
+        reader: Reads the store's objects; None where the pack must hold everything.
+    """
+
+    def __init__(self, file: PackFile, records: Records, reader: Reader | None) -> None:
+        self._file = file
+        self._records = records
+        self._reader = reader
+        self._places = _places(file)
+
+    @property
+    def environments(self) -> tuple[tuple[Digest, Digest], ...]:
+        """Environment to its tree."""
+        return self._file.head.environments
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether some of it is elsewhere."""
+        return bool(self._file.head.needs)
+
+    def tree(self, digest: Digest) -> Tree:
+        """A tree; the errors of a store where the pack leaves it to one."""
+        if digest in self._records.trees or self._reader is None:
+            return self._records.tree(digest)
+        return self._reader.tree(digest)
+
+    def read_blob(self, b3: Digest) -> bytes:
+        """All bytes of a blob, checked."""
+        entry = self._places.get(b3)
+        if entry is not None:
+            return self._file.record(entry)
+        if self._reader is None:
+            raise PackIncompleteError("the pack lacks a file", expected=str(b3))
+        return self._reader.blob(b3)
+
+
+def check_pack(
+    file: PackFile, on_bytes: OnBytes = lambda _: None, *, judge: Judge = lambda _: None
+) -> Checked:
     """Check every byte of a pack without a store; what it needs of others is not looked for.
 
     Raises:
         PackError: It does not hold.
     """
     checked = _check_records(file)
+    if not file.head.needs:
+        judge(Delivered(file, checked.records, None))
     done = 0
     for entry in file.head.objects:
         if entry.kind >= PackKind.LOG:
@@ -128,6 +177,7 @@ class Unpacker:
         file: The pack.
         accept_claims: Believe what the pack says was built from what.
         on_bytes: Told of the progress.
+        judge: Looks at what is delivered before it is taken.
     """
 
     def __init__(
@@ -140,6 +190,7 @@ class Unpacker:
         file: PackFile,
         accept_claims: bool,
         on_bytes: OnBytes,
+        judge: Judge,
     ) -> None:
         self._layout = layout
         self._index = index
@@ -148,6 +199,7 @@ class Unpacker:
         self._file = file
         self._accept_claims = accept_claims
         self._on_bytes = on_bytes
+        self._judge = judge
         self._resumed_bytes = 0
 
     def take(self, batch: Batch) -> Taken:
@@ -161,6 +213,7 @@ class Unpacker:
         _check_space(self._layout.root, self._file)
         checked = _check_records(self._file)
         self._check_needs(batch, checked)
+        self._judge(Delivered(self._file, checked.records, self._reader))
         new_objects = self._new_objects()
         with _waiting(self._layout, self._index, self._file.id) as folder:
             self._records(batch)

@@ -16,11 +16,20 @@ from kolm_build.core.lock import Lock, parse_lock
 from kolm_build.core.pipeline import PACKAGE
 from kolm_build.core.source import PATH
 from kolm_build.core.tree import File, Folder
-from kolm_build.engine.stored import find
-from kolm_build.errors import KolmError, PackError, UsageError
+from kolm_build.engine.stored import check_site, find
+from kolm_build.engine.stored import read as read_stored
+from kolm_build.errors import (
+    CorruptObjectError,
+    KolmError,
+    MachineMismatchError,
+    PackError,
+    PackIncompleteError,
+    UsageError,
+)
 from kolm_build.store.local import LocalStore
 from kolm_build.store.packer import Have, Packing, Wanted
 from kolm_build.store.packfile import PackFile
+from kolm_build.store.unpacker import Delivered
 from kolm_build.surfaces.building import Prepared, planned
 from kolm_build.surfaces.files import sync_folder
 from kolm_build.surfaces.places import LOCK, RECIPE
@@ -150,6 +159,24 @@ def _new_file(dest: Path) -> Iterator[Callable[[bytes | memoryview], object]]:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(dest.parent)
+
+
+def check_environments(delivered: Delivered) -> None:
+    """Refuse a pack whose environments are not what they are called.
+
+    Raises:
+        PackIncompleteError: One is not.
+    """
+    for environment, tree in delivered.environments:
+        try:
+            check_site(delivered, read_stored(delivered, tree, expected=environment))
+        except (CorruptObjectError, MachineMismatchError) as error:
+            raise PackIncompleteError(
+                "an environment of the pack is not what it is called",
+                where=f"environment {environment}",
+                expected=error.expected,
+                actual=error.actual or error.reason,
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

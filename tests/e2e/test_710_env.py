@@ -8,7 +8,6 @@ from kolm_build.engine.probe import probe_interpreter
 from tests.e2e.conftest import Project
 from tests.e2e.test_700_pack import at, offline, taken
 
-
 DATASET = """
 [[step]]
 name = "rows"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.environment import Distribution, Environment
 from kolm_build.core.tree import Folder, Tree
@@ -18,9 +19,18 @@ from kolm_build.engine.probe import probe_interpreter
 from kolm_build.engine.sandbox import find_sandbox
 from kolm_build.engine.site import below, record_of, site_of
 from kolm_build.engine.stored import add, check_site, every, find, native_names, surroundings
-from kolm_build.errors import CorruptObjectError, MachineMismatchError, NoSandboxError
+from kolm_build.errors import (
+    CorruptObjectError,
+    MachineMismatchError,
+    NoSandboxError,
+    PackIncompleteError,
+)
 from kolm_build.store.local import LocalStore
+from kolm_build.store.packer import Wanted
+from kolm_build.store.packfile import PackFile
+from kolm_build.store.unpacker import check_pack
 from kolm_build.surfaces.environments import FoundEnvironments
+from kolm_build.surfaces.packing import check_environments
 from tests.engine.steps import SHAPES, code, derivation
 from tests.engine.test_environment import install
 
@@ -210,8 +220,8 @@ def test_its_modules_are_compiled_once(store, stored):
     assert str(place).encode() not in data
 
 
-def test_a_folder_that_the_distributions_do_not_make_is_refused(store, stored):
-    """ENV-8."""
+def forged(store, stored):
+    """`stored` with one module in its folder that no distribution has."""
     entries = dict(store.tree(stored.tree).entries)
     evil = store.put_blob(b"evil")
     site = dict(store.tree(entries["site-packages"].tree).entries)
@@ -219,11 +229,47 @@ def test_a_folder_that_the_distributions_do_not_make_is_refused(store, stored):
     node = replace(alpha["__init__.py"], b3=evil.b3, sha256=evil.sha256, size_bytes=4)
     site["alpha"] = Folder(tree=store.put_tree(Tree.of((alpha | {"__init__.py": node}).items())))
     entries["site-packages"] = Folder(tree=store.put_tree(Tree.of(site.items())))
-    forged = replace(stored, tree=store.put_tree(Tree.of(entries.items())))
+    return replace(stored, tree=store.put_tree(Tree.of(entries.items())))
+
+
+def test_a_folder_that_the_distributions_do_not_make_is_refused(store, stored):
+    """ENV-8."""
+    bad = forged(store, stored)
     with pytest.raises(CorruptObjectError, match="folder of all distributions"):
-        surroundings(store, forged, native=False)
+        surroundings(store, bad, native=False)
     with pytest.raises(CorruptObjectError):
-        check_site(store, forged)
+        check_site(store, bad)
+
+
+@pytest.mark.parametrize("is_forged", [False, True])
+def test_a_pack_brings_an_environment_that_is_what_it_is_called_or_none(
+    store, locked, stored, tmp_path, is_forged
+):
+    """PACK-22."""
+    made = replace(derivation(code(store, tmp_path, BODY)), environment=locked.digest)
+    wanted = Wanted(
+        name="x",
+        outputs={"x": OutputInput(derivation=store.put_derivation(made), output="out")},
+        project=code(store, tmp_path, "project = 1"),
+        environments={locked.digest: (forged(store, stored) if is_forged else stored).tree},
+        without_outputs=True,
+    )
+    with (tmp_path / "x.kolmpack").open("wb") as out:
+        store.write_pack(store.plan_pack(wanted), out.write)
+    with (
+        LocalStore.open(tmp_path / "other") as other,
+        PackFile.open(tmp_path / "x.kolmpack") as file,
+    ):
+        if not is_forged:
+            check_pack(file, judge=check_environments)
+            other.take_pack(file, judge=check_environments)
+            assert find(other, locked.digest) == stored
+            return
+        with pytest.raises(PackIncompleteError, match="not what it is called"):
+            other.take_pack(file, judge=check_environments)
+        with pytest.raises(PackIncompleteError, match="not what it is called"):
+            check_pack(file, judge=check_environments)
+        assert find(other, locked.digest) is None
 
 
 @pytest.mark.parametrize("part", ["environment.cbor", "interpreter", "distributions", "native"])
@@ -239,8 +285,7 @@ def test_an_environment_with_another_part_is_refused(store, locked, stored, part
         del entries[part]
     else:
         entries[part] = Folder(tree=store.put_tree(Tree.of([])))
-    forged = store.put_tree(Tree.of(entries.items()))
-    store.add_root(locked.digest.hex, trees=[forged])
+    store.add_root(locked.digest.hex, trees=[store.put_tree(Tree.of(entries.items()))])
     with pytest.raises(CorruptObjectError, match="not the locked one"):
         find(store, locked.digest)
 

@@ -521,6 +521,64 @@ def test_a_link_that_leads_out_is_refused(other, pack, place, target):
     refused(other, bad)
 
 
+def _with_project(pack, place, added):
+    """The pack whose project is the last of the trees `added`, all of them in it."""
+    head = head_of(pack)
+    objects = {
+        one: data
+        for one, data in objects_of(pack).items()
+        if (one.kind, one.digest) != (PackKind.TREE, head.project)
+    }
+    for tree in added:
+        data = tree.encode()
+        objects[entry(PackKind.TREE, tree.digest, data)] = data
+    return forge(pack, place / "bad", objects, project=added[-1].digest)
+
+
+@pytest.mark.parametrize("levels", [40, 250])
+def test_a_tree_that_grows_without_bounds_is_refused(other, pack, place, levels):
+    """PACK-21: few bytes can describe more files than any disk holds."""
+    project = next(
+        Tree.decode(data)
+        for one, data in objects_of(pack).items()
+        if one.digest == head_of(pack).project
+    )
+    trees = [project]
+    for _ in range(levels):
+        names = ("a", "b") if levels == 40 else ("a",)
+        trees.append(Tree.of([(name, Folder(tree=trees[-1].digest)) for name in names]))
+    bad = _with_project(pack, place, trees[1:])
+    objects = objects_of(bad)
+    data = project.encode()
+    objects[entry(PackKind.TREE, project.digest, data)] = data
+    error = refused(other, forge(bad, place / "bad", objects))
+    assert "too large to unpack" in str(error)
+
+
+def test_a_file_of_parts_that_grows_without_bounds_is_refused(other, pack, place):
+    """PACK-21."""
+    big = Blob.of(BIG)
+    join = Join(b3=Digest.of_blob(b"never"), parts=((big.b3, len(BIG)),) * 700)
+    node = File(b3=join.b3, sha256=Sha256.of_blob(b""), size_bytes=join.size_bytes)
+    bad = _with_project(pack, place, [Tree.of([("bomb", node)])])
+    objects = {one: data for one, data in objects_of(bad).items() if data != b"name = 'x'\n"} | {
+        entry(PackKind.JOIN, join.b3, join.encode()): join.encode()
+    }
+    error = refused(other, forge(bad, place / "bad", objects))
+    assert "far larger than all parts" in str(error)
+
+
+def test_whoever_takes_a_pack_in_may_refuse_what_it_delivers(other, pack):
+    def judge(delivered):
+        assert delivered.tree(head_of(pack).project).entries
+        raise PackIncompleteError("not wanted here")
+
+    before = snapshot(other)
+    with PackFile.open(pack) as file, pytest.raises(PackIncompleteError, match="not wanted"):
+        other.take_pack(file, judge=judge)
+    assert snapshot(other) == before
+
+
 def test_a_claim_about_something_else_is_refused(store, other, pack, place):
     """PACK-9."""
     content = store.ingest(make_folder(place / "evil", {"evil": b"evil"}))

@@ -52,11 +52,12 @@ def _check(file: PackFile, args: Namespace, terminal: Terminal) -> int:
     from kolm_build.errors import KolmError
     from kolm_build.store.unpacker import check_pack
     from kolm_build.surfaces.cli.export import parts_value, tell_parts
+    from kolm_build.surfaces.packing import check_environments
     from kolm_build.surfaces.percent import shown_percent
 
     try:
         with shown_percent(terminal, file.head.size_bytes, "checked") as on_bytes:
-            checked = check_pack(file, on_bytes)
+            checked = check_pack(file, on_bytes, judge=check_environments)
     except KolmError as error:
         raise error.in_file(str(args.file)) from None
     if args.json:
@@ -79,7 +80,7 @@ def _check(file: PackFile, args: Namespace, terminal: Terminal) -> int:
 def _take(file: PackFile, args: Namespace, terminal: Terminal) -> int:
     from kolm_build.errors import KolmError
     from kolm_build.surfaces.opening import open_store
-    from kolm_build.surfaces.packing import check_free, restore
+    from kolm_build.surfaces.packing import check_environments, check_free, restore
     from kolm_build.surfaces.percent import shown_percent
 
     folder = args.project
@@ -89,7 +90,12 @@ def _take(file: PackFile, args: Namespace, terminal: Terminal) -> int:
     with open_store(args) as store:
         try:
             with shown_percent(terminal, file.head.size_bytes, "checked") as on_bytes:
-                taken = store.take_pack(file, accept_claims=args.accept_claims, on_bytes=on_bytes)
+                taken = store.take_pack(
+                    file,
+                    accept_claims=args.accept_claims,
+                    on_bytes=on_bytes,
+                    judge=check_environments,
+                )
         except KolmError as error:
             raise error.in_file(str(args.file)) from None
         restored = None if folder is None else restore(file.head, folder, store)
