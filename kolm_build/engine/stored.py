@@ -315,5 +315,8 @@ def _file(blob: Blob) -> File:
 
 def _other(what: str, expected: str, actual: str) -> CorruptObjectError:
     return CorruptObjectError(
-        f"{what} in the store is not the locked one", expected=expected, actual=actual
+        f"{what} in the store is not the locked one",
+        expected=expected,
+        actual=actual,
+        advice="`kolm store roots --remove HEX`, its 64 digits, then `kolm env add` or import again.",
     )

@@ -111,6 +111,10 @@ def test_a_pack_carries_it_and_the_other_machine_builds_with_it(project, elsewhe
     unpacked = [path.name for path in (elsewhere.store / "env").iterdir()]
     assert len(unpacked) == 1  # for the stored one alone: the locked one is installed here
     assert elsewhere.ok(*at(elsewhere, "store", "fsck")).out.endswith("clean\n")
+    thin = project.ok("export", "--thin", "--have", "x.kolmpack", "-o", "thin", "--json")
+    assert value(thin)["parts"]["environments"]["objects"] == 0
+    elsewhere.ok(*at(elsewhere, "import", str(project.root / "thin")))
+    assert elsewhere.kolm("import", str(project.root / "thin")).status == 0  # where it was made
 
 
 def test_the_stored_environment_must_be_there_if_it_is_asked_for(project):

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -397,6 +398,28 @@ def test_a_pack_that_was_tampered_with_is_refused_and_the_store_is_as_it_was(
         refused(other, place / "bad")
         with pytest.raises(PackError), PackFile.open(place / "bad") as file:
             check_pack(file)
+
+
+def test_a_head_that_was_changed_and_named_anew_is_refused_or_sound(store, pack, place):
+    """PACK-19: an attacker can compute digests too."""
+    whole, numbers = pack.read_bytes(), random.Random(7)
+    head, objects = head_of(pack).encode(), b"".join(objects_of(pack).values())
+    assert whole.endswith(objects)
+    ended = Counter()
+    for turn in range(300):
+        changed = bytearray(head)
+        for _ in range(numbers.choice((1, 1, 2, 8))):
+            changed[numbers.randrange(len(head))] = numbers.randrange(256)
+        (place / "bad").write_bytes(prefix(bytes(changed)) + bytes(changed) + objects)
+        with LocalStore.open(place / f"other{turn % 3}") as other:
+            try:
+                take(other, place / "bad")
+            except (PackError, MissingObjectError):
+                ended["refused"] += 1
+            else:
+                ended["taken"] += 1
+                assert other.fsck(deep=True).is_clean
+    assert ended["refused"] > 250
 
 
 def test_bytes_are_checked_even_where_the_store_has_the_object(other, pack, place):
