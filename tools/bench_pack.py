@@ -4,7 +4,7 @@
 
 One large file and many small ones, held in a store, are packed and taken into an empty store; the
 peer is `tar -c` and `tar -x` of the same files with `sha256sum` of the archive, which check less: a
-pack's objects are each hashed twice on the way in (BLAKE3, SHA-256) and made durable. Each figure is
+pack's objects are hashed twice on the way in (BLAKE3, SHA-256) and made durable. Each figure is
 processor time of whole processes, the median of the rounds; the tools take turns.
 """
 
