@@ -166,7 +166,13 @@ def add(
     return Stored(environment=environment, tree=tree, native=contents[NATIVE])
 
 
-def surroundings(store: LocalStore, stored: Stored, *, native: bool) -> Surroundings:
+def surroundings(
+    store: LocalStore,
+    stored: Stored,
+    *,
+    native: bool,
+    on_unpack: Callable[[], None] = lambda: None,
+) -> Surroundings:
     """What a step in a stored environment sees, unpacked in the store's own folder.
 
     Args:
@@ -174,6 +180,7 @@ def surroundings(store: LocalStore, stored: Stored, *, native: bool) -> Surround
         stored: The environment.
         native: Whether the step sees the system's libraries that came with it, and none of this
             machine's.
+        on_unpack: Called before it is unpacked, which takes a while and is done once.
 
     Raises:
         CorruptObjectError: It is not what it is called.
@@ -182,6 +189,7 @@ def surroundings(store: LocalStore, stored: Stored, *, native: bool) -> Surround
     store.pin([stored.tree])
 
     def make(folder: Path) -> None:
+        on_unpack()
         check_site(store, stored)
         folder.mkdir()
         _unpack(store, stored, folder)
