@@ -1,0 +1,227 @@
+"""Bytes from a place, patiently: asked for again, from where they stopped, within limits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from blake3 import blake3
+
+from kolm_build.core.digest import Digest
+from kolm_build.store.remote.place import (
+    PIECE_BYTES,
+    FaultError,
+    Limits,
+    Place,
+    Stream,
+    refuse_size,
+)
+from kolm_build.store.write import create, start_flush, write_all
+
+_PROGRESS_BYTES = 1 << 20
+"""Who gave so much before failing is asked as if for the first time."""
+
+T = TypeVar("T")
+
+
+class Sink(Protocol):
+    """Where an object's bytes go."""
+
+    @property
+    def count(self) -> int:
+        """How many it has taken."""
+
+    def take(self, piece: memoryview) -> None:
+        """Take the next bytes."""
+
+    def restart(self) -> None:
+        """Forget what was taken."""
+
+
+class MemorySink:
+    """Takes a small object into memory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    @property
+    def count(self) -> int:
+        """See `Sink`."""
+        return len(self.data)
+
+    def take(self, piece: memoryview) -> None:
+        """See `Sink`."""
+        self.data += piece
+
+    def restart(self) -> None:
+        """See `Sink`."""
+        self.data.clear()
+
+
+class FileSink:
+    """Takes an object into a file of the objects' mode, and hashes it.
+
+    Args:
+        path: The file; what an earlier process left there is hashed, and gone on with.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._hasher = blake3()
+        self.count = 0
+        self._file = create(path) if not os.path.exists(path) else _reopened(path)
+        self._take_up()
+
+    @property
+    def b3(self) -> Digest:
+        """The digest of what was taken."""
+        return Digest(self._hasher.digest())
+
+    def take(self, piece: memoryview) -> None:
+        """See `Sink`."""
+        self._hasher.update(piece)
+        write_all(self._file, piece)
+        start_flush(self._file, self.count, len(piece))
+        self.count += len(piece)
+
+    def restart(self) -> None:
+        """See `Sink`."""
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        self._hasher = blake3()
+        self.count = 0
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _take_up(self) -> None:
+        buffer = memoryview(bytearray(PIECE_BYTES))
+        while count := os.readv(self._file, [buffer]):
+            self._hasher.update(buffer[:count])
+            self.count += count
+
+
+def _reopened(path: str) -> int:
+    os.chmod(path, 0o600)
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    os.fchmod(file, 0o444)
+    return file
+
+
+def patiently(ask: Callable[[], T], limits: Limits) -> T:
+    """What `ask` gives, asked again after a fault that may pass."""
+    return _Attempts(limits).until(ask)
+
+
+class _Attempts:
+    """Counts how often something was asked for in vain."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.failed = 0
+
+    def until(self, ask: Callable[[], T]) -> T:
+        while True:
+            try:
+                return ask()
+            except FaultError:
+                self.failed += 1
+                if self.failed >= self._limits.attempts:
+                    raise
+            self._limits.sleep(self._limits.pause_s * 2 ** (self.failed - 1))
+
+
+def pour(
+    place: Place, path: str, sink: Sink, *, size: int | None, most: int, limits: Limits
+) -> bool:
+    """Move an object into `sink`, going on where an earlier attempt stopped.
+
+    Args:
+        place: Where it is.
+        path: Its name there.
+        sink: Where it goes.
+        size: Its size, where that is known.
+        most: How large it may be.
+        limits: How patient to be.
+
+    Returns:
+        Whether it is there.
+
+    Raises:
+        NetworkError: The place failed, however often it was asked.
+        CorruptObjectError: The object has another size.
+    """
+    attempts = _Attempts(limits)
+
+    def ask() -> bool:
+        before = sink.count
+        try:
+            return _once(place, path, sink, size, most if size is None else size, limits)
+        except FaultError:
+            if sink.count - before >= _PROGRESS_BYTES:
+                attempts.failed = 0
+            raise
+
+    return attempts.until(ask)
+
+
+def read(
+    place: Place, path: str, *, most: int, limits: Limits, size: int | None = None
+) -> bytes | None:
+    """A small object, or None where there is none; the errors of `pour`."""
+    sink = MemorySink()
+    there = pour(place, path, sink, size=size, most=most, limits=limits)
+    return bytes(sink.data) if there else None
+
+
+def _once(
+    place: Place, path: str, sink: Sink, size: int | None, most: int, limits: Limits
+) -> bool:
+    if size is not None and sink.count == size and size > 0:
+        return True
+    stream = place.open(path, start=sink.count)
+    if stream is None:
+        return False
+    try:
+        _pump(stream, sink, f"{place.url}/{path}", size, most, limits)
+    finally:
+        stream.close()
+    return True
+
+
+def _pump(
+    stream: Stream, sink: Sink, url: str, size: int | None, most: int, limits: Limits
+) -> None:
+    total = stream.size_bytes
+    if total is not None and (total > most or (size is not None and total != size)):
+        raise refuse_size(url, most, total)
+    if stream.start != sink.count:
+        sink.restart()
+        if stream.start:
+            raise FaultError("another range than the one asked for", file=url)
+    buffer = memoryview(bytearray(min(PIECE_BYTES, most + 1)))
+    begin, first = limits.clock(), sink.count
+    while count := stream.readinto(buffer):
+        if sink.count + count > most:
+            raise refuse_size(url, most, sink.count + count)
+        sink.take(buffer[:count])
+        _check_speed(sink.count - first, limits.clock() - begin, url, limits)
+    expected = size if size is not None else total
+    if expected is not None and sink.count < expected:
+        raise FaultError(
+            "an object ended early",
+            file=url,
+            expected=f"{expected} bytes",
+            actual=f"{sink.count} bytes",
+        )
+
+
+def _check_speed(count: int, seconds: float, url: str, limits: Limits) -> None:
+    if seconds > limits.grace_s and count < limits.least_bytes_per_s * seconds:
+        raise FaultError(
+            "too slow",
+            file=url,
+            expected=f"{limits.least_bytes_per_s} bytes a second",
+            actual=f"{count} bytes in {seconds:.0f} s",
+        )
