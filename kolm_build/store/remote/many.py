@@ -1,0 +1,78 @@
+"""Several requests at once, by threads that nobody has to wait for.
+
+(`concurrent.futures` has its threads joined when the program ends, and one of them may be waiting
+for a server that does not answer.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
+from threading import Event, Lock, Semaphore, Thread
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2
+"""How many results a thread may be ahead of who takes them."""
+
+
+class _Work(Generic[T, R]):
+    """What the threads share."""
+
+    def __init__(self, items: Iterable[T], work: Callable[[T], R], room: int) -> None:
+        self.items = iter(items)
+        self.work = work
+        self.lock = Lock()
+        self.room = Semaphore(room)
+        self.stop = Event()
+        self.results: SimpleQueue[tuple[list[R], BaseException | None] | None] = SimpleQueue()
+
+    def serve(self) -> None:
+        """Do one item after another; None at the end."""
+        while self.room.acquire() and not self.stop.is_set():
+            with self.lock:
+                some = [item for item, _ in zip(self.items, range(1), strict=False)]
+            if not some:
+                break
+            try:
+                self.results.put(([self.work(some[0])], None))
+            except BaseException as error:  # noqa: BLE001  # handed to who takes the results
+                self.results.put(([], error))
+        self.results.put(None)
+
+
+def at_once(items: Iterable[T], work: Callable[[T], R], *, jobs: int) -> Iterator[R]:
+    """What `work` gives for each item, in the order in which it is done.
+
+    After a failure nothing new is begun; what is under way is still given, then the first failure
+    is raised.
+
+    Args:
+        items: What is to be done.
+        work: Does one of them, in a thread.
+        jobs: How many threads.
+    """
+    todo = _Work(items, work, AHEAD * jobs)
+    for _ in range(jobs):
+        Thread(target=todo.serve, daemon=True).start()
+    running, failure = jobs, None
+    try:
+        while running:
+            result = todo.results.get()
+            if result is None:
+                running -= 1
+                todo.room.release()
+                continue
+            done, error = result
+            if error is not None:
+                todo.stop.set()
+                failure = failure or error
+            yield from done
+            todo.room.release()
+    finally:
+        todo.stop.set()
+        todo.room.release(jobs)
+    if failure is not None:
+        raise failure
