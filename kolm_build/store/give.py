@@ -87,9 +87,7 @@ class Giver:
     def derivation(self, digest: Digest) -> bytes:
         """A derivation's record."""
         with door(self._root):
-            return self._reader.record(
-                Kind.DERIVATION, digest, context=RecordKind.DERIVATION
-            )
+            return self._reader.record(Kind.DERIVATION, digest, context=RecordKind.DERIVATION)
 
 
 def _runs(small: Iterable[Digest], sizes: dict[Digest, int]) -> Iterator[Sequence[Digest]]:

@@ -163,28 +163,32 @@ class Fetch:
         """Fetch a blob into the file `path`, going on with what is there."""
         sink = FileSink(path)
         try:
-            tries = TRIES + (1 if sink.count else 0)  # what an earlier process left may be wrong
             if sink.count > size:
                 sink.restart()
-            for _ in range(tries):
+            tries = TRIES + (1 if sink.count else 0)  # what an earlier process left may be wrong
+            while True:
                 self._into(sink, blob_path(b3), size)
                 if sink.b3 == b3:
                     return
-                actual = sink.b3
+                actual, tries = sink.b3, tries - 1
                 sink.restart()
-            raise self._wrong(blob_path(b3), str(b3), str(actual))
+                if not tries:
+                    raise self._wrong(blob_path(b3), str(b3), str(actual))
         finally:
             sink.close()
 
     def _proved(self, path: str, b3: Digest, size: int) -> bytes:
         """A small object whose bytes have the digest `b3`."""
-        for _ in range(TRIES):
+        tries = TRIES
+        while True:
             sink = MemorySink()
             self._into(sink, path, size)
             data = bytes(sink.data)
             if Digest.of_blob(data) == b3:
                 return data
-        raise self._wrong(path, str(b3), str(Digest.of_blob(data)))
+            tries -= 1
+            if not tries:
+                raise self._wrong(path, str(b3), str(Digest.of_blob(data)))
 
     def _into(self, sink: MemorySink | FileSink, path: str, size: int) -> None:
         if not pour(self._place, path, sink, size=size, most=size, limits=self._limits):

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from ssl import SSLCertVerificationError, create_default_context
 from threading import Lock
-from typing import Protocol
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 from kolm_build import __version__
@@ -32,27 +31,14 @@ _DRAIN_BYTES = 64 << 10
 Headers = Mapping[str, str]
 
 
-class Signer(Protocol):
-    """Gives the headers by which a request is allowed."""
-
-    def __call__(self, method: str, url: SplitResult, headers: Headers) -> Headers:
-        """Further headers for one request."""
+Signer = Callable[[str, SplitResult, Headers], Headers]
+"""From a request's method, address and headers to further headers, by which it is allowed."""
 
 
-class Basic:
-    """Signs with a name and a password.
-
-    Args:
-        name: The name.
-        password: The password.
-    """
-
-    def __init__(self, name: str, password: str) -> None:
-        self._header = "Basic " + b64encode(f"{name}:{password}".encode()).decode()
-
-    def __call__(self, _method: str, _url: SplitResult, _headers: Headers) -> Headers:
-        """See `Signer`."""
-        return {"Authorization": self._header}
+def basic(name: str, password: str) -> Signer:
+    """Signs with a name and a password."""
+    value = "Basic " + b64encode(f"{name}:{password}".encode()).decode()
+    return lambda _method, _url, _headers: {"Authorization": value}
 
 
 def unsigned(_method: str, _url: SplitResult, _headers: Headers) -> Headers:
@@ -72,7 +58,7 @@ class Web:
     def __init__(self, base: str, *, limits: Limits, signer: Signer = unsigned) -> None:
         parts = _checked(base)
         if parts.username is not None:
-            signer = Basic(unquote(parts.username), unquote(parts.password or ""))
+            signer = basic(unquote(parts.username), unquote(parts.password or ""))
         self.base = parts._replace(netloc=_host(parts))
         self._signer = signer
         self._limits = limits
@@ -355,7 +341,9 @@ def _redirected(url: str, target: str) -> str:
     if parts.scheme not in ("http", "https") or (
         urlsplit(url).scheme == "https" and parts.scheme == "http"
     ):
-        raise NetworkError("redirected to where nothing is read from", file=url, actual=joined[:200])
+        raise NetworkError(
+            "redirected to where nothing is read from", file=url, actual=joined[:200]
+        )
     return urlunsplit(parts._replace(netloc=_host(parts)))
 
 

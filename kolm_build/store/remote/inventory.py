@@ -94,9 +94,7 @@ class Inventory:
         joins = dict(fields.records("joins", _join))
         packs = fields.records("packs", _pair)
         fields.done()
-        made = cls(
-            tree=named, trees={one.digest: one for one in records}, joins=joins, packs=packs
-        )
+        made = cls(tree=named, trees={one.digest: one for one in records}, joins=joins, packs=packs)
         if named != tree:
             raise InvalidRecordError("another tree's", expected=str(tree), actual=str(named))
         made._check(data)

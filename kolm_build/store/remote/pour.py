@@ -175,9 +175,7 @@ def read(
     return bytes(sink.data) if there else None
 
 
-def _once(
-    place: Place, path: str, sink: Sink, size: int | None, most: int, limits: Limits
-) -> bool:
+def _once(place: Place, path: str, sink: Sink, size: int | None, most: int, limits: Limits) -> bool:
     if size is not None and sink.count == size and size > 0:
         return True
     stream = place.open(path, start=sink.count)

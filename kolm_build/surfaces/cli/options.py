@@ -67,6 +67,23 @@ def add_building(parser: Parser) -> None:
     )
 
 
+def add_trust(parser: Parser) -> None:
+    """``--trust FILE``."""
+    parser.add_argument("--trust", metavar="FILE", help="whom you trust (default: your trust file)")
+
+
+def add_substituters(parser: Parser) -> None:
+    """Who may have what is missing."""
+    parser.add_argument(
+        "--substituter",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="copy from there what it has (repeatable; also $KOLM_SUBSTITUTERS)",
+    )
+    add_trust(parser)
+
+
 def add_key(parser: Parser) -> None:
     """What signs."""
     parser.add_argument(
