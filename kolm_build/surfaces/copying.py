@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -197,6 +197,25 @@ def known_plan(instance: Instance, reached: Iterable[Digest], store: LocalStore)
     )
 
 
+def known_contents(
+    instance: Instance, wanted: Mapping[str, OutputInput], store: LocalStore
+) -> Mapping[str, Digest]:
+    """What `store` knows `wanted` to be, by label.
+
+    Raises:
+        MissingObjectError: Something was never built here.
+        NotReproducibleError: Something is contested.
+    """
+    reached = _reached(instance, wanted.values())
+    contents = known_plan(instance, reached, store).contents
+    unknown = [name for name, one in wanted.items() if one not in contents]
+    if unknown:
+        raise MissingObjectError(
+            "it was never built here", where=", ".join(unknown), advice="`kolm build` builds it."
+        )
+    return {name: contents[one] for name, one in wanted.items()}
+
+
 def receive(
     instance: Instance,
     wanted: Mapping[str, OutputInput],
@@ -231,7 +250,8 @@ def receive(
         if absent:
             raise _nowhere(absent, contents, wanted)
         wishes = [action for action in todo.actions if isinstance(action, Substitute)]
-        if all([substitution.carry_out(action) for action in wishes]):
+        done = [action for action in wishes if substitution.carry_out(action)]
+        if len(done) == len(wishes):
             break
     for digest, resolved in todo.resolved.items():
         store.put_derivation(instance.derivations[digest])
@@ -264,10 +284,7 @@ def _nowhere(
 
 
 def receive_tree(
-    tree: Digest,
-    store: LocalStore,
-    substitutes: Substitutes,
-    on_bytes: Callable[[int, int], None],
+    tree: Digest, store: LocalStore, substitutes: Substitutes, *, on_event: OnEvent
 ) -> Copied:
     """Have a tree be in the store.
 
@@ -276,7 +293,11 @@ def receive_tree(
     """
     if store.pin([tree]):
         return Copied(name=str(tree), tree=tree, bytes_copied=0)
-    arrived = substitutes.fetch(tree, on_bytes)
+
+    def tell(done: int, total: int) -> None:
+        on_event(Progress(node=str(tree), done=done, total=total, unit="byte"))
+
+    arrived = substitutes.fetch(tree, tell)
     if arrived is None:
         raise MissingObjectError("no substituter has this tree", expected=str(tree))
     return Copied(name=str(tree), tree=tree, bytes_copied=arrived.bytes_fetched)

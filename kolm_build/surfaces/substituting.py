@@ -125,7 +125,7 @@ def fact_of(claim: StoredRealisation) -> Fact:
 
 
 def signed(claim: StoredRealisation, key: SigningKey | None) -> StoredRealisation:
-    """`claim` as built and signed by `key`; as it is where somebody signed it, or there is no key."""
+    """`claim`, signed by `key` as built; as it is if somebody signed it, or there is no key."""
     if key is None or claim.envelope is not None:
         return claim
     return replace(claim, envelope=sign_claim(fact_of(claim), kind=BUILT, key=key))

@@ -18,6 +18,13 @@ AHEAD = 2
 """How many results a thread may be ahead of who takes them."""
 
 
+class _End:
+    """What comes after the last item."""
+
+
+_END = _End()
+
+
 class _Work(Generic[T, R]):
     """What the threads share."""
 
@@ -33,11 +40,11 @@ class _Work(Generic[T, R]):
         """Do one item after another; None at the end."""
         while self.room.acquire() and not self.stop.is_set():
             with self.lock:
-                some = [item for item, _ in zip(self.items, range(1), strict=False)]
-            if not some:
+                item = next(self.items, _END)
+            if isinstance(item, _End):
                 break
             try:
-                self.results.put(([self.work(some[0])], None))
+                self.results.put(([self.work(item)], None))
             except BaseException as error:  # noqa: BLE001  # handed to who takes the results
                 self.results.put(([], error))
         self.results.put(None)

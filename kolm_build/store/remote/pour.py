@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from blake3 import blake3
@@ -153,11 +154,18 @@ def pour(
         CorruptObjectError: The object has another size.
     """
     attempts = _Attempts(limits)
+    pouring = _Pouring(
+        url=f"{place.url}/{path}",
+        sink=sink,
+        size=size,
+        most=most if size is None else size,
+        limits=limits,
+    )
 
     def ask() -> bool:
         before = sink.count
         try:
-            return _once(place, path, sink, size, most if size is None else size, limits)
+            return pouring.is_full or pouring.once(place, path)
         except FaultError:
             if sink.count - before >= _PROGRESS_BYTES:
                 attempts.failed = 0
@@ -175,51 +183,76 @@ def read(
     return bytes(sink.data) if there else None
 
 
-def _once(place: Place, path: str, sink: Sink, size: int | None, most: int, limits: Limits) -> bool:
-    if size is not None and sink.count == size and size > 0:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pouring:
+    """One object on its way.
+
+    Attributes:
+        url: Its address, for messages.
+        sink: Where it goes.
+        size: Its size, where that is known.
+        most: How large it may be.
+        limits: How patient to be.
+    """
+
+    url: str
+    sink: Sink
+    size: int | None
+    most: int
+    limits: Limits
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all of it has come; of an empty object one must ask whether it is there."""
+        return self.size is not None and self.sink.count == self.size > 0
+
+    def once(self, place: Place, path: str) -> bool:
+        """Ask for what is missing; whether the object is there."""
+        stream = place.open(path, start=self.sink.count)
+        if stream is None:
+            return False
+        try:
+            self._check_extent(stream)
+            self._pump(stream)
+            self._check_end(stream.size_bytes)
+        finally:
+            stream.close()
         return True
-    stream = place.open(path, start=sink.count)
-    if stream is None:
-        return False
-    try:
-        _pump(stream, sink, f"{place.url}/{path}", size, most, limits)
-    finally:
-        stream.close()
-    return True
 
+    def _check_extent(self, stream: Stream) -> None:
+        total = stream.size_bytes
+        if total is not None and (total > self.most or self.size not in (None, total)):
+            raise refuse_size(self.url, self.most, total)
+        if stream.start != self.sink.count:
+            self.sink.restart()
+            if stream.start:
+                raise FaultError("another range than the one asked for", file=self.url)
 
-def _pump(
-    stream: Stream, sink: Sink, url: str, size: int | None, most: int, limits: Limits
-) -> None:
-    total = stream.size_bytes
-    if total is not None and (total > most or (size is not None and total != size)):
-        raise refuse_size(url, most, total)
-    if stream.start != sink.count:
-        sink.restart()
-        if stream.start:
-            raise FaultError("another range than the one asked for", file=url)
-    buffer = memoryview(bytearray(min(PIECE_BYTES, most + 1)))
-    begin, first = limits.clock(), sink.count
-    while count := stream.readinto(buffer):
-        if sink.count + count > most:
-            raise refuse_size(url, most, sink.count + count)
-        sink.take(buffer[:count])
-        _check_speed(sink.count - first, limits.clock() - begin, url, limits)
-    expected = size if size is not None else total
-    if expected is not None and sink.count < expected:
-        raise FaultError(
-            "an object ended early",
-            file=url,
-            expected=f"{expected} bytes",
-            actual=f"{sink.count} bytes",
-        )
+    def _pump(self, stream: Stream) -> None:
+        buffer = memoryview(bytearray(min(PIECE_BYTES, self.most + 1)))
+        begin, first = self.limits.clock(), self.sink.count
+        while count := stream.readinto(buffer):
+            if self.sink.count + count > self.most:
+                raise refuse_size(self.url, self.most, self.sink.count + count)
+            self.sink.take(buffer[:count])
+            self._check_speed(self.sink.count - first, self.limits.clock() - begin)
 
+    def _check_end(self, total: int | None) -> None:
+        expected = self.size if self.size is not None else total
+        if expected is not None and self.sink.count < expected:
+            raise FaultError(
+                "an object ended early",
+                file=self.url,
+                expected=f"{expected} bytes",
+                actual=f"{self.sink.count} bytes",
+            )
 
-def _check_speed(count: int, seconds: float, url: str, limits: Limits) -> None:
-    if seconds > limits.grace_s and count < limits.least_bytes_per_s * seconds:
-        raise FaultError(
-            "too slow",
-            file=url,
-            expected=f"{limits.least_bytes_per_s} bytes a second",
-            actual=f"{count} bytes in {seconds:.0f} s",
-        )
+    def _check_speed(self, count: int, seconds: float) -> None:
+        least = self.limits.least_bytes_per_s
+        if seconds > self.limits.grace_s and count < least * seconds:
+            raise FaultError(
+                "too slow",
+                file=self.url,
+                expected=f"{least} bytes a second",
+                actual=f"{count} bytes in {seconds:.0f} s",
+            )

@@ -100,7 +100,7 @@ class RegistryPlace:
         return self._web.at(f"manifests/{path.replace('/', '.')}")
 
     def _layer(self, path: str) -> str | None:
-        """The digest of the layer that is a file; asked once, so that going on costs one request."""
+        """The digest of the layer that is a file; asked once, so that going on is one request."""
         with self._lock:
             known = self._layers.get(path)
         if known is not None:
@@ -150,13 +150,15 @@ def _expect(response: HTTPResponse, status: int, url: str) -> None:
 
 
 def _layer_of(data: bytes, url: str) -> str:
-    """The digest of the one layer of a manifest; other tools may have written it, spaces and all."""
+    """The digest of the one layer of a manifest, whichever tool wrote it."""
     try:
         if len(data) > MAX_MANIFEST_BYTES:
             raise InvalidRecordError("too large for a manifest")
         match json.loads(data):
             case {"layers": [{"digest": str(digest)}]} if _is_sha256(digest):
                 return digest
+            case _:
+                pass
     except (ValueError, RecursionError, InvalidRecordError):
         pass
     raise FaultError("not the manifest of a substituter's file", file=url)

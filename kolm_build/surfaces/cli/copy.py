@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kolm_build.surfaces.cli.options import (
@@ -16,8 +17,9 @@ from kolm_build.surfaces.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
+    from kolm_build.core.derivation import OutputInput
     from kolm_build.core.digest import Digest
     from kolm_build.engine.events import OnEvent
     from kolm_build.store.local import LocalStore
@@ -72,20 +74,23 @@ def run(args: Namespace, terminal: Terminal) -> int:
     trees = [Digest.parse(text) for text in args.targets if text.startswith("b3:")]
     names = [text for text in args.targets if not text.startswith("b3:")]
     look = _look(args) if names or not trees else None
-    copy = _send if args.to is not None else _receive
     with open_store(args) as store, shown_events(terminal, json=args.json) as on_event:
-        copied = list(copy(args, look, names, trees, store, on_event, terminal))
-    for one in copied:
-        if args.json:
-            terminal.give(one.to_value())
-        else:
-            terminal.say(f"{one.name}  {one.tree}")
-    count = sum(one.bytes_copied for one in copied)
-    if args.json:
-        terminal.give({"event": "done", "targets": {one.name: str(one.tree) for one in copied}})
-    else:
-        terminal.tell(f"{count / 1e6:.1f} MB copied" if count else "nothing to copy", "dim")
+        copying = _Copying(args, look, store, on_event, terminal)
+        copied = copying.send(names, trees) if args.to else copying.receive(names, trees)
+    _tell(copied, args, terminal)
     return 0
+
+
+def _tell(copied: list[Copied], args: Namespace, terminal: Terminal) -> None:
+    if args.json:
+        for one in copied:
+            terminal.give(one.to_value())
+        terminal.give({"event": "done", "targets": {one.name: str(one.tree) for one in copied}})
+        return
+    for one in copied:
+        terminal.say(f"{one.name}  {one.tree}")
+    count = sum(one.bytes_copied for one in copied)
+    terminal.tell(f"{count / 1e6:.1f} MB copied" if count else "nothing to copy", "dim")
 
 
 def _look(args: Namespace) -> Look:
@@ -95,66 +100,75 @@ def _look(args: Namespace) -> Look:
     return Look.at(open_project(args.project, lock=args.lock))
 
 
-def _send(
-    args: Namespace,
-    look: Look | None,
-    names: list[str],
-    trees: list[Digest],
-    store: LocalStore,
-    on_event: OnEvent,
-    terminal: Terminal,
-) -> Iterable[Copied]:
-    from kolm_build.store.remote.place import Limits
-    from kolm_build.surfaces.copying import Sender, wanted_outputs
-    from kolm_build.surfaces.signing import find_key
-    from kolm_build.surfaces.substituting import place_at
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """One run of the command.
 
-    key = None if args.no_sign or look is None else find_key(args.key, args.passphrase_file)
-    limits = Limits()
-    wanted = wanted_outputs(look.instance, names, closure_too=args.closure) if look else {}
-    found = _known(look, wanted, store) if look else {}
-    place = place_at(args.to, limits)
-    try:
-        sender = Sender(store, place, limits=limits, on_event=on_event)
-        for name, tree in {**found, **{str(tree): tree for tree in trees}}.items():
-            yield sender.tree(name, tree)
-        if look is not None:
-            sender.claims(look.instance, wanted.values(), key)
-            if key is None:
-                terminal.tell("claims are not signed: nobody will believe them", "yellow")
-    finally:
-        place.close()
+    Attributes:
+        args: The command line.
+        look: The project, where a target is of one.
+        store: The store.
+        on_event: Told what happens.
+        terminal: Where to say things.
+    """
 
+    args: Namespace
+    look: Look | None
+    store: LocalStore
+    on_event: OnEvent
+    terminal: Terminal
 
-def _known(look: Look, wanted: Mapping[str, object], store: LocalStore) -> dict[str, Digest]:
-    return {name: look.content(name, store) for name in wanted}
+    def _wanted(self, names: list[str]) -> Mapping[str, OutputInput]:
+        from kolm_build.surfaces.copying import wanted_outputs
 
+        if self.look is None:
+            return {}
+        return wanted_outputs(self.look.instance, names, closure_too=self.args.closure)
 
-def _receive(
-    args: Namespace,
-    look: Look | None,
-    names: list[str],
-    trees: list[Digest],
-    store: LocalStore,
-    on_event: OnEvent,
-    terminal: Terminal,
-) -> Iterable[Copied]:
-    from kolm_build.engine.events import Progress
-    from kolm_build.surfaces.copying import receive, receive_tree, wanted_outputs
-    from kolm_build.surfaces.substituting import open_substitutes, warn_of_no_trust
-    from kolm_build.surfaces.trusting import own_trust
+    def send(self, names: list[str], trees: list[Digest]) -> list[Copied]:
+        """Copy to the substituter."""
+        from kolm_build.store.remote.place import Limits
+        from kolm_build.surfaces.copying import Sender, known_contents
+        from kolm_build.surfaces.signing import find_key
+        from kolm_build.surfaces.substituting import place_at
 
-    trust = own_trust(args.trust) if look else None
-    if look:
-        warn_of_no_trust(trust, terminal)
-    with open_substitutes(args.sources, store, trust=trust, on_event=on_event) as substitutes:
-        assert substitutes is not None, "argparse asks for one"
-        for tree in trees:
+        args, wanted, limits = self.args, self._wanted(names), Limits()
+        unsigned = args.no_sign or self.look is None
+        key = None if unsigned else find_key(args.key, args.passphrase_file)
+        found = known_contents(self.look.instance, wanted, self.store) if self.look else {}
+        place = place_at(args.to, limits)
+        try:
+            sender = Sender(self.store, place, limits=limits, on_event=self.on_event)
+            copied = [sender.tree(name, tree) for name, tree in found.items()]
+            copied += [sender.tree(str(tree), tree) for tree in trees]
+            if self.look is not None:
+                sender.claims(self.look.instance, wanted.values(), key)
+        finally:
+            place.close()
+        if self.look is not None and key is None:
+            self.terminal.tell("claims are not signed: nobody will believe them", "yellow")
+        return copied
 
-            def tell(done: int, total: int, name: str = str(tree)) -> None:
-                on_event(Progress(node=name, done=done, total=total, unit="byte"))
+    def receive(self, names: list[str], trees: list[Digest]) -> list[Copied]:
+        """Copy from the substituters."""
+        from kolm_build.surfaces.copying import receive, receive_tree
+        from kolm_build.surfaces.substituting import open_substitutes, warn_of_no_trust
+        from kolm_build.surfaces.trusting import own_trust
 
-            yield receive_tree(tree, store, substitutes, tell)
-        if look is not None:
-            wanted = wanted_outputs(look.instance, names, closure_too=args.closure)
-            yield from receive(look.instance, wanted, store, substitutes, on_event=on_event)
+        trust = own_trust(self.args.trust) if self.look else None
+        if self.look:
+            warn_of_no_trust(trust, self.terminal)
+        opened = open_substitutes(
+            self.args.sources, self.store, trust=trust, on_event=self.on_event
+        )
+        with opened as others:
+            assert others is not None, "argparse asks for one"
+            copied = [
+                receive_tree(tree, self.store, others, on_event=self.on_event) for tree in trees
+            ]
+            if self.look is not None:
+                wanted = self._wanted(names)
+                copied += receive(
+                    self.look.instance, wanted, self.store, others, on_event=self.on_event
+                )
+            return copied
