@@ -29,7 +29,7 @@ def test_after_a_failure_nothing_new_is_begun_and_what_was_done_is_given():
     with pytest.raises(ValueError, match="one"):
         given_back.extend(at_once(range(1000), work, jobs=1))
     assert len(begun) < 10
-    assert given_back == [0]
+    assert given_back == [item for item in begun if item != 1]
 
 
 def test_results_that_nobody_takes_are_not_heaped_up():
