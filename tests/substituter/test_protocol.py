@@ -22,7 +22,7 @@ LIMITS = replace(QUICK, timeout_s=10.0)
 @pytest.fixture(params=KINDS)
 def both(request, place):
     """A place to write to, and the same one to read from."""
-    with opened(request.param, place) as pair:
+    with opened(request.param, place, lambda: request.getfixturevalue("bucket_port")) as pair:
         yield pair
 
 
@@ -131,5 +131,5 @@ def test_files_have_the_names_that_the_specification_gives(both, store, tmp_path
 
 
 def test_a_web_server_is_to_be_read_from_only(place):
-    with opened("http", place) as (_, reader), pytest.raises(UsageError, match="read from only"):
+    with opened("http", place, int) as (_, reader), pytest.raises(UsageError, match="read from only"):
         reader.write("format", Bytes(b""))
