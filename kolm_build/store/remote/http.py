@@ -87,7 +87,7 @@ class Web:
             with _told(url):
                 yield response
         except BaseException:
-            connection.close()
+            close(response, connection)
             raise
         self.give_back(response, connection)
 
@@ -100,7 +100,7 @@ class Web:
             target = response.headers.get("Location")
             if response.status not in _REDIRECT or target is None or body is not None:
                 if response.status in _PASSING:
-                    connection.close()
+                    close(response, connection)
                     raise FaultError("the server failed", file=url, actual=f"{response.status}")
                 return response, connection
             self.give_back(response, connection)
@@ -117,7 +117,7 @@ class Web:
                 with self._lock:
                     self._idle.append(connection)
                 return
-        connection.close()
+        close(response, connection)
 
     def close(self) -> None:
         """Close every connection."""
@@ -209,16 +209,30 @@ class WebStream:
         self.start, self.size_bytes = _extent(response, url)
 
     def readinto(self, buffer: memoryview) -> int:
-        """See `Stream`."""
+        """See `Stream`. It gives what one look at the socket gives, so that slowness shows."""
+        response = self._response
         with _told(self._url):
-            return self._response.readinto(buffer)
+            if response.isclosed() or response.length == 0:
+                response.read()  # closes it
+                return 0
+            if response.chunked:
+                data = response.read1(len(buffer))
+                buffer[: len(data)] = data
+                return len(data)
+            most = len(buffer) if response.length is None else min(len(buffer), response.length)
+            count = response.fp.readinto1(buffer[:most])
+            if count == 0:
+                self._connection.close()
+            elif response.length is not None:
+                response.length -= count
+            return count
 
     def close(self) -> None:
         """See `Stream`."""
         if self._response.isclosed():
             self._web.give_back(self._response, self._connection)
         else:
-            self._connection.close()
+            close(self._response, self._connection)
 
 
 class HttpPlace:
@@ -280,8 +294,15 @@ def open_object(web: Web, url: str, start: int, headers: Headers | None = None) 
         _check_plain(response, url)
         return WebStream(web, response, connection, url)
     except BaseException:
-        connection.close()
+        close(response, connection)
         raise
+
+
+def close(response: HTTPResponse, connection: HTTPConnection) -> None:
+    """Give up an answer, whatever is left of it."""
+    with suppress(OSError, HTTPException):
+        response.close()
+    connection.close()
 
 
 def has_object(web: Web, url: str, headers: Headers | None = None) -> bool:
