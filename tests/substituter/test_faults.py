@@ -68,7 +68,9 @@ NODES = graph(A, B)
 def cached(store, tmp_path, place):
     """What `B` is, and a folder that has it, signed."""
     builder = ClosedBuilder(store, tmp_path)
-    made = realise([out(B)], derivations=NODES, store=store, builder=builder, on_event=lambda _: None)
+    made = realise(
+        [out(B)], derivations=NODES, store=store, builder=builder, on_event=lambda _: None
+    )
     cache = FolderPlace(str(place / "cache"))
     publish(store, cache, made.contents[out(B)], made.contents[out(A)])
     for node in (A, B):
@@ -203,7 +205,9 @@ def test_a_large_blob_goes_on_where_it_stopped(store, other, place, tmp_path):
         arrived, troubles = fetch(other, tree, open_place(url, limits=QUICK))
     assert arrived is not None
     assert troubles == []
-    ranges = [int(re.sub(r"\D", "", one or "0")) for _, path, one in faults.requests if "cas/" in path]
+    ranges = [
+        int(re.sub(r"\D", "", one or "0")) for _, path, one in faults.requests if "cas/" in path
+    ]
     assert ranges == sorted(ranges)
     assert ranges[1:] == [(3 << 19) * n for n in range(1, 8)]
 
@@ -369,9 +373,7 @@ def test_a_pack_that_names_its_blobs_wrongly_is_refused(store, other, place, tmp
     ((b3, _),) = honest.packs
     data = (place / "cache" / pack_path(b3)).read_bytes()
     slices = pack.decode(data)
-    lying = pack.encode(
-        [(one.b3, b"!" * one.size_bytes) for one in slices]
-    )
+    lying = pack.encode([(one.b3, b"!" * one.size_bytes) for one in slices])
     name = Digest.of_blob(lying)
     target = place / "cache" / pack_path(name)
     target.parent.mkdir(exist_ok=True)

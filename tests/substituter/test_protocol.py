@@ -13,7 +13,15 @@ from kolm_build.store.remote.place import Bytes
 from kolm_build.store.remote.pour import read
 from kolm_build.store.remote.publish import check_format, read_claims
 from tests.store.builders import derivation, make_folder, read_folder, realise
-from tests.substituter.copying import QUICK, fetch, model_folder, noise, publish, publish_claims, signing_key
+from tests.substituter.copying import (
+    QUICK,
+    fetch,
+    model_folder,
+    noise,
+    publish,
+    publish_claims,
+    signing_key,
+)
 from tests.substituter.places import KINDS, opened
 
 LIMITS = replace(QUICK, timeout_s=10.0)
@@ -131,5 +139,8 @@ def test_files_have_the_names_that_the_specification_gives(both, store, tmp_path
 
 
 def test_a_web_server_is_to_be_read_from_only(place):
-    with opened("http", place, int) as (_, reader), pytest.raises(UsageError, match="read from only"):
+    with (
+        opened("http", place, int) as (_, reader),
+        pytest.raises(UsageError, match="read from only"),
+    ):
         reader.write("format", Bytes(b""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -10,6 +11,7 @@ from typing import Protocol, TypeVar
 from blake3 import blake3
 
 from kolm_build.core.digest import Digest
+from kolm_build.store.beside import Beside, Task
 from kolm_build.store.remote.place import (
     PIECE_BYTES,
     FaultError,
@@ -20,6 +22,9 @@ from kolm_build.store.remote.place import (
 )
 from kolm_build.store.write import create, start_flush, write_all
 
+_AHEAD = 8
+"""How many pieces the thread that reads and writes may be ahead of the one that hashes."""
+_SMALL_PIECE_BYTES = 64 << 10
 _PROGRESS_BYTES = 1 << 20
 """Who gave so much before failing is asked as if for the first time."""
 
@@ -33,8 +38,11 @@ class Sink(Protocol):
     def count(self) -> int:
         """How many it has taken."""
 
-    def take(self, piece: memoryview) -> None:
-        """Take the next bytes."""
+    def room(self) -> memoryview:
+        """A buffer for the next bytes."""
+
+    def take(self, room: memoryview, count: int) -> None:
+        """Take the first `count` bytes of what `room` gave."""
 
     def restart(self) -> None:
         """Forget what was taken."""
@@ -45,15 +53,20 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.data = bytearray()
+        self._buffer = memoryview(bytearray(_SMALL_PIECE_BYTES))
 
     @property
     def count(self) -> int:
         """See `Sink`."""
         return len(self.data)
 
-    def take(self, piece: memoryview) -> None:
+    def room(self) -> memoryview:
         """See `Sink`."""
-        self.data += piece
+        return self._buffer
+
+    def take(self, room: memoryview, count: int) -> None:
+        """See `Sink`."""
+        self.data += room[:count]
 
     def restart(self) -> None:
         """See `Sink`."""
@@ -61,7 +74,7 @@ class MemorySink:
 
 
 class FileSink:
-    """Takes an object into a file of the objects' mode, and hashes it.
+    """Takes an object into a file of the objects' mode, and hashes it in a thread of its own.
 
     Args:
         path: The file; what an earlier process left there is hashed, and gone on with.
@@ -69,24 +82,37 @@ class FileSink:
 
     def __init__(self, path: str) -> None:
         self._hasher = blake3()
+        self._free = deque(memoryview(bytearray(PIECE_BYTES)) for _ in range(_AHEAD))
+        self._busy: deque[tuple[Task[None], memoryview]] = deque()
         self.count = 0
         self._file = create(path) if not os.path.exists(path) else _reopened(path)
+        self._beside = Beside().__enter__()
         self._take_up()
 
     @property
     def b3(self) -> Digest:
         """The digest of what was taken."""
+        self._settle()
         return Digest(self._hasher.digest())
 
-    def take(self, piece: memoryview) -> None:
+    def room(self) -> memoryview:
         """See `Sink`."""
-        self._hasher.update(piece)
-        write_all(self._file, piece)
-        start_flush(self._file, self.count, len(piece))
-        self.count += len(piece)
+        if self._free:
+            return self._free.popleft()
+        if not self._busy:  # the last ones were given out and nothing came
+            return memoryview(bytearray(PIECE_BYTES))
+        task, buffer = self._busy.popleft()
+        task.result()
+        return buffer
+
+    def take(self, room: memoryview, count: int) -> None:
+        """See `Sink`."""
+        write_all(self._file, room[:count])
+        self._hash(room, count)
 
     def restart(self) -> None:
         """See `Sink`."""
+        self._settle()
         os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
         self._hasher = blake3()
@@ -94,13 +120,29 @@ class FileSink:
 
     def close(self) -> None:
         """Close the file."""
+        self._beside.__exit__(None, None, None)
         os.close(self._file)
 
     def _take_up(self) -> None:
-        buffer = memoryview(bytearray(PIECE_BYTES))
-        while count := os.readv(self._file, [buffer]):
-            self._hasher.update(buffer[:count])
-            self.count += count
+        while count := os.readv(self._file, [room := self.room()]):
+            self._hash(room, count)
+        self._free.append(room)
+
+    def _hash(self, room: memoryview, count: int) -> None:
+        offset, self.count = self.count, self.count + count
+
+        def work() -> None:
+            self._hasher.update(room[:count])
+            start_flush(self._file, offset, count)
+
+        self._busy.append((self._beside.do(work), room))
+
+    def _settle(self) -> None:
+        """Wait until all that was taken is hashed."""
+        while self._busy:
+            task, buffer = self._busy.popleft()
+            task.result()
+            self._free.append(buffer)
 
 
 def _reopened(path: str) -> int:
@@ -229,12 +271,11 @@ class _Pouring:
                 raise FaultError("another range than the one asked for", file=self.url)
 
     def _pump(self, stream: Stream) -> None:
-        buffer = memoryview(bytearray(min(PIECE_BYTES, self.most + 1)))
         begin, first = self.limits.clock(), self.sink.count
-        while count := stream.readinto(buffer):
+        while count := stream.readinto(room := self.sink.room()):
             if self.sink.count + count > self.most:
                 raise refuse_size(self.url, self.most, self.sink.count + count)
-            self.sink.take(buffer[:count])
+            self.sink.take(room, count)
             self._check_speed(self.sink.count - first, self.limits.clock() - begin)
 
     def _check_end(self, total: int | None) -> None:
