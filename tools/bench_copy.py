@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from bench_store import ENVIRONMENT, FILES, ROOT, install_dvc, make_large, make_small, python, run
+from bench_store import ENVIRONMENT, FILES, ROOT, install_dvc, make_large, make_small, run
 
 DURABLY = ", on the disk"
 WIDTH = 44
@@ -91,7 +91,7 @@ class Way:
 
 @contextmanager
 def served(place: Path) -> Iterator[str]:
-    """nginx in front of `place`/web."""
+    """Nginx in front of `place`/web."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         sys.exit("nginx is not installed (Debian: apt install nginx-light)")
@@ -133,12 +133,17 @@ def kolm_ways(place: Path, url: str, source: Path) -> tuple[Way, Way]:
     store, name = place / f"store-{source.name}", f"kolm-{source.name}"
     tree = ingested(store, source)
     kolm("copy", "--store", store, "--to", f"file://{place}/web/{name}", tree)
+
+    def put(at: Path) -> None:
+        kolm("copy", "--store", store, "--to", f"file://{at}/c", tree)
+
+    def get(at: Path) -> None:
+        kolm("copy", "--store", at / "s", "--from", f"{url}/{name}", tree)
+
     return (
-        Way("kolm copy --to", lambda at: kolm("copy", "--store", store, "--to", f"file://{at}/c", tree),
-            is_durable=True),
-        Way("kolm copy --from", lambda at: kolm("copy", "--store", at / "s", "--from", f"{url}/{name}", tree),
-            is_durable=True),
-    )  # fmt: skip
+        Way("kolm copy --to", put, is_durable=True),
+        Way("kolm copy --from", get, is_durable=True),
+    )
 
 
 def plain_ways(place: Path, url: str, source: Path) -> tuple[Way, Way]:
@@ -157,11 +162,12 @@ def plain_ways(place: Path, url: str, source: Path) -> tuple[Way, Way]:
 
 
 def nix_ways(place: Path, url: str, source: Path) -> tuple[list[Way], list[Way]]:
-    """nix copy without compression, and nix-store's streams."""
+    """Nix copy without compression, and nix-store's streams."""
     conf = place / "nix-conf"
     conf.mkdir(exist_ok=True)
     (conf / "nix.conf").write_text(
-        "sandbox = false\nsubstituters =\nbuild-users-group =\nexperimental-features = nix-command\n"
+        "sandbox = false\nsubstituters =\nbuild-users-group =\n"
+        "experimental-features = nix-command\n"
     )
 
     def environment(at: Path) -> dict[str, str]:
@@ -183,8 +189,8 @@ def nix_ways(place: Path, url: str, source: Path) -> tuple[list[Way], list[Way]]
     name = f"nix-cache-{source.name}"
 
     def to(at: Path, folder: Path) -> None:
-        run(["nix", "copy", "--store", local(home), "--to", f"file://{folder}?compression=none", path],
-            **environment(at))  # fmt: skip
+        cache = f"file://{folder}?compression=none"
+        run(["nix", "copy", "--store", local(home), "--to", cache, path], **environment(at))
 
     to(home, place / "web" / name)
 
@@ -218,7 +224,7 @@ def nix_ways(place: Path, url: str, source: Path) -> tuple[list[Way], list[Way]]
 
 
 def dvc_ways(place: Path, url: str, program: str, source: Path) -> tuple[Way, Way]:
-    """dvc push to a folder, dvc pull over HTTP."""
+    """Dvc push to a folder, dvc pull over HTTP."""
     name = f"dvc-{source.name}"
     home = place / name
     home.mkdir()
@@ -240,7 +246,7 @@ def dvc_ways(place: Path, url: str, program: str, source: Path) -> tuple[Way, Wa
             home, at / "dvc", ignore=shutil.ignore_patterns("cache", source.name, "tmp")
         )
 
-    def push(at: Path) -> None:
+    def push(_: Path) -> None:
         dvc(home, "push", "-q", "-r", "fresh")
 
     def fresh(at: Path) -> None:

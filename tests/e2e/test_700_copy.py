@@ -1,5 +1,6 @@
 """`kolm copy`, and builds that copy instead of building."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -8,10 +9,13 @@ import pytest
 from kolm_build.attest.keys import load
 from kolm_build.core.digest import Digest
 from kolm_build.store.local import LocalStore
+from kolm_build.store.remote.address import Credentials
 from kolm_build.store.remote.folder import FolderPlace
 from kolm_build.store.remote.place import Limits
 from kolm_build.store.remote.publish import Publisher, read_claims
-from kolm_build.surfaces.substituting import signed
+from kolm_build.surfaces import places
+from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.substituting import addresses, signed
 from tests.cli.test_startup import imported
 from tests.substituter.serving import Faults, serving
 
@@ -32,13 +36,14 @@ def built(project, key):
 
 @pytest.fixture
 def cache(built, tmp_path):
-    """A folder with what was built, signed; the project's store is another, empty one from here on."""
+    """A folder with what was built, signed."""
     built.ok("copy", "--to", f"file://{tmp_path / 'cache'}")
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def elsewhere(cache, tmp_path, monkeypatch):
+    """The project's store is another, empty one from here on."""
     monkeypatch.setenv("KOLM_STORE", str(tmp_path / "elsewhere"))
     return tmp_path / "elsewhere"
 
@@ -128,7 +133,7 @@ def test_who_trusts_nobody_builds_and_is_told(built, cache, elsewhere, tmp_path)
 def test_over_http_the_settings_name_it_and_offline_leaves_it_out(
     built, cache, elsewhere, tmp_path, monkeypatch
 ):
-    """SUB-20."""
+    """SUB-20, CLI-15."""
     faults = Faults()
     with serving(cache, faults) as url:
         monkeypatch.setenv("KOLM_SUBSTITUTERS", url)
@@ -143,6 +148,25 @@ def test_over_http_the_settings_name_it_and_offline_leaves_it_out(
         answer = built.ok("build")
         assert answer.built() == []
         assert f"from {url}" in answer.err
+
+
+def test_what_opens_a_bucket_or_a_registry_is_read_from_the_environment(monkeypatch):
+    """CLI-15, SUB-13."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    assert places.bucket_credentials() is None
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    assert places.bucket_credentials() == ("id", "hidden", "token")
+    assert "hidden" not in repr(Credentials(name="id", secret="hidden", token="token"))
+    monkeypatch.setenv("KOLM_OCI_USER", "user")
+    monkeypatch.setenv("KOLM_OCI_PASSWORD", "hidden")
+    assert places.registry_credentials() == ("user", "hidden")
+    monkeypatch.setenv("KOLM_SUBSTITUTERS", " file:a  file:b ")
+    out, err = io.StringIO(), io.StringIO()
+    found = addresses(["file:c", "file:b"], offline=True, terminal=Terminal(out=out, err=err))
+    assert (found, err.getvalue()) == (["file:c", "file:b", "file:a"], "")
 
 
 def test_a_failing_cache_is_told_and_the_build_goes_on(built, cache, elsewhere):

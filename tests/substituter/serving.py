@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -19,20 +20,24 @@ class Faults:
         kind: One of `KINDS`.
         where: A pattern of the paths that it happens to.
         times: How often it happens; None for always.
+        least_bytes: Smaller objects are spared.
         requests: Every request that came: its method, path and range.
     """
 
     kind: str = "none"
     where: str = "."
     times: int | None = None
+    least_bytes: int = 0
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     stop: Event = field(default_factory=Event)
     lock: Lock = field(default_factory=Lock)
 
-    def happens(self, path: str) -> bool:
+    def happens(self, path: str, size_bytes: int) -> bool:
         """Whether the fault happens to this request."""
         with self.lock:
             if self.kind == "none" or not re.search(self.where, path) or self.times == 0:
+                return False
+            if size_bytes < self.least_bytes:
                 return False
             if self.times is not None:
                 self.times -= 1
@@ -62,19 +67,22 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self, *, body: bool) -> None:
         path = self.path.split("?")[0].lstrip("/")
         self.faults.requests.append((self.command, path, self.headers.get("Range")))
-        file = self.root / path
-        data = file.read_bytes() if file.is_file() else None
-        if self.faults.happens(path):
+        data = self._load(path)
+        if self.faults.happens(path, len(data or b"")):
             with suppress(BrokenPipeError, ConnectionResetError):
                 FAULTS[self.faults.kind](self, data)
             return
         self._answer(data, body=body)
 
+    def _load(self, path: str) -> bytes | None:
+        file = self.root / path
+        return file.read_bytes() if file.is_file() else None
+
     def _answer(self, data: bytes | None, *, body: bool = True, **headers: str) -> None:
         if data is None:
             self._head(404, 0)
             return
-        start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or "0 0".split())[1])
+        start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or ["0", "0"])[1])
         if start and start >= len(data):
             self._head(416, 0)
             return
@@ -140,7 +148,7 @@ def drop(to: Handler, data: bytes | None) -> None:
     if data is None or len(data) <= 3 << 19:
         to._answer(data)
         return
-    start = int((re.match(r"bytes=(\d+)-", to.headers.get("Range", "")) or "0 0".split())[1])
+    start = int((re.match(r"bytes=(\d+)-", to.headers.get("Range", "")) or ["0", "0"])[1])
     extra = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
     to._head(206 if start else 200, len(data) - start, **extra)
     to.wfile.write(data[start : start + (3 << 19)])
@@ -244,6 +252,23 @@ FAULTS: dict[str, Fault] = {
 }  # fmt: skip
 
 
+class Between(Handler):
+    """Stands between a reader and the server `upstream`; `faults` says what goes wrong."""
+
+    upstream: str
+
+    def _load(self, path: str) -> bytes | None:
+        connection = HTTPConnection(self.upstream)
+        try:
+            headers = {name: value for name, value in self.headers.items() if name != "Range"}
+            connection.request("GET", self.path, headers=headers)
+            response = connection.getresponse()
+            data = response.read()
+            return data if response.status == 200 else None
+        finally:
+            connection.close()
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -252,11 +277,19 @@ class Server(ThreadingHTTPServer):
         """A client that goes away is no news."""
 
 
-@contextmanager
-def serving(root: Path, faults: Faults | None = None) -> Iterator[str]:
+def serving(root: Path, faults: Faults | None = None) -> AbstractContextManager[str]:
     """The address of a server of the folder `root`."""
-    faults = faults or Faults()
-    handler = type("Serving", (Handler,), {"root": root, "faults": faults})
+    return _running(type("Serving", (Handler,), {"root": root}), faults or Faults())
+
+
+def between(upstream: str, faults: Faults) -> AbstractContextManager[str]:
+    """The address of a server that stands in front of `upstream`, ``host:port``."""
+    return _running(type("Serving", (Between,), {"upstream": upstream}), faults)
+
+
+@contextmanager
+def _running(handler: type[Handler], faults: Faults) -> Iterator[str]:
+    handler.faults = faults
     server = Server(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -1,5 +1,4 @@
-"""Whatever a substituter does, it costs time: the result is what a build gives, and nothing is wrong
-in the store."""
+"""Whatever a substituter does costs time: results are a build's, and the store is sound."""
 
 from __future__ import annotations
 
@@ -9,9 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
-from kolm_build.engine.events import Built, Substituted
+from kolm_build.engine.events import Substituted
 from kolm_build.engine.protocol import BuildResult
 from kolm_build.engine.scheduler import realise
 from kolm_build.errors import CorruptObjectError, NetworkError
@@ -112,7 +110,7 @@ def test_no_fault_changes_a_result(kind, where, cached, other, tmp_path):
     """SUB-7, SUB-8, SUB-11, SUB-12."""
     contents, folder = cached
     with serving(folder, Faults(kind, where)) as url:
-        found, built, events, troubles = build(other, tmp_path, open_place(url, limits=QUICK))
+        found, built, _events, troubles = build(other, tmp_path, open_place(url, limits=QUICK))
     assert {one: found[one] for one in (out(B),)} == {out(B): contents[out(B)]}
     assert built in ([], ["a", "bb"], ["bb"])
     assert other.fsck(deep=True).is_clean
@@ -134,7 +132,7 @@ def test_what_one_cannot_give_the_next_one_does(kind, cached, other, tmp_path):
 
 def test_who_does_not_answer_is_asked_three_times_and_then_left_alone(cached, other, tmp_path):
     """SUB-11."""
-    contents, folder = cached
+    _contents, folder = cached
     faults = Faults("error", "^tree/")
     with serving(folder, faults) as url:
         _, built, _, troubles = build(other, tmp_path, open_place(url, limits=QUICK))
@@ -146,19 +144,19 @@ def test_who_does_not_answer_is_asked_three_times_and_then_left_alone(cached, ot
 
 def test_an_error_that_passes_costs_an_attempt(cached, other, tmp_path):
     """SUB-11."""
-    contents, folder = cached
+    _contents, folder = cached
     for kind in ("error", "busy", "truncate", "hang", "reset", "garbage", "wrong_range"):
         with (
             LocalStore.open(folder.parent / f"store-{kind}") as fresh,
             serving(folder, Faults(kind, "^cas/", times=2)) as url,
         ):
-            found, built, _, troubles = build(fresh, tmp_path, open_place(url, limits=QUICK))
+            _found, built, _, troubles = build(fresh, tmp_path, open_place(url, limits=QUICK))
         assert (kind, built, troubles) == (kind, [], [])
 
 
 def test_a_wrong_object_is_fetched_once_more(cached, other, tmp_path):
     """SUB-11."""
-    contents, folder = cached
+    _contents, folder = cached
     faults = Faults("lie", "^cas/", times=1)
     with serving(folder, faults) as url:
         _, built, _, troubles = build(other, tmp_path, open_place(url, limits=QUICK))
@@ -307,7 +305,7 @@ def test_redirections_are_followed_and_credentials_stay_at_home(store, other, pl
         module.Handler._serve = serve
         try:
             url = home.replace("//", "//user:secret@")
-            arrived, troubles = fetch(other, tree, open_place(url, limits=QUICK))
+            arrived, _troubles = fetch(other, tree, open_place(url, limits=QUICK))
         finally:
             module.Handler._serve = original
             del module.FAULTS["away"]

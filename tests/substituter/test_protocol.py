@@ -1,4 +1,4 @@
-"""One suite for every kind of place: what is written can be read, whole, in parts, or not at all."""
+"""One suite for every kind of place: what is written is read, whole or from its middle on."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def describe(parser: Parser) -> None:
     parser.add_argument(
         "--closure", action="store_true", help="also the outputs of all that a target is made from"
     )
-    add_key(parser)
+    add_key(parser, "publish claims unsigned; nobody will believe them")
     add_trust(parser)
     add_project(parser)
     add_store(parser)

@@ -84,12 +84,12 @@ def add_substituters(parser: Parser) -> None:
     add_trust(parser)
 
 
-def add_key(parser: Parser) -> None:
-    """What signs."""
+def add_key(parser: Parser, unsigned: str = "write the artifact unsigned") -> None:
+    """What signs; `unsigned` says what it means that nothing does."""
     parser.add_argument(
         "--key", metavar="FILE", help="the signing key (default: ~/.config/kolm/key.pem)"
     )
-    parser.add_argument("--no-sign", action="store_true", help="write the artifact unsigned")
+    parser.add_argument("--no-sign", action="store_true", help=unsigned)
     add_passphrase(parser)
 
 
