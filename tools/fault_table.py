@@ -4,16 +4,17 @@
 
 A build of two nodes is offered by one substituter whose server fails, or by that one and then by a
 sound one. Each cell is one build: what happened to the wanted node, `copied` or `built`, after the
-bytes were compared with those of a build without substituters and the store was checked. A cell that
-is not as it should be ends the program with status 1. Servers are the real ones (nginx, a registry,
-an S3 server), with a server in between that does the failing; those that are not installed are left
-out, and the table says so.
+bytes were compared with those of a build without substituters and the store was checked. A cell
+that is not as it should be ends the program with status 1. Servers are the real ones (nginx, a
+registry, an S3 server), with a server in between that does the failing; those that are not
+installed are left out, and the table says so.
 """
 
 import argparse
+import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402  # the checkout's own code comes first
 
+from kolm_build.core.derivation import OutputInput  # noqa: E402
 from kolm_build.core.digest import Digest  # noqa: E402
 from kolm_build.engine.scheduler import realise  # noqa: E402
 from kolm_build.store.local import LocalStore  # noqa: E402
@@ -81,17 +83,43 @@ EDITS = {
 """What can be done to a folder."""
 
 
-@dataclass
-class Row:
-    """A substituter that holds the build.
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """A place that holds the build, and a sound one.
 
     Attributes:
-        name: What it is called.
-        reader: The place to read from, given what goes wrong; None where that cannot happen.
+        kind: Which kind of place.
+        folder: Where things lie.
+        reader: The place.
+        sound: A sound one of another kind.
+        contents: What the build gives.
     """
 
-    name: str
-    reader: Callable[[str, str], Iterator[Place | None]]
+    kind: str
+    folder: Path
+    reader: Place
+    sound: Place
+    contents: Mapping[OutputInput, Digest]
+
+    def failing(self, fault: str, where: str) -> AbstractContextManager[Place | None]:
+        """The place, failing; None where a place of this kind cannot."""
+        if self.kind == "folder":
+            return folder_reader(self.folder / "cache", self.folder, fault, where)
+        address = self.reader.url
+        if self.kind == "s3":
+            server = self.reader._web.base.netloc  # noqa: SLF001  # the address shown has no endpoint
+            address = f"{address}?endpoint=http://{server}"
+        return web_reader(address, fault, where)
+
+    def outcomes(self, fault: str, where: str) -> tuple[str, str]:
+        """What becomes of the build: alone, and with the sound one after it."""
+        cells = []
+        for others in ((), (self.sound,)):
+            with self.failing(fault, where) as bad:
+                if bad is None:
+                    return "cannot happen", "cannot happen"
+                cells.append(outcome(self.folder, self.contents, bad, *others))
+        return cells[0], cells[1]
 
 
 @contextmanager
@@ -100,8 +128,6 @@ def folder_reader(cache: Path, place: Path, kind: str, where: str) -> Iterator[P
     if kind not in (*EDITS, "none"):
         yield None
         return
-    import shutil
-
     with TemporaryDirectory(dir=place) as copy:
         edited = Path(shutil.copytree(cache, Path(copy) / "cache"))
         for path in sorted(edited.rglob("*")):
@@ -127,7 +153,7 @@ def web_reader(address: str, kind: str, where: str) -> Iterator[Place | None]:
         reader.close()
 
 
-def filled(store: LocalStore, place: Place) -> dict[object, Digest]:
+def filled(store: LocalStore, place: Place) -> Mapping[OutputInput, Digest]:
     """Build, and publish; the contents."""
     with TemporaryDirectory() as folder:
         builder = ClosedBuilder(store, Path(folder))
@@ -140,7 +166,7 @@ def filled(store: LocalStore, place: Place) -> dict[object, Digest]:
     return made.contents
 
 
-def outcome(place: Path, contents: dict[object, Digest], *places: Place) -> str:
+def outcome(place: Path, contents: Mapping[OutputInput, Digest], *places: Place) -> str:
     """What became of the wanted node in a fresh store."""
     with TemporaryDirectory(dir=place) as folder:
         with LocalStore.open(Path(folder) / "store") as store:
@@ -165,34 +191,13 @@ def run_kind(kind: str, place: Path, ports: list[int]) -> dict[str, tuple[str, s
             contents = filled(store, writer)
             sound = FolderPlace(str(place / "sound" / "cache"))
             filled(store, sound)
+            stand = Stand(kind, place, reader, sound, contents)
             for name, (fault, where) in FAULTS.items():
-                rows[name] = one_fault(kind, place, reader, fault, where, contents, sound)
+                rows[name] = stand.outcomes(fault, where)
                 print(f"{kind:<8}{name:<36}{' / '.join(rows[name])}", flush=True)
     except pytest.skip.Exception as skipped:
         return str(skipped)
     return rows
-
-
-def one_fault(kind, place, reader, fault, where, contents, sound) -> tuple[str, str]:
-    """One fault, alone and with a sound substituter after it."""
-    cells = []
-    for others in ((), (sound,)):
-        with faulty(kind, place, reader, fault, where) as bad:
-            if bad is None:
-                return "cannot happen", "cannot happen"
-            cells.append(outcome(place, contents, bad, *others))
-    return cells[0], cells[1]
-
-
-def faulty(kind, place, reader, fault, where):
-    """The place of `kind`, failing."""
-    if kind == "folder":
-        return folder_reader(place / "cache", place, fault, where)
-    address = reader.url
-    if kind == "s3":
-        port = reader._web.base.netloc  # noqa: SLF001  # the address that is shown has no endpoint
-        address = f"{reader.url}?endpoint=http://{port}"
-    return web_reader(address, fault, where)
 
 
 def is_right(fault: str, cells: tuple[str, str]) -> bool:
@@ -209,12 +214,12 @@ def table(results: dict[str, dict[str, tuple[str, str]] | str]) -> str:
     lines = [
         "# Substituters that fail",
         "",
-        "Made by `python tools/fault_table.py --write docs/substituter-faults.md`. Each cell is two",
-        "builds: with the failing substituter alone, and with a sound one after it. `copied`: the node",
-        "came from a substituter; `built`: it was built. In every case the bytes were those of a build",
-        "without substituters, and the store was sound. In brackets: what the first of them was told",
-        "for. A fault strikes the large blobs; claims, inventories, packs and `format` are struck, one",
-        "kind at a time, by `tests/substituter/test_faults.py`.",
+        "Made by `python tools/fault_table.py --write docs/substituter-faults.md`. Each cell is",
+        "two builds: with the failing substituter alone, and with a sound one after it. `copied`:",
+        "the node came from a substituter; `built`: it was built. In every case the bytes were",
+        "those of a build without substituters, and the store was sound. In brackets: what was",
+        "told of the failing one. A fault strikes the large blobs; claims, inventories, packs and",
+        "`format` are struck, one kind at a time, by `tests/substituter/test_faults.py`.",
         "",
         "| fault | " + " | ".join(kinds) + " |",
         "|---" * (len(kinds) + 1) + "|",

@@ -39,7 +39,7 @@ def describe(parser: Parser) -> None:
         ("kolm build train-1", "one node and what it needs"),
         ("kolm build --dry-run", "what would be done"),
         ("kolm build --check", "build again and compare with what is in the store"),
-        ("kolm build --substituter https://cache.example/kolm", "copy from there what it has"),
+        ("kolm build --substituter URL", "copy from there what it has"),
         ("kolm build --record", "note the results in kolm.outputs, for `kolm rebuild`"),
     )
     parser.add_argument("targets", metavar="TARGET", nargs="*", help="a node or node.output")
