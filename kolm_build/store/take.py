@@ -111,6 +111,8 @@ class Taker:
 
     def keep(self, fetched: Sequence[Fetched]) -> None:
         """Make blobs durable and visible."""
+        if not fetched:
+            return
         with door(self._layout.root), Batch(self._layout, self._index, self._session) as batch:
             for one in fetched:
                 if one.aside is None:
@@ -134,9 +136,10 @@ class Taker:
             for b3, parts in inventory.joins.items():
                 if not batch.has(Kind.BLOB, b3):
                     self._join(batch, b3, parts)
-            for one in {*inventory.leaves(), *inventory.blobs()}:
-                if not batch.has(Kind.BLOB, one):
-                    raise CorruptObjectError("a blob is missing", expected=str(one))
+            named = {*inventory.leaves(), *inventory.blobs()}
+            missing = named - batch.present(Kind.BLOB, named)
+            if missing:
+                raise CorruptObjectError("a blob is missing", expected=str(min(missing)))
             for tree in inventory.bottom_up():
                 keep_tree(batch, tree)
             batch.publish(pins=[inventory.tree])
@@ -168,6 +171,9 @@ def _locked(folder: str) -> int | None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(lock)
+        return None
+    if os.fstat(lock).st_nlink == 0:  # it was taken away before it was locked
         os.close(lock)
         return None
     return lock

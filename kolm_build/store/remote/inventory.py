@@ -16,7 +16,7 @@ from kolm_build.core.digest import Digest
 from kolm_build.core.fields import Fields
 from kolm_build.core.tree import File, Folder, Tree
 from kolm_build.errors import InvalidRecordError
-from kolm_build.store.pack import MAX_BLOB_BYTES
+from kolm_build.store.pack import COUNT_BYTES, ENTRY_BYTES, MAX_BLOB_BYTES
 
 VERSION = 1
 FEW_BLOBS = 32
@@ -111,6 +111,10 @@ class Inventory:
         for b3, parts in self.joins.items():
             if blobs.get(b3) != sum(size for _, size in parts):
                 raise InvalidRecordError("a joined blob of another size", actual=str(b3))
+        small = [size for size in self.leaves().values() if is_small(size)]
+        room = sum(small) + ENTRY_BYTES * len(small) + COUNT_BYTES * len(self.packs)
+        if len(self.packs) > len(small) or sum(size for _, size in self.packs) > room:
+            raise InvalidRecordError("packs that are larger than what they may hold")
         if self.encode() != data:
             raise InvalidRecordError("not spelled or sorted as it must be")
 

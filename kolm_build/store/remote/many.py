@@ -7,13 +7,14 @@ for a server that does not answer.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, Lock, Semaphore, Thread
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_SIGNAL_S = 0.5
 AHEAD = 2
 """How many results a thread may be ahead of who takes them."""
 
@@ -67,7 +68,11 @@ def at_once(items: Iterable[T], work: Callable[[T], R], *, jobs: int) -> Iterato
     running, failure = jobs, None
     try:
         while running:
-            result = todo.results.get()
+            # With an end to each wait: a signal that another thread receives does not end it.
+            try:
+                result = todo.results.get(timeout=_SIGNAL_S)
+            except Empty:
+                continue
             if result is None:
                 running -= 1
                 todo.room.release()
