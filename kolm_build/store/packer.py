@@ -184,7 +184,7 @@ class Packer:
         row = self._index.row(Kind.BLOB, b3)
         if row is None or row.form is not Form.JOINED:
             return None
-        return Join(b3=b3, parts=tuple(self._reader.whole_parts(b3)))
+        return Join(b3=b3, parts=tuple(self._reader.leaves(b3)))
 
     def has_log(self, digest: Digest) -> bool:
         """Whether the store has the log."""
