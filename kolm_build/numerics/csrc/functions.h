@@ -45,7 +45,9 @@ KOLM_FN double decided(double value, float x, uint32_t at, double step) {
 KOLM_FN float exp_f32(float x) { return rounded(exp_f64(held(x, 0.0f, 150.0f)), x); }
 // The same where the input's neighbourhood is not known to binary64: the result itself.
 KOLM_FN float settled(float value, float x, uint32_t at, uint32_t result) {
-  return bits_of(x) == at ? binary32_of(result) : value;
+  const uint32_t is_there = 0 - static_cast<uint32_t>(bits_of(x) == at);  // no branch: GCC would
+  const uint32_t bits = bits_of(value);  // make a few of them into a switch, and no vectors
+  return binary32_of(bits ^ ((bits ^ result) & is_there));
 }
 
 KOLM_FN float exp2_f32(float x) {
@@ -182,22 +184,24 @@ KOLM_FN float gelu_derivative_f32(float x) {
   const double a = held(x, 0.0f, 16.0f);
   const Normal at = normal_at(a);
   const double phi = a < 0.0 ? at.tail : 1.0 - at.tail;
-  double value = fused(a * 0x1.9884533d43651p-2, at.bell, phi);
-  value = decided(value, x, 0xbf407581u, 0x1p-52);
-  value = decided(value, x, 0x33206c99u, 0x1p-51);
-  value = decided(value, x, 0xb2a06c99u, -0x1p-53);
-  value = decided(value, x, 0xb8d0df65u, -0x1p-52);
-  return rounded(decided(value, x, 0xc168a95du, -0x1p-160), x);
+  const double value = fused(a * 0x1.9884533d43651p-2, at.bell, phi);
+  float result = rounded(value, x);
+  result = settled(result, x, 0xbf407581u, 0xb52718bfu);
+  result = settled(result, x, 0x33206c99u, 0x3f000001u);
+  result = settled(result, x, 0xb2a06c99u, 0x3effffffu);
+  result = settled(result, x, 0xb8d0df65u, 0x3efff595u);
+  return settled(result, x, 0xc168a95du, 0x80000001u);
 }
 KOLM_FN float gelu_tanh_derivative_f32(float x) {
   constexpr double a1 = 0x1.9884533d43651p+0, b3 = 0x1.b6676bf7450f0p-3;
   const double a = held(x, 0.0f, 14.0f);
   const double e = gelu_tanh_exponential(a), s = 1.0 / (1.0 + e);
   const double slope = a * fused(a * a, b3, a1);  // x times the derivative of the argument
-  double value = s * fused(slope * e, s, 1.0);
-  value = decided(value, x, 0xbf414072u, 0x1p-52);
-  value = decided(value, x, 0x33206c99u, 0x1p-52);
-  return rounded(decided(value, x, 0xb2a06c99u, -0x1p-53), x);
+  const double value = s * fused(slope * e, s, 1.0);
+  float result = rounded(value, x);
+  result = settled(result, x, 0xbf414072u, 0xba88aec4u);
+  result = settled(result, x, 0x33206c99u, 0x3f000001u);
+  return settled(result, x, 0xb2a06c99u, 0x3effffffu);
 }
 KOLM_FN float mish_derivative_f32(float x) {
   const double a = at_least(at_most(static_cast<double>(x), 40.0), -200.0);
