@@ -1,6 +1,6 @@
 """What the engine tells its caller while it works: frozen values, rendered by the surfaces.
 
-Every event names its node. `to_value` is the JSON form that `kolm build --json` prints.
+Every event of a node names it. `to_value` is the JSON form that `kolm build --json` prints.
 """
 
 from __future__ import annotations
@@ -35,6 +35,50 @@ class Reused:
             "contents": _texts(self.contents),
             "cut_off": self.cut_off,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Substituted:
+    """The node's outputs were copied from substituters.
+
+    Attributes:
+        node: The node's name.
+        contents: Output name to content.
+        sources: Where they came from.
+        bytes_fetched: How many bytes came.
+    """
+
+    node: str
+    contents: Mapping[str, Digest]
+    sources: tuple[str, ...]
+    bytes_fetched: int
+
+    def to_value(self) -> dict[str, object]:
+        """The event as a JSON object."""
+        return {
+            "event": "substituted",
+            "node": self.node,
+            "contents": _texts(self.contents),
+            "sources": list(self.sources),
+            "bytes": self.bytes_fetched,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubstituterTrouble:
+    """A substituter failed, or gave something wrong; the build goes on without it.
+
+    Attributes:
+        url: Its address.
+        error: What is wrong.
+    """
+
+    url: str
+    error: KolmError
+
+    def to_value(self) -> dict[str, object]:
+        """The event as a JSON object."""
+        return {"event": "substituter", "url": self.url, "error": self.error.to_value()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +206,18 @@ class Failed:
         }
 
 
-Event = Reused | Waiting | Started | Progress | LogLine | Metric | Built | Failed
+Event = (
+    Reused
+    | Substituted
+    | SubstituterTrouble
+    | Waiting
+    | Started
+    | Progress
+    | LogLine
+    | Metric
+    | Built
+    | Failed
+)
 
 OnEvent = Callable[[Event], None]
 

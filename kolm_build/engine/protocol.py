@@ -95,6 +95,37 @@ class Store(Protocol):
         """Note `value` under `key`; a memo may be lost at any time."""
 
 
+class Arrived(Protocol):
+    """A tree that a substituter gave."""
+
+    @property
+    def source(self) -> str:
+        """The substituter's address."""
+
+    @property
+    def bytes_fetched(self) -> int:
+        """How many bytes came."""
+
+
+class Substitutes(Protocol):
+    """Others that may have what a build would make. Threads may share it.
+
+    None of these raises because a substituter failed.
+    """
+
+    def contents_of(self, keys: Sequence[Key]) -> Mapping[Key, tuple[Digest, ...]]:
+        """The contents to believe in for each key; two or more are contested."""
+
+    def keep(self, resolved: Digest, derivation: Digest) -> None:
+        """Keep in the store what is believed about a resolved derivation."""
+
+    def offered(self, trees: Iterable[Digest]) -> AbstractSet[Digest]:
+        """Those trees that somebody seems to have."""
+
+    def fetch(self, tree: Digest, on_bytes: Callable[[int, int], None]) -> Arrived | None:
+        """Have a tree be in the store; None where nobody could give it."""
+
+
 class StepShape(Protocol):
     """What the engine must know of a step to run it."""
 

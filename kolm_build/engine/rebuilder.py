@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from kolm_build.core import plan as core_plan
 from kolm_build.core.compare import differences
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
 from kolm_build.core.realisation import Realisation
 from kolm_build.engine.events import Built, OnEvent, Reused, Waiting
 from kolm_build.engine.protocol import Builder, BuildResult, Store
+from kolm_build.engine.substitution import Lookup, Substitution
 from kolm_build.engine.weights import first_tensor
 from kolm_build.errors import NotReproducibleError
 
@@ -41,12 +43,14 @@ class Rebuilder:
         builder: Runs what is missing.
         on_event: Told what happens.
         mode: What to do with outputs that are there.
+        substitution: Copies what others have.
     """
 
     store: Store
     builder: Builder
     on_event: OnEvent
     mode: Mode = "reuse"
+    substitution: Substitution | None = None
 
     def realise(self, derivation: Derivation, resolved: Derivation) -> tuple[Contents, str]:
         """The contents of the derivation's outputs, which are then all there, and how they came.
@@ -56,7 +60,8 @@ class Rebuilder:
             resolved: The same with every input by content; the inputs are in the store.
 
         Returns:
-            Output name to content, and ``cut-off``, ``built``, ``fetched`` or ``verified``.
+            Output name to content, and ``cut-off``, ``substituted``, ``built``, ``fetched`` or
+            ``verified``.
 
         Raises:
             KolmError: It could not be built, or two builds of it disagree.
@@ -69,18 +74,35 @@ class Rebuilder:
                 # Whoever held the lock may have built it.
                 found = self._reusable(resolved, key)
                 if found is None:
+                    copied = self._substituted(derivation, resolved, key)
+                    if copied is not None:
+                        return copied, "substituted"
                     return self._build(derivation, resolved, key)
         self.on_event(Reused(node=derivation.name, contents=found, cut_off=True))
         return found, "cut-off"
 
     def _reusable(self, resolved: Derivation, key: Digest) -> Contents | None:
         """What is there and may be used as it is."""
-        if self.mode == "rebuild" or (self.mode == "check" and not resolved.is_fixed):
+        if self._is_to_run(resolved):
             return None
-        claims = claimed(self.store, resolved, key)
+        claims = claimed(self.store.contents_of, resolved, key)
         found = {name: _sole(some, f"{resolved.name}.{name}") for name, some in claims.items()}
         complete = len(found) == len(resolved.outputs)
         return found if complete and self._has_all(found) else None
+
+    def _substituted(
+        self, derivation: Derivation, resolved: Derivation, key: Digest
+    ) -> Contents | None:
+        """What others have of it, copied; None where they have not all, or it is to be built."""
+        if self.substitution is None or self._is_to_run(resolved):
+            return None
+        claims = claimed(Lookup(self.store, self.substitution.substitutes), resolved, key)
+        found = {name: _sole(some, f"{resolved.name}.{name}") for name, some in claims.items()}
+        complete = len(found) == len(resolved.outputs)
+        return found if complete and self.substitution.bring(derivation, key, found) else None
+
+    def _is_to_run(self, resolved: Derivation) -> bool:
+        return self.mode == "rebuild" or (self.mode == "check" and not resolved.is_fixed)
 
     def _has_all(self, found: Contents) -> bool:
         trees = set(found.values())
@@ -95,7 +117,7 @@ class Rebuilder:
     def _build(
         self, derivation: Derivation, resolved: Derivation, key: Digest
     ) -> tuple[Contents, str]:
-        before = claimed(self.store, resolved, key)
+        before = claimed(self.store.contents_of, resolved, key)
         result = self.builder.build(derivation, resolved, self.on_event)
         self._record(derivation, key, result)
         self._compare(derivation, before, result.contents)
@@ -135,14 +157,14 @@ def _how(result: BuildResult, *, verified: bool) -> str:
     return "fetched" if result.fetched else "built"
 
 
-def claimed(store: Store, resolved: Derivation, key: Digest) -> Claims:
+def claimed(lookup: core_plan.Lookup, resolved: Derivation, key: Digest) -> Claims:
     """What the outputs are claimed to be, by name; those of which nothing is known are left out.
 
     An output fixed by a digest needs no realisation: the digest says what it is.
     """
     fixed = {name: (expected,) for name, expected in resolved.outputs if expected is not None}
     keys = [(key, name) for name, expected in resolved.outputs if expected is None]
-    claims = store.contents_of(keys) if keys else {}
+    claims = lookup(keys) if keys else {}
     return fixed | {name: contents for (_, name), contents in claims.items()}
 
 

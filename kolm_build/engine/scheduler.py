@@ -16,10 +16,11 @@ from threading import Lock, Thread
 from kolm_build.core.closure import closure
 from kolm_build.core.derivation import Derivation, OutputInput
 from kolm_build.core.digest import Digest
-from kolm_build.core.plan import Plan, Reuse, plan
+from kolm_build.core.plan import Plan, Reuse, Substitute, plan
 from kolm_build.engine.events import Event, Failed, OnEvent, Reused
-from kolm_build.engine.protocol import Builder, Store
+from kolm_build.engine.protocol import Builder, Store, Substitutes
 from kolm_build.engine.rebuilder import Contents, Mode, Rebuilder
+from kolm_build.engine.substitution import Lookup, Substitution
 from kolm_build.errors import KolmError
 
 Derivations = Mapping[Digest, Derivation]
@@ -38,8 +39,8 @@ class Realised:
         contents: The content of every output that is known, wanted ones included.
         keys: Each derivation's resolved digest, as far as it was needed: the key of its
             realisations.
-        actions: Derivation to ``reused``, ``cut-off``, ``built``, ``fetched`` or ``verified``;
-            those that nothing had to look at are left out.
+        actions: Derivation to ``reused``, ``substituted``, ``cut-off``, ``built``, ``fetched`` or
+            ``verified``; those that nothing had to look at are left out.
     """
 
     contents: Mapping[OutputInput, Digest]
@@ -56,6 +57,7 @@ def realise(
     jobs: int = 1,
     on_event: OnEvent,
     mode: Mode = "reuse",
+    substitutes: Substitutes | None = None,
 ) -> Realised:
     """Make every wanted output be in the store.
 
@@ -67,38 +69,87 @@ def realise(
         jobs: Steps that run at once.
         on_event: Told what happens; called by several threads, one at a time.
         mode: See `Mode`.
+        substitutes: Who may have what is missing.
 
     Raises:
         KolmError: The first thing that could not be built, after all that does not need it is
             done; its exit bits are those of all failures.
         KeyboardInterrupt: As it came; every step process is gone.
     """
-    todo = plan_for(wanted, derivations=derivations, store=store, mode=mode)
+    tell = _OneAtATime(on_event)
+    substitution = None
+    if substitutes is not None:
+        substitution = Substitution(store=store, substitutes=substitutes, on_event=tell)
+    todo, copied = _substituted(wanted, derivations, store, mode, substitution)
     run = _Run(
         derivations=derivations,
         plan=todo,
         rebuilder=Rebuilder(
-            store=store, builder=builder, on_event=_OneAtATime(on_event), mode=mode
+            store=store, builder=builder, on_event=tell, mode=mode, substitution=substitution
         ),
         contents=dict(todo.contents),
         keys=dict(todo.resolved),
+        actions=dict.fromkeys(copied, "substituted"),
     )
     run.reuse()
     run.build(jobs)
     return Realised(contents=run.contents, keys=run.keys, actions=run.actions)
 
 
+def _substituted(
+    wanted: Sequence[OutputInput],
+    derivations: Derivations,
+    store: Store,
+    mode: Mode,
+    substitution: Substitution | None,
+) -> tuple[Plan, set[Digest]]:
+    """The plan of what is left once all was copied that can be; and what was copied.
+
+    What a substituter offers and then cannot give is planned anew: it is built, and for that other
+    things may be needed.
+    """
+    copied: set[Digest] = set()
+    while True:
+        todo = plan_for(
+            wanted,
+            derivations=derivations,
+            store=store,
+            mode=mode,
+            substitutes=None if substitution is None else substitution.substitutes,
+        )
+        if substitution is None:
+            return todo, copied
+        wishes = [action for action in todo.actions if isinstance(action, Substitute)]
+        done = {action.derivation for action in wishes if substitution.carry_out(action)}
+        copied |= done
+        if len(done) == len(wishes):
+            for digest, resolved in todo.resolved.items():
+                substitution.substitutes.keep(resolved, digest)
+            return todo, copied
+
+
 def plan_for(
-    wanted: Sequence[OutputInput], *, derivations: Derivations, store: Store, mode: Mode = "reuse"
+    wanted: Sequence[OutputInput],
+    *,
+    derivations: Derivations,
+    store: Store,
+    mode: Mode = "reuse",
+    substitutes: Substitutes | None = None,
 ) -> Plan:
     """What `realise` will do; what it counts on is kept from the collector from here on."""
     return plan(
         wanted,
         derivations=derivations,
-        lookup=store.contents_of,
+        lookup=Lookup(store, substitutes),
         present=store.pin,
+        substitutable=nothing_offered if substitutes is None else substitutes.offered,
         again=_again(wanted, derivations, mode),
     )
+
+
+def nothing_offered(_: Sequence[Digest]) -> frozenset[Digest]:
+    """What nobody offers."""
+    return frozenset()
 
 
 def _again(wanted: Sequence[OutputInput], derivations: Derivations, mode: Mode) -> set[Digest]:
@@ -150,7 +201,8 @@ class _Run:
     def reuse(self) -> None:
         """Tell of what is there and needed."""
         for action in self.plan.actions:
-            if isinstance(action, Reuse) and action.reason != NOT_NEEDED:
+            is_needed = isinstance(action, Reuse) and action.reason != NOT_NEEDED
+            if is_needed and action.derivation not in self.actions:
                 self.actions[action.derivation] = "reused"
                 found = dict(action.contents)
                 self.rebuilder.on_event(Reused(node=action.name, contents=found))

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from kolm_build.core.realisation import Realisation
     from kolm_build.core.tree import Tree
     from kolm_build.store.claims import StoredRealisation
+    from kolm_build.store.give import Giver
     from kolm_build.store.roots import Root
+    from kolm_build.store.take import Taker
     from kolm_build.store.usage import Usage
     from kolm_build.store.verify import Report, Substitute
 
@@ -201,6 +203,21 @@ class LocalStore:
                 self._index.pin(session.name, found)
         return found
 
+    # Copying from store to store
+
+    def giver(self) -> Giver:
+        """What gives objects away as they are kept, each checked."""
+        from kolm_build.store.give import Giver
+
+        return Giver(self._layout, self._index, self._reader)
+
+    def taker(self) -> Taker:
+        """What brings fetched objects in, each proved; what it took stays until this is closed."""
+        from kolm_build.store.take import Taker
+
+        with door(self._layout.root):
+            return Taker(self._layout, self._index, self._reader, self._writer())
+
     # Derivations, claims, logs
 
     def put_derivation(self, derivation: Derivation) -> Digest:
@@ -268,6 +285,23 @@ class LocalStore:
             batch.also(lambda: claims.add(self._index, claim, digest))
 
         self._written(keep, pin=lambda _: realisation.content)
+
+    def add_claim(self, claim: StoredRealisation) -> None:
+        """Keep a claim that somebody else made and this reader believes, its content here or not.
+
+        Args:
+            claim: As it was given, envelope and all.
+        """
+        from kolm_build.store import claims
+
+        data = claim.encode()
+        digest = Digest.of_blob(data)
+
+        def keep(batch: Batch) -> None:
+            batch.write(Row(Kind.CLAIM, digest, len(data)), data)
+            batch.also(lambda: claims.add(self._index, claim, digest))
+
+        self._written(keep, pin=lambda _: claim.realisation.content)
 
     def realisations(self, resolved: Digest, output: str) -> tuple[StoredRealisation, ...]:
         """Every claim about one output; the errors of `tree`."""

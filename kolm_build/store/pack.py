@@ -16,8 +16,8 @@ from kolm_build.errors import InvalidRecordError
 MAX_BLOB_BYTES = 64 << 10
 """Larger blobs are files of their own."""
 
-_NUMBER_BYTES = 8
-ENTRY_BYTES = DIGEST_BYTES + _NUMBER_BYTES
+COUNT_BYTES = 8
+ENTRY_BYTES = DIGEST_BYTES + COUNT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Slice:
 
 def encode(blobs: Sequence[tuple[Digest, bytes]]) -> bytes:
     """A pack of these blobs: their bytes; for each its digest and size; their number."""
-    table = [b3.raw + len(data).to_bytes(_NUMBER_BYTES, "little") for b3, data in blobs]
-    count = len(blobs).to_bytes(_NUMBER_BYTES, "little")
+    table = [b3.raw + len(data).to_bytes(COUNT_BYTES, "little") for b3, data in blobs]
+    count = len(blobs).to_bytes(COUNT_BYTES, "little")
     return b"".join((*(data for _, data in blobs), *table, count))
 
 
@@ -48,7 +48,7 @@ def decode(data: bytes) -> tuple[Slice, ...]:
     Raises:
         InvalidRecordError: It is not a pack.
     """
-    end = len(data) - _NUMBER_BYTES
+    end = len(data) - COUNT_BYTES
     begin = end - ENTRY_BYTES * int.from_bytes(data[max(end, 0) :], "little")
     if begin < 0:
         raise InvalidRecordError("not a pack: its table does not fit into it")

@@ -92,6 +92,28 @@ class Reader:
         self._check_blob(b3, Digest.of_blob(data))
         return data
 
+    def stream(self, b3: Digest) -> Iterator[bytes]:
+        """The bytes of a blob, piece by piece; the last one only once all are known to be right."""
+        hasher, held = blake3(), b""
+        for piece in self._pieces(b3):
+            with self._opened(piece) as source:
+                for data in _read_range(source, piece):
+                    hasher.update(data)
+                    if held:
+                        yield held
+                    held = bytes(data)
+        self._check_blob(b3, Digest(hasher.digest()))
+        if held:
+            yield held
+
+    def leaves(self, b3: Digest) -> tuple[tuple[Digest, int], ...]:
+        """The blobs that, in order, are a blob's bytes and are kept as they are; with their sizes.
+
+        Raises:
+            MissingObjectError: It is not in the store.
+        """
+        return tuple((piece.b3, piece.size_bytes) for piece in self._pieces(b3))
+
     def hashed(self, b3: Digest) -> Blob:
         """Both digests of the bytes that a blob really has, nothing taken on trust."""
         first, second, size = blake3(), sha256(), 0

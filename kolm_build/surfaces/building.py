@@ -20,8 +20,10 @@ from kolm_build.engine.environment import InstalledEnvironment
 from kolm_build.engine.events import OnEvent
 from kolm_build.engine.kernels import LIBRARY, Kernels
 from kolm_build.engine.probe import probe_platform
+from kolm_build.engine.protocol import Substitutes
 from kolm_build.engine.rebuilder import Mode
-from kolm_build.engine.scheduler import Realised, realise
+from kolm_build.engine.scheduler import Realised, nothing_offered, realise
+from kolm_build.engine.substitution import Lookup
 from kolm_build.steps.table import STEPS
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.code import keep_locked_code
@@ -110,7 +112,12 @@ def prepare(project: Project, store: LocalStore) -> Prepared:
 
 
 def planned(
-    prepared: Prepared, wanted: Mapping[str, OutputInput], store: LocalStore, *, check: bool
+    prepared: Prepared,
+    wanted: Mapping[str, OutputInput],
+    store: LocalStore,
+    *,
+    check: bool,
+    substitutes: Substitutes | None = None,
 ) -> Plan:
     """What `build` would do; with `check`, building again what is there."""
     nodes = prepared.instance.derivations
@@ -118,8 +125,9 @@ def planned(
     return plan(
         tuple(wanted.values()),
         derivations=nodes,
-        lookup=store.contents_of,
+        lookup=Lookup(store, substitutes),
         present=store.has_trees,
+        substitutable=nothing_offered if substitutes is None else substitutes.offered,
         again=again,
     )
 
@@ -132,6 +140,7 @@ def build(
     options: Options,
     on_event: OnEvent,
     mode: Mode = "reuse",
+    substitutes: Substitutes | None = None,
 ) -> Realised:
     """Make `wanted` be in `store`."""
     builder = make_builder(prepared.lock.environment, store, options=options)
@@ -146,6 +155,7 @@ def build(
         jobs=options.jobs,
         on_event=on_event,
         mode=mode,
+        substitutes=substitutes,
     )
 
 

@@ -38,6 +38,23 @@ def default_trust() -> str:
     return os.environ.get("KOLM_TRUST") or f"{config_home()}/trust.toml"
 
 
+def own_substituters() -> list[str]:
+    """The addresses of the substituters that the user's environment names."""
+    return os.environ.get("KOLM_SUBSTITUTERS", "").split()
+
+
+def bucket_credentials() -> tuple[str, str, str | None] | None:
+    """The id, secret and session token that open buckets, as other tools have them."""
+    name, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    return (name, secret, os.environ.get("AWS_SESSION_TOKEN")) if name and secret else None
+
+
+def registry_credentials() -> tuple[str, str] | None:
+    """The name and password that open registries."""
+    name, secret = os.environ.get("KOLM_OCI_USER"), os.environ.get("KOLM_OCI_PASSWORD")
+    return (name, secret) if name and secret else None
+
+
 def absolute(path: StrPath) -> str:
     """`path` from the root on; a ``..`` stays, since what stands before it may be a link."""
     parts = os.path.join(os.getcwd(), path).split("/")

@@ -24,6 +24,8 @@ from kolm_build.engine.events import (
     Progress,
     Reused,
     Started,
+    Substituted,
+    SubstituterTrouble,
     Waiting,
 )
 
@@ -137,6 +139,11 @@ class ProgressLines:
         match event:
             case Reused():
                 self._line(event.node, _reused(event), "dim")
+            case Substituted():
+                self._running.pop(event.node, None)
+                self._line(event.node, _substituted(event), "green")
+            case SubstituterTrouble():
+                self._line("substituter", _trouble(event), "yellow")
             case Waiting():
                 self._line(event.node, f"waiting for {event.holder}", "yellow")
             case Started():
@@ -203,11 +210,32 @@ def _reused(event: Reused) -> str:
     return "cached (its inputs came out the same)" if event.cut_off else "cached"
 
 
+def _substituted(event: Substituted) -> str:
+    if not event.sources:
+        return "known from substituters"
+    return f"copied {event.bytes_fetched / 1e6:.1f} MB from {', '.join(event.sources)}"
+
+
+def _trouble(event: SubstituterTrouble) -> str:
+    actual = f" ({event.error.actual})" if event.error.actual else ""
+    return f"{event.error.file or event.url}: {event.error.reason}{actual}"
+
+
 def _built(event: Built) -> str:
     if event.verified:
         return f"verified in {duration(event.wall_ms / 1000)}: the same bytes again"
     word = "fetched" if event.fetched else "built"
     return f"{word} in {duration(event.wall_ms / 1000)}"
+
+
+def trouble_lines(terminal: Terminal) -> Callable[[Event], None]:
+    """Prints what is wrong with substituters, and nothing else."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, SubstituterTrouble):
+            terminal.tell(f"{'substituter':<{NAME_COLUMNS}} {_trouble(event)}", "yellow")
+
+    return tell
 
 
 def json_lines(terminal: Terminal) -> Callable[[Event], None]:

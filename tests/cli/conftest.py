@@ -4,8 +4,9 @@ import pytest
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """A user without any settings."""
-    for name in ("KOLM_KEY", "KOLM_TRUST", "KOLM_STORE", "KOLM_PASSPHRASE", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("KEY", "TRUST", "STORE", "PASSPHRASE", "SUBSTITUTERS"):
+        monkeypatch.delenv(f"KOLM_{name}", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))

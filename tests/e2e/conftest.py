@@ -120,8 +120,9 @@ class Project:
 @pytest.fixture(autouse=True)
 def _home(tmp_path, monkeypatch):
     """A user without any settings, and a git that knows nobody."""
-    for name in ("KOLM_KEY", "KOLM_TRUST", "KOLM_STORE", "KOLM_PASSPHRASE", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("KEY", "TRUST", "STORE", "PASSPHRASE", "SUBSTITUTERS"):
+        monkeypatch.delenv(f"KOLM_{name}", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))

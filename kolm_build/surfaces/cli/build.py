@@ -10,6 +10,7 @@ from kolm_build.surfaces.cli.options import (
     add_key,
     add_project,
     add_store,
+    add_substituters,
 )
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
@@ -17,8 +18,11 @@ from kolm_build.surfaces.cli.terminal import Terminal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from contextlib import AbstractContextManager
 
     from kolm_build.attest.keys import SigningKey
+    from kolm_build.engine.events import OnEvent
+    from kolm_build.engine.protocol import Substitutes
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.building import Prepared
     from kolm_build.surfaces.results import Finished, Written
@@ -35,6 +39,7 @@ def describe(parser: Parser) -> None:
         ("kolm build train-1", "one node and what it needs"),
         ("kolm build --dry-run", "what would be done"),
         ("kolm build --check", "build again and compare with what is in the store"),
+        ("kolm build --substituter URL", "copy from there what it has"),
         ("kolm build --record", "note the results in kolm.outputs, for `kolm rebuild`"),
     )
     parser.add_argument("targets", metavar="TARGET", nargs="*", help="a node or node.output")
@@ -43,6 +48,7 @@ def describe(parser: Parser) -> None:
     parser.add_argument("--record", action="store_true", help="write kolm.outputs")
     parser.add_argument("-o", "--output", metavar="FILE", help="where the artifact goes")
     add_building(parser)
+    add_substituters(parser)
     add_key(parser)
     add_project(parser)
     add_store(parser)
@@ -94,10 +100,12 @@ def _look(args: Namespace, terminal: Terminal) -> int:
 
 
 def _plan(prepared: Prepared, args: Namespace, store: LocalStore, terminal: Terminal) -> int:
-    from kolm_build.core.plan import Build
+    from kolm_build.core.plan import Build, Substitute
     from kolm_build.surfaces.building import planned
 
-    plan = planned(prepared, prepared.wanted(args.targets), store, check=args.check)
+    wanted = prepared.wanted(args.targets)
+    with _substitutes(args, store, _teller(args, terminal), terminal) as substitutes:
+        plan = planned(prepared, wanted, store, check=args.check, substitutes=substitutes)
     if args.json:
         terminal.give({"event": "plan", "nodes": plan.to_value()})
         return 0
@@ -105,8 +113,37 @@ def _plan(prepared: Prepared, args: Namespace, store: LocalStore, terminal: Term
         verb = type(action).__name__.lower()
         terminal.say(f"{action.name:<16} {verb}: {action.reason}")
     builds = sum(isinstance(action, Build) for action in plan.actions)
-    terminal.tell(f"{builds} to build, {len(plan.actions) - builds} to reuse")
+    copies = sum(isinstance(action, Substitute) for action in plan.actions)
+    copied = f"{copies} to copy, " if copies else ""
+    terminal.tell(f"{builds} to build, {copied}{len(plan.actions) - builds - copies} to reuse")
     return 0
+
+
+def _teller(args: Namespace, terminal: Terminal) -> OnEvent:
+    """Tells of what happens before a plan is printed: troubles alone."""
+    from kolm_build.surfaces.progress import json_lines, trouble_lines
+
+    return json_lines(terminal) if args.json else trouble_lines(terminal)
+
+
+def _substitutes(
+    args: Namespace, store: LocalStore, on_event: OnEvent, terminal: Terminal
+) -> AbstractContextManager[Substitutes | None]:
+    """The substituters that the command line and the settings name; None where there are none."""
+    from kolm_build.surfaces.places import own_substituters
+
+    if not args.substituter and not own_substituters():
+        from contextlib import nullcontext
+
+        return nullcontext()
+    from kolm_build.surfaces.substituting import addresses, open_substitutes, warn_of_no_trust
+    from kolm_build.surfaces.trusting import own_trust
+
+    urls = addresses(args.substituter, offline=args.offline, terminal=terminal)
+    trust = own_trust(args.trust)
+    if urls:
+        warn_of_no_trust(trust, terminal)
+    return open_substitutes(urls, store, trust=trust, on_event=on_event)
 
 
 def _build(
@@ -130,7 +167,10 @@ def _build(
     )
     wanted = prepared.wanted(args.targets)
     add_root(prepared, store)
-    with shown_events(terminal, json=args.json) as on_event:
+    with (
+        shown_events(terminal, json=args.json) as on_event,
+        _substitutes(args, store, on_event, terminal) as substitutes,
+    ):
         realised = build(
             prepared,
             wanted,
@@ -138,6 +178,7 @@ def _build(
             options=options,
             on_event=on_event,
             mode="check" if args.check else "reuse",
+            substitutes=substitutes,
         )
     remember(prepared, realised.actions, store)
     done = Finished(prepared=prepared, wanted=wanted, realised=realised, store=store)

@@ -67,12 +67,29 @@ def add_building(parser: Parser) -> None:
     )
 
 
-def add_key(parser: Parser) -> None:
-    """What signs."""
+def add_trust(parser: Parser) -> None:
+    """``--trust FILE``."""
+    parser.add_argument("--trust", metavar="FILE", help="whom you trust (default: your trust file)")
+
+
+def add_substituters(parser: Parser) -> None:
+    """Who may have what is missing."""
+    parser.add_argument(
+        "--substituter",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="copy from there what it has (repeatable; also $KOLM_SUBSTITUTERS)",
+    )
+    add_trust(parser)
+
+
+def add_key(parser: Parser, unsigned: str = "write the artifact unsigned") -> None:
+    """What signs; `unsigned` says what it means that nothing does."""
     parser.add_argument(
         "--key", metavar="FILE", help="the signing key (default: ~/.config/kolm/key.pem)"
     )
-    parser.add_argument("--no-sign", action="store_true", help="write the artifact unsigned")
+    parser.add_argument("--no-sign", action="store_true", help=unsigned)
     add_passphrase(parser)
 
 

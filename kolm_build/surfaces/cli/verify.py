@@ -11,7 +11,6 @@ from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from kolm_build.attest.trust import TrustPolicy
     from kolm_build.attest.verify import Report
 
 
@@ -37,31 +36,15 @@ def describe(parser: Parser) -> None:
 def run(args: Namespace, terminal: Terminal) -> int:
     """Check it, or raise."""
     from kolm_build.attest.verify import verify_artifact
+    from kolm_build.surfaces.trusting import read_trust
 
-    trust = None if args.no_trust else _trust(args.trust)
+    trust = None if args.no_trust else read_trust(args.trust)
     report = verify_artifact(args.file, trust=trust)
     if args.json:
         terminal.give(report.to_value())
     else:
         _tell(report, terminal)
     return 0
-
-
-def _trust(given: Path | None) -> TrustPolicy:
-    from kolm_build.attest.trust import MAX_BYTES, parse_trust
-    from kolm_build.errors import KeyFileError
-    from kolm_build.surfaces.places import default_trust
-
-    path = given or Path(default_trust())
-    try:
-        with path.open("rb") as file:
-            return parse_trust(file.read(MAX_BYTES + 1), str(path))
-    except FileNotFoundError:
-        raise KeyFileError(
-            "there is no trust file, so nobody is trusted",
-            file=str(path),
-            advice="`kolm key trust KEY --name NAME` makes one; --no-trust checks the bytes alone.",
-        ) from None
 
 
 def _tell(report: Report, terminal: Terminal) -> None:

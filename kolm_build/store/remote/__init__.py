@@ -1,0 +1,1 @@
+"""Substituters: places that may have what a build would make (spec/substituter.md)."""

@@ -1,0 +1,141 @@
+"""The substituters that a command line and the user's settings name, and whom to believe there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kolm_build.attest.claims import BUILT, ROLE, Fact, builder_of, sign_claim
+from kolm_build.core import cbor
+from kolm_build.core.digest import Digest
+from kolm_build.engine.events import OnEvent, SubstituterTrouble
+from kolm_build.errors import KolmError, NetworkError
+from kolm_build.store.remote.address import Credentials, is_network, open_place
+from kolm_build.store.remote.place import Limits, Place
+from kolm_build.store.remote.substitutes import Judge, Substitutes
+from kolm_build.surfaces import places
+
+if TYPE_CHECKING:
+    from kolm_build.attest.keys import SigningKey
+    from kolm_build.attest.trust import TrustPolicy
+    from kolm_build.store.claims import StoredRealisation
+    from kolm_build.store.local import LocalStore
+    from kolm_build.surfaces.cli.terminal import Terminal
+
+
+def addresses(named: Sequence[str], *, offline: bool, terminal: Terminal) -> list[str]:
+    """Where to look: what the command line names, then what the settings name, each once.
+
+    Raises:
+        NetworkError: The command line names one on the network, and `offline` forbids that.
+    """
+    for address in named:
+        if offline and is_network(address):
+            raise NetworkError(
+                "--offline forbids asking a substituter on the network",
+                file=address,
+                advice="Leave out one of the two, or name a folder: file:///FOLDER.",
+            )
+    own = [one for one in places.own_substituters() if not (offline and is_network(one))]
+    for address in places.own_substituters():
+        if address not in own:
+            terminal.tell(f"not asked, because of --offline: {address}", "yellow")
+    return list(dict.fromkeys([*named, *own]))
+
+
+def place_at(address: str, limits: Limits) -> Place:
+    """The place at `address`, with what the user's settings open it by."""
+    bucket, registry = places.bucket_credentials(), places.registry_credentials()
+    return open_place(
+        address,
+        limits=limits,
+        bucket=bucket and Credentials(name=bucket[0], secret=bucket[1], token=bucket[2]),
+        registry=registry and Credentials(name=registry[0], secret=registry[1]),
+    )
+
+
+@contextmanager
+def open_substitutes(
+    urls: Sequence[str],
+    store: LocalStore,
+    *,
+    trust: TrustPolicy | None,
+    on_event: OnEvent,
+    limits: Limits | None = None,
+) -> Iterator[Substitutes | None]:
+    """The substituters at `urls`; None where there are none.
+
+    Args:
+        urls: Their addresses.
+        store: Where to bring things.
+        trust: Whom to believe; nobody where it is None.
+        on_event: Told what goes wrong.
+        limits: How patient to be.
+    """
+    limits = limits or Limits()
+    if not urls:
+        yield None
+        return
+
+    def tell(url: str, error: KolmError) -> None:
+        on_event(SubstituterTrouble(url=url, error=error))
+
+    those = Substitutes(
+        places=[place_at(url, limits) for url in urls],
+        store=store,
+        judge=judge_of(trust),
+        threshold=trust.thresholds.get(ROLE, 1) if trust else 1,
+        limits=limits,
+        on_trouble=tell,
+    )
+    try:
+        yield those
+    finally:
+        those.close()
+
+
+def judge_of(trust: TrustPolicy | None) -> Judge:
+    """Tells which trusted builder vouches for a claim."""
+
+    def judge(claim: StoredRealisation) -> str | None:
+        if trust is None or claim.envelope is None:
+            return None
+        return builder_of(claim.envelope, fact_of(claim), trust)
+
+    return judge
+
+
+def fact_of(claim: StoredRealisation) -> Fact:
+    """What a signature of `claim` is about."""
+    made = claim.realisation
+    circumstances = Digest.of_blob(cbor.encode(dict(claim.circumstances)))
+    digests = {
+        "resolved": made.resolved,
+        "content": made.content,
+        "derivation": claim.derivation,
+        "circumstances": circumstances,
+    }
+    return Fact(
+        record=made.encode(),
+        output=made.output,
+        digests={name: str(digest) for name, digest in digests.items()},
+    )
+
+
+def signed(claim: StoredRealisation, key: SigningKey | None) -> StoredRealisation:
+    """`claim`, signed by `key` as built; as it is if somebody signed it, or there is no key."""
+    if key is None or claim.envelope is not None:
+        return claim
+    return replace(claim, envelope=sign_claim(fact_of(claim), kind=BUILT, key=key))
+
+
+def warn_of_no_trust(trust: TrustPolicy | None, terminal: Terminal) -> None:
+    """Say what it means to trust nobody."""
+    if trust is None:
+        terminal.tell(
+            "no trust file: of substituters only what the lock fixes by digest is used "
+            "(`kolm key trust` makes one)",
+            "yellow",
+        )
