@@ -35,7 +35,8 @@ class Signed:
         statement: What it says: a value of `STATEMENTS`.
         keyid: The key that it says signed it.
         signer: The principal whose key did; None where the key is nobody's that is trusted.
-        counts: Whether that principal has the role for this statement.
+        counts: Whether that principal has the role for this statement, and the key is good at any
+            time.
     """
 
     statement: str
@@ -175,7 +176,10 @@ def _check(kind: str, envelope: Envelope, want: Statement, trust: TrustPolicy | 
         statement=kind,
         keyid=signature.keyid,
         signer=known[0].name if known else None,
-        counts=known is not None and any(STATEMENTS[role] == kind for role in known[0].roles),
+        counts=known is not None
+        and any(STATEMENTS[role] == kind for role in known[0].roles)
+        # Nothing in an artifact says when it was signed, so a key with a window does not count.
+        and known[0].window(signature.keyid).is_open,
     )
 
 
