@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kolm_build.attest.claims import Fact, sign_claim
-from kolm_build.attest.testimony import FoundClaim, hear, examine
+from kolm_build.attest.testimony import FoundClaim, examine, hear
 from kolm_build.core import cbor
 from kolm_build.core.digest import Digest
 from kolm_build.core.quorum import BUILT, Verdict, decide

@@ -15,6 +15,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "trust a model": {
         "verify": "check an artifact: its bytes, its signatures, its numbers",
         "rebuild": "build it again from nothing and compare",
+        "trust": "tell whether an output may be used, and why",
+        "challenge": "compare what several caches claim, without building",
+        "claim": "commit to a claim, show it, or say when it was seen",
         "key": "make, show and trust signing keys",
     },
     "understand a model": {
