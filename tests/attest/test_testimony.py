@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from kolm_build.attest.claims import Fact, sign_claim
 from kolm_build.attest.envelope import Envelope
-from kolm_build.attest.testimony import FoundClaim, commit, hear, examine, witness
+from kolm_build.attest.testimony import FoundClaim, commit, examine, hear, witness
 from kolm_build.attest.trust import parse_trust
 from kolm_build.core import strict_json
 from kolm_build.core.quorum import BUILT, COPIED

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from kolm_build.surfaces import claiming
 from tests.e2e.parties import FEBRUARY, JANUARY, MARCH, Parties
 
 
@@ -116,6 +117,19 @@ def test_a_revoked_key_counts_for_what_a_log_saw_before_that_alone(parties):
     answer = parties.asks(parties.trust(windows=revoked), "ann", "ben")
     assert answer.status == 0
     assert "counts   built by ben, seen 2026-01-01T00:00:00Z" in answer.out
+
+
+def test_a_log_says_the_time_it_is_told_or_that_of_its_clock(parties, monkeypatch):
+    """CLI-16."""
+    log = ("--key", str(parties.key_file("log")), "--at", parties.cache("ann"))
+    monkeypatch.setattr(claiming, "now", lambda: MARCH)
+    told = parties.ok("log", "claim", "witness", *log)
+    assert told.out == f"2 claims were there at {MARCH}\n"
+    assert claims(parties.asks(parties.trust(), "ann", flags=["--json"]))[0]["seen"] == MARCH
+    parties.ok("log", "claim", "witness", *log, "--time", FEBRUARY)
+    assert claims(parties.asks(parties.trust(), "ann", flags=["--json"]))[0]["seen"] == FEBRUARY
+    refused = parties.kolm("log", "claim", "witness", *log, "--time", "today")
+    assert (refused.status, "not a time" in refused.err) == (2, True)
 
 
 def test_a_verdict_is_json_too_and_names_every_claim(parties):

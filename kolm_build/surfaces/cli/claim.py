@@ -41,7 +41,7 @@ def describe(parser: Parser) -> None:
     witness.tell_of(
         "Say, as a log, that claims or a commitment were there at a time. Who trusts your key\n"
         "for that judges by this time whether a key had expired or was revoked.",
-        ("kolm claim witness --key log.pem", "every claim on the recipe's targets"),
+        ("kolm claim witness --key log.pem", "the claims on the targets"),
         ("kolm claim witness --key log.pem --at s3://models/cache", "those that are there"),
         ("kolm claim witness --key log.pem --file top.out.01….commitment.json", ""),
     )

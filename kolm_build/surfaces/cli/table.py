@@ -17,7 +17,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "rebuild": "build it again from nothing and compare",
         "trust": "tell whether an output may be used, and why",
         "challenge": "compare what several caches claim, without building",
-        "claim": "commit to a claim, show it, or say when it was seen",
+        "claim": "commit to claims, or say as a log when they were seen",
         "key": "make, show and trust signing keys",
     },
     "understand a model": {

@@ -25,8 +25,8 @@ def describe(parser: Parser) -> None:
         "Tell whether an output or artifact may be used by your trust file, and why: every claim,\n"
         "counted or why not, and what is missing. Exits 0 where the policy is met; with bit 16\n"
         "where trusted builders disagree, and with bit 64 where nothing may be used.",
-        ("kolm trust", "the recipe's targets, by the claims in the store"),
-        ("kolm trust train-1 --from https://cache.example/kolm", "and by those of a cache"),
+        ("kolm trust", "the targets, by the claims in the store"),
+        ("kolm trust train-1 --from https://cache.example/kolm", "and of a cache"),
         ("kolm trust triage.kolm --trust team.toml", "an artifact, by its attestations"),
     )
     parser.add_argument(
