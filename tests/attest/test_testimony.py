@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kolm_build.attest.claims import Fact, sign_claim
 from kolm_build.attest.envelope import Envelope
@@ -190,3 +194,48 @@ def test_a_commitment_to_something_else_or_by_another_opens_nothing(piece, nonce
 def test_a_commitment_that_no_log_has_seen_has_no_time():
     """COMMIT-3."""
     assert hear_with((commit(FACT, nonce=NONCE, key=ANN), NONCE)).committed == ""
+
+
+VECTORS = json.loads((Path(__file__).parents[2] / "spec/vectors/trust.json").read_text())
+
+
+def _payload(who, envelope):
+    """What an envelope holds, its one signature checked without this package."""
+    private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(VECTORS[who]["seed"]))
+    value = json.loads(envelope["envelope"])
+    payload = base64.b64decode(value["payload"])
+    assert payload.decode() == envelope["payload"]
+    kind = value["payloadType"].encode()
+    signed = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    (signature,) = value["signatures"]
+    assert signature["keyid"] == VECTORS[who]["keyid"]
+    private.public_key().verify(base64.b64decode(signature["sig"]), signed)
+    return json.loads(payload)
+
+
+def _digests(data):
+    return {"sha256": sha256(data).hexdigest(), "blake3": blake3(data).hexdigest()}
+
+
+def test_the_vectors_follow_from_the_text_of_the_specification():
+    """CLAIM-1, COMMIT-1, WITNESS-1: recomputed with hashes and signatures alone."""
+    digests = VECTORS["digests"]
+    for kind, claim in VECTORS["claims"].items():
+        statement = _payload("builder", claim)
+        subject = {"name": "out", "digest": _digests(bytes.fromhex(VECTORS["record"]))}
+        assert statement["subject"] == [subject]
+        assert statement["predicate"] == {"type": kind, "output": "out", **digests}
+    lines = ["kolm commitment v1", digests["resolved"], "out", digests["content"]]
+    lines += [VECTORS["builder"]["keyid"], VECTORS["nonce"]]
+    text = "".join(f"{line}\n" for line in lines).encode()
+    committed = _payload("builder", VECTORS["commitment"])
+    assert committed["subject"] == [{"name": "out", "digest": _digests(text)}]
+    assert committed["predicate"] == {"resolved": digests["resolved"], "output": "out"}
+    for name, seen in (
+        ("witness_of_built", VECTORS["claims"]["built"]),
+        ("witness_of_commitment", VECTORS["commitment"]),
+    ):
+        statement = _payload("log", VECTORS[name])
+        envelope = seen["envelope"].encode()
+        assert statement["subject"] == [{"name": "evidence", "digest": _digests(envelope)}]
+        assert statement["predicate"] == {"time": VECTORS["time"]}
