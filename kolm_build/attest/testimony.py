@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from kolm_build.attest.claims import Fact, open_statement, opened, sign_statement
+from kolm_build.attest.envelope import Envelope
 from kolm_build.attest.keys import PublicKey, SigningKey
 from kolm_build.attest.trust import BUILDER, LOG, Principal, TrustPolicy
 from kolm_build.core.plain_blake3 import blake3
@@ -130,18 +131,36 @@ def _times(envelope: bytes, claim: FoundClaim, trust: TrustPolicy) -> Iterator[s
 
 def _time_of(piece: bytes, envelope: bytes, trust: TrustPolicy) -> str | None:
     """The time that the countersignature `piece` gives `envelope`; None where it gives none."""
+    read = _read(piece, envelope)
+    if read is None:
+        return None
+    found, time = read
+    signature = found.signatures[0]
+    known = trust.signer(signature.keyid)
+    if known is None or LOG not in known[0].roles:
+        return None
+    if not known[1].verifies(signature.sig, found.signed):
+        return None
+    return time if _is_good(*known, time) else None
+
+
+def _read(piece: bytes, envelope: bytes) -> tuple[Envelope, str] | None:
+    """A countersignature of `envelope` and its time; None where it is none."""
     try:
         found, statement = open_statement(piece)
         time = parse_time(str(statement.predicate.get("time")))
     except (SignatureError, InvalidRecordError):
         return None
-    known = trust.signer(found.signatures[0].keyid)
-    if known is None or LOG not in known[0].roles or statement != _witnessed(envelope, time):
-        return None
-    log, key = known
-    if not key.verifies(found.signatures[0].sig, found.signed):
-        return None
-    return time if _is_good(log, key, time) else None
+    return (found, time) if statement == _witnessed(envelope, time) else None
+
+
+def is_witnessed(claim: FoundClaim, *, time: str, keyid: str) -> bool:
+    """Whether the key `keyid` has countersigned `claim` for `time` or earlier, by its own word."""
+    reads = (_read(piece, claim.envelope or b"") for piece, nonce in claim.evidence if not nonce)
+    return any(
+        read is not None and read[0].signatures[0].keyid == keyid and read[1] <= time
+        for read in reads
+    )
 
 
 def _is_good(log: Principal, key: PublicKey, time: str) -> bool:

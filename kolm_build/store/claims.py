@@ -40,7 +40,12 @@ class StoredRealisation:
     evidence: tuple[Evidence, ...] = ()
 
     def encode(self) -> bytes:
-        """The file's bytes; their plain BLAKE3 is its name."""
+        """The file's bytes; their plain BLAKE3 is its name.
+
+        Raises:
+            InvalidRecordError: There is more evidence than a file may hold.
+        """
+        self._check_evidence()
         value: dict[str, object] = {
             "v": VERSION,
             "realisation": self.realisation.to_value(),
@@ -52,6 +57,15 @@ class StoredRealisation:
             evidence = [[envelope, nonce] for envelope, nonce in self.evidence]
             value |= {"v": VERSION_WITH_EVIDENCE, "evidence": evidence}
         return cbor.encode(value)
+
+    def _check_evidence(self) -> None:
+        if len(self.evidence) > MAX_EVIDENCE or self.with_evidence() != self:
+            raise InvalidRecordError(
+                "evidence that is not sorted, or too much of it",
+                where="evidence",
+                expected=f"at most {MAX_EVIDENCE} pieces, each once",
+                actual=str(len(self.evidence)),
+            )
 
     def with_evidence(self, *more: Evidence) -> Self:
         """The same claim with more said about it."""
@@ -72,14 +86,9 @@ class StoredRealisation:
             evidence=fields.records("evidence", _evidence),
         )
         fields.done()
-        many = len(made.evidence)
-        if made.with_evidence() != made or many > MAX_EVIDENCE or (has_evidence and not many):
-            raise InvalidRecordError(
-                "evidence that is not sorted, or none or too much of it",
-                where="evidence",
-                expected=f"1 to {MAX_EVIDENCE} pieces, each once",
-                actual=str(many),
-            )
+        made._check_evidence()
+        if has_evidence and not made.evidence:
+            raise InvalidRecordError("a list of no evidence", where="evidence")
         return made
 
 

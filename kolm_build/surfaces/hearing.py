@@ -67,6 +67,12 @@ class Claimed:
         """What the policy makes of the claims."""
         return verdict_of(merged(claim for _, claim in self.claims), trust)
 
+    def rivals_here(self, verdict: Verdict) -> tuple[Digest, ...]:
+        """The contents of the store's own claims, signed or not, that others contradict."""
+        here = {claim.realisation.content for claim in self.at(STORE)}
+        said = here | set(map(Digest.parse, verdict.counts))
+        return tuple(sorted(here)) if len(said) > 1 else ()
+
     def known(self, trust: TrustPolicy | None) -> Digest | None:
         """The content to go on with: that of the store, of everybody, or of the policy."""
         if self.fixed is not None:

@@ -17,13 +17,17 @@ def parties(project, tmp_path):
     return made
 
 
+def cache_files(parties, name):
+    return [path for path in (parties.folder / f"{name}-cache/real").rglob("*") if path.is_file()]
+
+
 def claims(answer):
     (line,) = answer.out.splitlines()
     return json.loads(line)["claims"]
 
 
 def test_two_of_three_meet_the_policy_one_does_not_and_a_copy_does_not_help(parties):
-    """QUORUM-12."""
+    """QUORUM-12, SUB-22."""
     trust = parties.trust()
     alone = parties.asks(trust, "ann")
     assert alone.status == 64
@@ -93,7 +97,7 @@ def test_builders_who_disagree_are_an_alarm_and_the_policy_may_use_the_majority(
 
 
 def test_an_alarm_above_is_told_too(parties):
-    """QUORUM-9, QUORUM-12."""
+    """QUORUM-9, QUORUM-14."""
     parties.lies("ben", "ann")
     answer = parties.asks(parties.trust(threshold=1), "ann", "ben")
     assert answer.status == 16 | 64
@@ -125,6 +129,9 @@ def test_a_log_says_the_time_it_is_told_or_that_of_its_clock(parties, monkeypatc
     monkeypatch.setattr(claiming, "now", lambda: MARCH)
     told = parties.ok("log", "claim", "witness", *log)
     assert told.out == f"2 claims were there at {MARCH}\n"
+    before = [path.read_bytes() for path in sorted(cache_files(parties, "ann"))]
+    parties.ok("log", "claim", "witness", *log)
+    assert [path.read_bytes() for path in sorted(cache_files(parties, "ann"))] == before
     assert claims(parties.asks(parties.trust(), "ann", flags=["--json"]))[0]["seen"] == MARCH
     parties.ok("log", "claim", "witness", *log, "--time", FEBRUARY)
     assert claims(parties.asks(parties.trust(), "ann", flags=["--json"]))[0]["seen"] == FEBRUARY
@@ -182,7 +189,7 @@ def test_what_was_rebuilt_is_signed_and_published(parties):
 
 
 def test_what_came_out_otherwise_is_signed_too_and_is_an_alarm(parties):
-    """QUORUM-13."""
+    """QUORUM-13, QUORUM-14."""
     project = parties.project
     project.replace("length.py", "str(len(text))", "__import__('os').urandom(4).hex()")
     project.ok("lock")
@@ -192,6 +199,12 @@ def test_what_came_out_otherwise_is_signed_too_and_is_an_alarm(parties):
     assert answer.status == 16
     assert "signed as rebuilt: 3 outputs" in answer.err
     assert parties.kolm("ben", "build").status == 16
+    # Nobody but ben signed, so nothing is contested by the policy; his store says otherwise.
+    trust = ("--trust", str(parties.trust(threshold=1)))
+    answer = parties.kolm("ben", "trust", "length", *trust)
+    assert answer.status == 16
+    assert "length.out: met" in answer.out
+    assert answer.out.count("alarm    the store has a claim of b3:") == 2
 
 
 def test_nothing_is_signed_without_a_sandbox_or_a_key(parties):
@@ -211,6 +224,8 @@ def test_caches_are_compared_without_building(parties):
     alone = parties.kolm("reader", "challenge", parties.cache("ann"), *trust)
     assert alone.status == 4
     assert "nothing was compared" in alone.err
+    nowhere = parties.kolm("reader", "challenge", f"file://{parties.folder}/nowhere")
+    assert (nowhere.status, "no substituter is there" in nowhere.err) == (4, True)
     parties.builds("ben")
     both = [parties.cache("ann"), parties.cache("ben")]
     same = parties.ok("reader", "challenge", *both, *trust)

@@ -87,22 +87,30 @@ def _heard(
 
 
 def _is_contested(claimed: Claimed, trust: TrustPolicy) -> bool:
-    return claimed.fixed is None and claimed.verdict(trust).is_contested
+    if claimed.fixed is not None:
+        return False
+    verdict = claimed.verdict(trust)
+    return verdict.is_contested or bool(claimed.rivals_here(verdict))
 
 
 def _output(claimed: Claimed, trust: TrustPolicy, args: Namespace, terminal: Terminal) -> Exit:
     if claimed.fixed is not None:
         return _fixed(claimed, args, terminal)
     verdict = claimed.verdict(trust)
-    status = Exit.NOT_REPRODUCIBLE if verdict.is_contested else Exit.OK
+    rivals = claimed.rivals_here(verdict)
+    status = Exit.NOT_REPRODUCIBLE if verdict.is_contested or rivals else Exit.OK
     status |= Exit.OK if verdict.usable else Exit.TRUST
     if args.json:
         resolved = None if claimed.resolved is None else str(claimed.resolved)
         unknown = list(claimed.unknown)
         known = {"output": claimed.name, "resolved": resolved, "unknown_inputs": unknown}
-        terminal.give({**known, **verdict.to_value()})
+        terminal.give({**known, **verdict.to_value(), "rivals_here": list(map(str, rivals))})
         return status
     _tell(claimed, verdict, terminal)
+    for rival in rivals:
+        terminal.say(
+            f"  alarm    the store has a claim of {rival}, and not everybody says so", "red"
+        )
     return status
 
 
