@@ -65,8 +65,8 @@ class Giver:
 
             closure([tree], below)
             whole = Inventory(tree=tree, trees=trees, joins={})
-            rows = ((b3, self._index.row(Kind.BLOB, b3)) for b3 in whole.blobs())
-            joined = [b3 for b3, row in rows if row is not None and row.form is Form.JOINED]
+            rows = self._index.rows_of(Kind.BLOB, whole.blobs())
+            joined = [b3 for b3, row in rows.items() if row.form is Form.JOINED]
             joins = {b3: self._reader.leaves(b3) for b3 in joined}
             return Inventory(tree=tree, trees=trees, joins=joins)
 
@@ -82,7 +82,7 @@ class Giver:
             return
         for run in _runs(small, inventory.leaves()):
             with door(self._root):
-                yield pack.encode([(b3, self._reader.blob(b3)) for b3 in run])
+                yield pack.encode(list(self._reader.blobs(run)))
 
     def derivation(self, digest: Digest) -> bytes:
         """A derivation's record."""

@@ -138,6 +138,14 @@ class Index:
             return _row(values)
         return None
 
+    def rows_of(self, kind: Kind, digests: Iterable[Digest]) -> dict[Digest, Row]:
+        """The rows of those of `digests` that are valid objects of `kind`."""
+        found: list[Row] = []
+        for some in chunks([one.raw for one in digests]):
+            query = f"{_SELECT_ROWS} where kind = {int(kind)} and digest in ({marks(some)})"
+            found.extend(map(_row, self.select(query, some)))
+        return {row.digest: row for row in found}
+
     def present(self, kind: Kind, digests: Iterable[Digest]) -> set[Digest]:
         """Those of `digests` that are valid objects of `kind`."""
         given = {one.raw: one for one in digests}

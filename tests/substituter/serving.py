@@ -155,6 +155,15 @@ def drop(to: Handler, data: bytes | None) -> None:
     to.leave()
 
 
+def stall(to: Handler, data: bytes | None) -> None:
+    """Five MiB of it, then nothing for ever."""
+    data = data or b"xx"
+    to._head(200, len(data))
+    to.wfile.write(data[: 5 << 20])
+    to.faults.stop.wait()
+    to.leave()
+
+
 def slow(to: Handler, data: bytes | None) -> None:
     """A byte now and then."""
     data = data or bytes(1000)
@@ -246,8 +255,8 @@ def page(to: Handler, data: bytes | None) -> None:
 FAULTS: dict[str, Fault] = {
     one.__name__: one
     for one in (
-        lie, lengthen, unending, shorten, truncate, drop, slow, hang, hang_inside, error, busy,
-        absent, forbidden, wrong_range, no_range, zipped, garbage, reset, elsewhere, page,
+        lie, lengthen, unending, shorten, truncate, drop, stall, slow, hang, hang_inside, error,
+        busy, absent, forbidden, wrong_range, no_range, zipped, garbage, reset, elsewhere, page,
     )
 }  # fmt: skip
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from time import sleep
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +23,7 @@ from kolm_build.store.remote.folder import FolderPlace
 from kolm_build.store.remote.http import Web, _redirected
 from kolm_build.store.remote.layout import blob_path, tree_path
 from kolm_build.store.remote.place import Limits
+from tests.cli.command import ROOT
 from tests.engine.test_scheduler import FakeBuilder, fake, graph, out
 from tests.store.builders import make_folder
 from tests.substituter.copying import (
@@ -229,6 +234,35 @@ def test_a_copy_that_was_killed_goes_on_in_another_process(store, other, place, 
             assert ranges[0] == (f"bytes={first}-" if first else None)
             assert fresh.fsck(deep=True).is_clean
             assert not begun.exists()
+
+
+def test_a_process_that_is_killed_in_the_middle_loses_nothing(store, place, tmp_path):
+    """SUB-7, SUB-9."""
+    data = noise(LARGE)
+    tree = store.ingest(make_folder(tmp_path / "f", {"large": data}))
+    publish(store, FolderPlace(str(place / "cache")), tree)
+    root = place / "killed"
+    begun = root / "tmp" / f"fetch-{Digest.of_blob(data).hex}" / "bytes"
+    with serving(place / "cache", Faults("stall", "^cas/")) as url:
+        command = [sys.executable, "-m", "kolm_build", "copy", "--store", str(root)]
+        process = subprocess.Popen(
+            [*command, "--from", url, str(tree)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.DEVNULL,
+        )
+        while not (begun.exists() and begun.stat().st_size == 5 << 20):
+            assert process.poll() is None
+            sleep(0.02)
+        process.kill()
+        process.wait()
+    faults = Faults()
+    with LocalStore.open(root) as again:
+        assert not again.has_tree(tree)
+        assert again.fsck(deep=True).is_clean
+        with serving(place / "cache", faults) as url:
+            assert fetch(again, tree, open_place(url, limits=QUICK))[0] is not None
+        assert again.fsck(deep=True).is_clean
+    assert ("GET", blob_path(Digest.of_blob(data)), f"bytes={5 << 20}-") in faults.requests
 
 
 def test_what_failed_leaves_what_is_worth_going_on_with(store, other, place, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from hashlib import sha256
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -12,6 +15,7 @@ from kolm_build.store.remote.layout import blob_path, tree_path
 from kolm_build.store.remote.place import Bytes
 from kolm_build.store.remote.pour import read
 from kolm_build.store.remote.publish import check_format, read_claims
+from kolm_build.store.remote.registry import MANIFEST
 from tests.store.builders import derivation, make_folder, read_folder, realise
 from tests.substituter.copying import (
     QUICK,
@@ -127,7 +131,7 @@ def test_a_place_without_the_format_file_is_no_substituter(both, store, tmp_path
 
 
 def test_files_have_the_names_that_the_specification_gives(both, store, tmp_path):
-    """SUB-21 has the names in a registry."""
+    """SUB-3."""
     writer, reader = both
     data = noise(70_000)
     tree = store.ingest(make_folder(tmp_path / "f", {"file": data}))
@@ -144,3 +148,19 @@ def test_a_web_server_is_to_be_read_from_only(place):
         pytest.raises(UsageError, match="read from only"),
     ):
         reader.write("format", Bytes(b""))
+
+
+def test_in_a_registry_a_file_is_the_one_layer_of_a_manifest(place):
+    """SUB-21."""
+    with opened("oci", place, int) as (writer, _):
+        writer.write("cas/ab/one", Bytes(b"one"))
+        base = writer.url.replace("oci+http", "http").replace("/team", "/v2/team")
+        request = Request(f"{base}/manifests/cas.ab.one", headers={"Accept": MANIFEST})
+        with urlopen(request) as answer:
+            manifest = json.loads(answer.read())
+        (layer,) = manifest["layers"]
+        with urlopen(f"{base}/blobs/{layer['digest']}") as answer:
+            assert answer.read() == b"one"
+    assert manifest["artifactType"] == "application/vnd.kolm.substituter.v1"
+    assert manifest["config"]["size"] == 2
+    assert layer["digest"] == f"sha256:{sha256(b'one').hexdigest()}"
