@@ -92,6 +92,23 @@ def seen_early(parties: Parties) -> None:
     parties.sees("ben", JANUARY)
 
 
+def committed_in_time(parties: Parties) -> None:
+    """Two rebuild and commit before either shows what came out."""
+    for name in ("ben", "cat"):
+        parties.commits(name, JANUARY)
+    for name in ("ben", "cat"):
+        parties.publishes(name)
+        parties.sees(name, FEBRUARY)
+
+
+def committed_too_late(parties: Parties) -> None:
+    """Two rebuild and commit, one of them when the other has shown it."""
+    for name, committed, shown in (("ben", JANUARY, FEBRUARY), ("cat", MARCH, MARCH)):
+        parties.commits(name, committed)
+        parties.publishes(name)
+        parties.sees(name, shown)
+
+
 REVOKED = (("ben", f"revoked = {FEBRUARY}"),)
 EXPIRED = (("ben", f"until = {FEBRUARY}"),)
 CASES = (
@@ -160,6 +177,21 @@ CASES = (
         claims='distinct = ["machine"]',
     ),
     Case(
+        title="Committed to before it was shown",
+        given="ben and cat rebuilt it and committed in January, and showed it in February; "
+        "`committed = true`",
+        status=0,
+        before=committed_in_time,
+        claims="committed = true",
+    ),
+    Case(
+        title="Committed to when it was shown",
+        given="ben showed it in February, cat committed in March; `committed = true`",
+        status=64,
+        before=committed_too_late,
+        claims="committed = true",
+    ),
+    Case(
         title="A grade that was not reached",
         given='ann and ben built it on one machine; `grade = "R2"`',
         status=64,
@@ -192,13 +224,18 @@ def parties_below(folder: Path) -> Iterator[Parties]:
 def answer_of(case: Case) -> tuple[int, str]:
     """The exit status and the text of `kolm trust`."""
     with TemporaryDirectory() as folder, parties_below(Path(folder)) as parties:
-        case.before(parties)
-        trust = parties.trust(
-            claims=case.claims, windows=case.windows, organisations=case.organisations
-        )
-        there = [name for name in case.sources if (parties.folder / f"{name}-cache").exists()]
-        answer = parties.asks(trust, *there)
-        return answer.status, answer.out or answer.err
+        return asked(case, parties)
+
+
+def asked(case: Case, parties: Parties) -> tuple[int, str]:
+    """The same, of parties who have done nothing yet."""
+    case.before(parties)
+    trust = parties.trust(
+        claims=case.claims, windows=case.windows, organisations=case.organisations
+    )
+    there = [name for name in case.sources if (parties.folder / f"{name}-cache").exists()]
+    answer = parties.asks(trust, *there)
+    return answer.status, answer.out or answer.err
 
 
 def main(argv: list[str]) -> int:

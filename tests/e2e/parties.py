@@ -80,6 +80,18 @@ class Parties:
         self.ok(name, "build", "--no-sign")
         self.publishes(name)
 
+    def commits(self, name: str, time: str) -> None:
+        """One of them rebuilds and commits to `top`; the log sees the commitment at `time`."""
+        folder, key = self.folder / f"{name}-commitments", ("--key", str(self.key_file(name)))
+        self.ok(name, "build", "--no-sign")
+        self.project.ok("rebuild", "--attest", *key, "--against", str(self.store(name)))
+        self.ok(name, "claim", "commit", "-o", str(folder), *key, "top")
+        (file,) = folder.iterdir()
+        log = ("--key", str(self.key_file(LOG)), "--time", time)
+        self.ok(LOG, "claim", "witness", *log, "--file", str(file))
+        (seen,) = folder.glob("*.witness.json")
+        self.ok(name, "claim", "add", "--file", str(seen), "top")
+
     def copies(self, name: str, source: str) -> None:
         """One of them copies what another published, and publishes it."""
         trust = self.trust(threshold=1)
