@@ -137,6 +137,7 @@ def test_what_logs_say_of_a_claim_travels_in_its_file(store: LocalStore, place: 
     store.add_claim(said)
     found = sorted(store.realisations(resolved, "out"), key=lambda claim: claim.evidence)
     assert found == [plain, said]
+    assert store.fsck(deep=True).is_clean
     assert store.contents_of([(resolved, "out")]) == {(resolved, "out"): (tree,)}
     with pytest.raises(InvalidRecordError, match="too much"):
         store.add_claim(plain.with_evidence(*((bytes([n]), None) for n in range(65))))
