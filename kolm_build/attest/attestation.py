@@ -7,7 +7,7 @@ is deterministic, the statement is canonical, and there is no clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Self
@@ -35,7 +35,8 @@ class Signed:
         statement: What it says: a value of `STATEMENTS`.
         keyid: The key that it says signed it.
         signer: The principal whose key did; None where the key is nobody's that is trusted.
-        counts: Whether that principal has the role for this statement.
+        counts: Whether that principal has the role for this statement, and the key is good at any
+            time.
     """
 
     statement: str
@@ -141,17 +142,34 @@ def check_thresholds(found: Iterable[Signed], trust: TrustPolicy) -> None:
     Raises:
         UntrustedError: A threshold is not met.
     """
-    signed = tuple(found)
+    for shortfall in shortfalls(tuple(found), trust):
+        raise shortfall
+
+
+def shortfalls(signed: Sequence[Signed], trust: TrustPolicy) -> Iterator[UntrustedError]:
+    """What says that a threshold is not met, for each that is not."""
     for role, threshold in trust.thresholds.items():
         kind = STATEMENTS[role]
         names = {each.signer for each in signed if each.counts and each.statement == kind}
         if len(names) < threshold:
-            raise UntrustedError(
+            yield UntrustedError(
                 f"too few principals with the role {role} vouch for it",
                 expected=f"{threshold} of " + ", ".join(_names(trust, role)),
                 actual=", ".join(sorted(map(str, names))) or _others(signed),
                 advice="Sign it with a key of the trust file, or trust the key that signed it.",
             )
+
+
+def why_not(signed: Signed, trust: TrustPolicy) -> str:
+    """Why an attestation does not count; empty where it does."""
+    if signed.counts:
+        return ""
+    known = trust.signer(signed.keyid)
+    if known is None:
+        return "the trust file does not have this key"
+    if not known[0].window(signed.keyid).is_open:
+        return known[0].window(signed.keyid).objection(None) or ""
+    return f"{known[0].name} has no role that may say {signed.statement!r}"
 
 
 def _check(kind: str, envelope: Envelope, want: Statement, trust: TrustPolicy | None) -> Signed:
@@ -175,7 +193,10 @@ def _check(kind: str, envelope: Envelope, want: Statement, trust: TrustPolicy | 
         statement=kind,
         keyid=signature.keyid,
         signer=known[0].name if known else None,
-        counts=known is not None and any(STATEMENTS[role] == kind for role in known[0].roles),
+        counts=known is not None
+        and any(STATEMENTS[role] == kind for role in known[0].roles)
+        # Nothing in an artifact says when it was signed, so a key with a window does not count.
+        and known[0].window(signature.keyid).is_open,
     )
 
 

@@ -12,15 +12,12 @@ from hashlib import sha256
 
 from kolm_build.attest.envelope import Envelope, Signature, pae
 from kolm_build.attest.keys import SigningKey
-from kolm_build.attest.trust import TrustPolicy
 from kolm_build.core.plain_blake3 import blake3
+from kolm_build.core.quorum import TYPES
 from kolm_build.core.statement import PAYLOAD_TYPE, Statement, Subject
 from kolm_build.errors import InvalidRecordError, SignatureError
 
 PREDICATE = "urn:kolm:predicate:realisation:1"
-BUILT, REBUILT, COPIED = "built", "rebuilt", "copied"
-TYPES = (BUILT, REBUILT, COPIED)
-ROLE = "builder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,40 +48,43 @@ class Fact:
 
 def sign_claim(fact: Fact, *, kind: str, key: SigningKey) -> bytes:
     """The envelope by which `key` claims `fact`; the same bytes every time."""
-    payload = fact.statement(kind).encode()
-    signature = Signature(keyid=key.public.keyid, sig=key.sign(pae(PAYLOAD_TYPE, payload)))
-    return Envelope(payload_type=PAYLOAD_TYPE, payload=payload, signatures=(signature,)).encode()
+    return sign_statement(fact.statement(kind), key)
 
 
-def builder_of(envelope: bytes, fact: Fact, trust: TrustPolicy) -> str | None:
-    """The trusted builder who claims to have built `fact`.
-
-    Returns:
-        The principal's name; None where it is nobody's that is trusted, or a mere copy.
+def opened(envelope: bytes, fact: Fact) -> tuple[Envelope, str]:
+    """The envelope of a claim about `fact`, and the claim's type; the signature is not checked.
 
     Raises:
-        SignatureError: The envelope is malformed, about something else, or not by the trusted key
-            that it names.
+        SignatureError: The envelope is malformed, or about something else.
     """
-    try:
-        opened = Envelope.decode(envelope)
-        if len(opened.signatures) != 1 or opened.payload_type != PAYLOAD_TYPE:
-            raise SignatureError("not one signature over a statement")
-        found = Statement.decode(opened.payload)
-    except InvalidRecordError as error:
-        raise SignatureError(error.reason, where=error.where, actual=error.actual) from None
-    kind = found.predicate.get("type")
-    if kind not in TYPES or found != fact.statement(str(kind)):
+    found, statement = open_statement(envelope)
+    kind = statement.predicate.get("type")
+    if kind not in TYPES or statement != fact.statement(str(kind)):
         raise SignatureError(
             "a statement about something else",
             expected=f"{PREDICATE} of {fact.digests['resolved']}",
-            actual=ascii(found.predicate_type)[:80],
+            actual=ascii(statement.predicate_type)[:80],
         )
-    signature = opened.signatures[0]
-    known = trust.signer(signature.keyid)
-    if known is None:
-        return None
-    principal, key = known
-    if not key.verifies(signature.sig, opened.signed):
-        raise SignatureError("a forged or damaged signature", actual=f"keyid {signature.keyid}")
-    return principal.name if ROLE in principal.roles and kind != COPIED else None
+    return found, str(kind)
+
+
+def open_statement(envelope: bytes) -> tuple[Envelope, Statement]:
+    """An envelope with one signature over a statement, and that.
+
+    Raises:
+        SignatureError: It is not one.
+    """
+    try:
+        found = Envelope.decode(envelope)
+        if len(found.signatures) != 1 or found.payload_type != PAYLOAD_TYPE:
+            raise SignatureError("not one signature over a statement")
+        return found, Statement.decode(found.payload)
+    except InvalidRecordError as error:
+        raise SignatureError(error.reason, where=error.where, actual=error.actual) from None
+
+
+def sign_statement(statement: Statement, key: SigningKey) -> bytes:
+    """The envelope by which `key` makes `statement`; the same bytes every time."""
+    payload = statement.encode()
+    signature = Signature(keyid=key.public.keyid, sig=key.sign(pae(PAYLOAD_TYPE, payload)))
+    return Envelope(payload_type=PAYLOAD_TYPE, payload=payload, signatures=(signature,)).encode()

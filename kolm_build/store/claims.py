@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from kolm_build.core import cbor
 from kolm_build.core.digest import Digest
 from kolm_build.core.fields import Fields
 from kolm_build.core.realisation import Realisation
+from kolm_build.errors import InvalidRecordError
 from kolm_build.store.index import Index, chunks, marks
 
 VERSION = 1
+VERSION_WITH_EVIDENCE = 2
+MAX_EVIDENCE = 64
+Evidence = tuple[bytes, bytes | None]
+"""The envelope of a countersignature or commitment, and the nonce that opens the latter."""
 Key = tuple[Digest, str]
 
 
@@ -25,38 +30,76 @@ class StoredRealisation:
         derivation: The derivation that it was built from.
         circumstances: What happened around it; plain values without floats.
         envelope: The signed statement of it, if there is one.
+        evidence: Countersignatures and commitments, sorted, each once (spec/trust.md).
     """
 
     realisation: Realisation
     derivation: Digest
     circumstances: Mapping[str, object]
     envelope: bytes | None = None
+    evidence: tuple[Evidence, ...] = ()
 
     def encode(self) -> bytes:
-        """The file's bytes; their plain BLAKE3 is its name."""
-        return cbor.encode(
-            {
-                "v": VERSION,
-                "realisation": self.realisation.to_value(),
-                "derivation": self.derivation.raw,
-                "circumstances": dict(self.circumstances),
-                "envelope": self.envelope,
-            }
-        )
+        """The file's bytes; their plain BLAKE3 is its name.
+
+        Raises:
+            InvalidRecordError: There is more evidence than a file may hold.
+        """
+        self._check_evidence()
+        value: dict[str, object] = {
+            "v": VERSION,
+            "realisation": self.realisation.to_value(),
+            "derivation": self.derivation.raw,
+            "circumstances": dict(self.circumstances),
+            "envelope": self.envelope,
+        }
+        if self.evidence:
+            evidence = [[envelope, nonce] for envelope, nonce in self.evidence]
+            value |= {"v": VERSION_WITH_EVIDENCE, "evidence": evidence}
+        return cbor.encode(value)
+
+    def _check_evidence(self) -> None:
+        if len(self.evidence) > MAX_EVIDENCE or self.with_evidence() != self:
+            raise InvalidRecordError(
+                "evidence that is not sorted, or too much of it",
+                where="evidence",
+                expected=f"at most {MAX_EVIDENCE} pieces, each once",
+                actual=str(len(self.evidence)),
+            )
+
+    def with_evidence(self, *more: Evidence) -> Self:
+        """The same claim with more said about it."""
+        evidence = sorted({*self.evidence, *more}, key=lambda pair: (pair[0], pair[1] or b""))
+        return replace(self, evidence=tuple(evidence))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """The inverse of `encode`, strict."""
         fields = Fields(cbor.decode(data))
-        fields.version(VERSION)
+        has_evidence = fields.has("evidence")
+        fields.version(VERSION_WITH_EVIDENCE if has_evidence else VERSION)
         made = cls(
             realisation=fields.record("realisation", Realisation.from_value),
             derivation=Digest(fields.take("derivation", bytes)),
             circumstances=fields.table("circumstances"),
             envelope=fields.nullable("envelope", bytes),
+            evidence=fields.records("evidence", _evidence),
         )
         fields.done()
+        made._check_evidence()
+        if has_evidence and not made.evidence:
+            raise InvalidRecordError("a list of no evidence", where="evidence")
         return made
+
+
+def _evidence(value: object) -> Evidence:
+    match value:
+        case [bytes(envelope), None]:
+            return envelope, None
+        case [bytes(envelope), bytes(nonce)]:
+            return envelope, nonce
+        case _:
+            raise InvalidRecordError("not a piece of evidence", actual=repr(value)[:80])
 
 
 def add(index: Index, claim: StoredRealisation, digest: Digest) -> None:

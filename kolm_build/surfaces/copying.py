@@ -6,16 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kolm_build.attest.envelope import Envelope
 from kolm_build.core.closure import closure
 from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.plan import Build, Plan, Substitute, plan
+from kolm_build.core.quorum import COPIED
 from kolm_build.engine.builder import OPEN_LEVEL
 from kolm_build.engine.events import Event, OnEvent, Progress, Substituted
 from kolm_build.engine.joblog import LOG
 from kolm_build.engine.scheduler import plan_for
 from kolm_build.engine.substitution import Substitution
 from kolm_build.errors import MissingObjectError, NoSandboxError
+from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.remote.place import Limits, Place
 from kolm_build.store.remote.publish import Publisher
 from kolm_build.store.remote.substitutes import JOBS, Substitutes
@@ -25,7 +28,7 @@ from kolm_build.surfaces.substituting import signed
 if TYPE_CHECKING:
     from kolm_build.attest.keys import SigningKey
     from kolm_build.core.pipeline import Instance
-    from kolm_build.store.claims import StoredRealisation
+    from kolm_build.core.realisation import Realisation
     from kolm_build.store.local import LocalStore
 
 
@@ -143,7 +146,8 @@ class Sender:
             ]
             for claim in claims:
                 self._record_of(claim)
-            self._publisher.claims(resolved, [signed(claim, key) for claim in claims])
+            signatures = [signed(claim, key) for claim in claims]
+            self._publisher.claims(resolved, [*signatures, *_copies(claims, digest, key)])
 
     def _publishable(self, name: str, resolved: Digest, output: str) -> list[StoredRealisation]:
         """The claims of a build closed in, or signed by another.
@@ -180,6 +184,40 @@ class Sender:
 
     def _tell(self, done: int, total: int) -> None:
         self._on_event(Progress(node=self._name, done=done, total=total, unit="byte"))
+
+
+def _copies(
+    claims: Sequence[StoredRealisation], derivation: Digest, key: SigningKey | None
+) -> list[StoredRealisation]:
+    """What `key` says of outputs that were never built here: that they were copied."""
+    outputs = {claim.realisation for claim in claims}
+    built = {claim.realisation for claim in claims if _is_by(claim, key)}
+    return [
+        signed(
+            StoredRealisation(
+                realisation=fact,
+                derivation=derivation,
+                circumstances={COPIED: _first_digest(claims, fact)},
+            ),
+            key,
+            COPIED,
+        )
+        for fact in sorted(outputs - built)
+        if key is not None
+    ]
+
+
+def _is_by(claim: StoredRealisation, key: SigningKey | None) -> bool:
+    """Whether a claim is unsigned, so of a build here, or signed by `key`."""
+    if claim.envelope is None or key is None:
+        return True
+    signatures = Envelope.decode(claim.envelope).signatures
+    return any(signature.keyid == key.public.keyid for signature in signatures)
+
+
+def _first_digest(claims: Iterable[StoredRealisation], fact: Realisation) -> str:
+    same = [claim.encode() for claim in claims if claim.realisation == fact]
+    return str(Digest.of_blob(min(same)))
 
 
 def known_plan(instance: Instance, reached: Iterable[Digest], store: LocalStore) -> Plan:

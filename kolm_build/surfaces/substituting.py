@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kolm_build.attest.claims import BUILT, ROLE, Fact, builder_of, sign_claim
+from kolm_build.attest.claims import Fact, sign_claim
+from kolm_build.attest.testimony import FoundClaim, examine, hear
 from kolm_build.core import cbor
 from kolm_build.core.digest import Digest
+from kolm_build.core.quorum import BUILT, Verdict, decide
 from kolm_build.engine.events import OnEvent, SubstituterTrouble
 from kolm_build.errors import KolmError, NetworkError
 from kolm_build.store.remote.address import Credentials, is_network, open_place
 from kolm_build.store.remote.place import Limits, Place
-from kolm_build.store.remote.substitutes import Judge, Substitutes
+from kolm_build.store.remote.substitutes import Belief, Judge, Substitutes
 from kolm_build.surfaces import places
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def open_substitutes(
         places=[place_at(url, limits) for url in urls],
         store=store,
         judge=judge_of(trust),
-        threshold=trust.thresholds.get(ROLE, 1) if trust else 1,
+        decide=lambda claims: believed(claims, trust),
         limits=limits,
         on_trouble=tell,
     )
@@ -102,9 +104,38 @@ def judge_of(trust: TrustPolicy | None) -> Judge:
     def judge(claim: StoredRealisation) -> str | None:
         if trust is None or claim.envelope is None:
             return None
-        return builder_of(claim.envelope, fact_of(claim), trust)
+        vote = examine(found_claim(claim), trust)
+        return vote.signer if vote.is_valid else None
 
     return judge
+
+
+def believed(claims: Sequence[StoredRealisation], trust: TrustPolicy | None) -> Belief:
+    """Which content of one output to believe in, if any, and whether there is an alarm."""
+    if trust is None:
+        return Belief()
+    verdict = verdict_of(claims, trust)
+    usable = None if verdict.usable is None else Digest.parse(verdict.usable)
+    rivals = tuple(map(Digest.parse, verdict.counts)) if verdict.is_contested else ()
+    return Belief(content=usable, contested=rivals)
+
+
+def verdict_of(claims: Sequence[StoredRealisation], trust: TrustPolicy) -> Verdict:
+    """The verdict on `claims`, which are about one output."""
+    return decide(trust.quorum, (hear(found_claim(claim), trust) for claim in claims))
+
+
+def found_claim(claim: StoredRealisation) -> FoundClaim:
+    """What there is to be judged of a claim."""
+    machine = claim.circumstances.get("machine")
+    record = machine if isinstance(machine, Mapping) else {}
+    return FoundClaim(
+        fact=fact_of(claim),
+        envelope=claim.envelope,
+        evidence=claim.evidence,
+        machine=str(Digest.of_blob(cbor.encode(dict(record)))) if record else "",
+        platform=str(record.get("platform") or ""),
+    )
 
 
 def fact_of(claim: StoredRealisation) -> Fact:
@@ -124,11 +155,13 @@ def fact_of(claim: StoredRealisation) -> Fact:
     )
 
 
-def signed(claim: StoredRealisation, key: SigningKey | None) -> StoredRealisation:
-    """`claim`, signed by `key` as built; as it is if somebody signed it, or there is no key."""
+def signed(
+    claim: StoredRealisation, key: SigningKey | None, kind: str = BUILT
+) -> StoredRealisation:
+    """`claim`, signed by `key` as `kind`; as it is if somebody signed it, or there is no key."""
     if key is None or claim.envelope is not None:
         return claim
-    return replace(claim, envelope=sign_claim(fact_of(claim), kind=BUILT, key=key))
+    return replace(claim, envelope=sign_claim(fact_of(claim), kind=kind, key=key))
 
 
 def warn_of_no_trust(trust: TrustPolicy | None, terminal: Terminal) -> None:

@@ -8,8 +8,9 @@ import shutil
 import pytest
 
 from kolm_build.attest.sign import sign_artifact
+from kolm_build.attest.trust import parse_trust
 from kolm_build.attest.verify import verify_artifact
-from kolm_build.errors import ContentError, EvidenceError, MachineError, UsageError
+from kolm_build.errors import ContentError, EvidenceError, MachineError, UntrustedError, UsageError
 from tests.attest.helping import CI, forge, key, members, trust
 
 
@@ -93,3 +94,20 @@ def test_an_unknown_role_is_refused(unsigned, tmp_path):
 def test_a_folder_that_is_not_there_is_the_machine_s_trouble(unsigned, tmp_path):
     with pytest.raises(MachineError):
         sign_artifact(unsigned, tmp_path / "none" / "out.kolm", key=key(1))
+
+
+@pytest.mark.parametrize(
+    "window", ["until = 2999-01-01T00:00:00Z", "revoked = 2026-01-01T00:00:00Z"]
+)
+def test_a_key_with_a_window_does_not_count_in_an_artifact_which_has_no_time(signed, window):
+    """WITNESS-4."""
+    text = f"""version = 2
+[threshold]
+builder = 1
+[[principal]]
+name = "ci"
+roles = ["builder", "log"]
+keys = [{{key = "{key(1).public}", {window}}}]
+"""
+    with pytest.raises(UntrustedError):
+        verify_artifact(signed, trust=parse_trust(text.encode(), "trust.toml"))

@@ -1,6 +1,7 @@
 import json
 import stat
 
+from kolm_build.attest.trust import parse_trust
 from tests.cli.command import kolm, kolm_process
 
 
@@ -114,3 +115,21 @@ def test_without_a_trust_file_nothing_is_trusted(tmp_path):
     answer = kolm("verify", str(tmp_path / "x.kolm"))
     assert answer.status == 66
     assert "there is no trust file, so nobody is trusted" in answer.err
+
+
+def test_an_organisation_is_kept_in_a_trust_file_that_may_say_it(home, tmp_path):
+    """QUORUM-1."""
+    kolm("key", "new", str(tmp_path / "k"), "--unencrypted")
+    public = (tmp_path / "k.pub").read_text().strip()
+    trust = ("--trust", str(tmp_path / "t.toml"))
+    assert (
+        kolm("key", "trust", public, "--name", "ci", "--organisation", "acme", *trust).status == 0
+    )
+    found = parse_trust((tmp_path / "t.toml").read_bytes(), "t.toml")
+    assert found.quorum.builders == {"ci": "acme"}
+    kolm("key", "new", str(tmp_path / "l"), "--unencrypted")
+    other = (tmp_path / "l.pub").read_text().strip()
+    old = ("--trust", str(tmp_path / "old.toml"))
+    assert kolm("key", "trust", public, "--name", "ci", *old).status == 0
+    refused = kolm("key", "trust", other, "--name", "me", "--organisation", "acme", *old)
+    assert (refused.status, "more than a trust file of version 1" in refused.err) == (66, True)

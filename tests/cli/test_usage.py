@@ -32,7 +32,7 @@ WRONG = {
     "key trust x": (
         "error: kolm key trust: the following arguments are required: --name\n"
         "  usage: kolm key trust [-h] --name NAME [--role {builder,evaluator,approver,log}]"
-        " [--trust FILE] KEY\n"
+        " [--organisation NAME] [--trust FILE] KEY\n"
         "  Try: kolm key trust --help\n"
     ),
 }

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kolm_build.core import cbor
 from kolm_build.core.digest import Digest
 from kolm_build.core.realisation import Realisation
 from kolm_build.errors import InvalidRecordError, MissingObjectError
+from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.local import LocalStore
 from tests.store.builders import derivation, make_folder, realise
 
@@ -123,3 +125,45 @@ def test_threads_share_a_store(store: LocalStore, place: Path) -> None:
         thread.join()
     assert store.has_trees(digests.values()) == set(digests.values())
     assert store.fsck().is_clean
+
+
+def test_what_logs_say_of_a_claim_travels_in_its_file(store: LocalStore, place: Path) -> None:
+    """STORE-31, WITNESS-5."""
+    tree = store.ingest(make_folder(place / "f", {"f": b"f"}))
+    resolved = realise(store, derivation(), tree)
+    (plain,) = store.realisations(resolved, "out")
+    said = plain.with_evidence((b"two", bytes(32)), (b"one", None), (b"one", None))
+    assert said.evidence == ((b"one", None), (b"two", bytes(32)))
+    store.add_claim(said)
+    found = sorted(store.realisations(resolved, "out"), key=lambda claim: claim.evidence)
+    assert found == [plain, said]
+    assert store.fsck(deep=True).is_clean
+    assert store.contents_of([(resolved, "out")]) == {(resolved, "out"): (tree,)}
+    with pytest.raises(InvalidRecordError, match="too much"):
+        store.add_claim(plain.with_evidence(*((bytes([n]), None) for n in range(65))))
+    assert "evidence" not in cbor.decode(plain.encode())  # type: ignore[operator]  # a map
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evidence": []},
+        {"evidence": [[b"two", None], [b"one", None]]},
+        {"evidence": [[b"one", None], [b"one", None]]},
+        {"evidence": [[bytes([n]), None] for n in range(65)]},
+        {"evidence": [[b"one"]]},
+        {"evidence": [["one", None]]},
+        {"evidence": [[b"one", "nonce"]]},
+        {"evidence": [[b"one", None]], "v": 1},
+        {"v": 2},
+    ],
+)
+def test_a_claim_with_evidence_out_of_order_is_not_read(
+    store: LocalStore, place: Path, change: dict[str, object]
+) -> None:
+    """STORE-31, WITNESS-5."""
+    tree = store.ingest(make_folder(place / "f", {"f": b"f"}))
+    (plain,) = store.realisations(realise(store, derivation(), tree), "out")
+    value = {**cbor.decode(plain.encode()), "v": 2, **change}  # type: ignore[dict-item]  # a map
+    with pytest.raises(InvalidRecordError):
+        StoredRealisation.decode(cbor.encode(value))

@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from kolm_build.attest.claims import Fact
 from kolm_build.attest.keys import PublicKey, SigningKey
+from kolm_build.attest.testimony import FoundClaim, examine
 from kolm_build.attest.trust import Principal, TrustPolicy
 from kolm_build.core.digest import Digest
 from kolm_build.store.local import LocalStore
 from kolm_build.store.remote.place import Limits, Place
 from kolm_build.store.remote.publish import Publisher
 from kolm_build.store.remote.substitutes import Substitutes
-from kolm_build.surfaces.substituting import judge_of, signed
+from kolm_build.surfaces.substituting import believed, judge_of, signed
 from tests.store.builders import make_folder, safetensors
 
 # A clock of their own would hide a hang; short waits on a busy machine cost time, never a result.
@@ -50,6 +52,12 @@ def trusting(threshold: int = 1, **keys: SigningKey) -> TrustPolicy:
     )
 
 
+def builder_of(envelope: bytes, fact: Fact, trust: TrustPolicy) -> str | None:
+    """The trusted builder who claims to have built `fact`."""
+    vote = examine(FoundClaim(fact=fact, envelope=envelope), trust)
+    return vote.signer if vote.is_valid else None
+
+
 def publish_claims(store, place, resolved, output="out", key=None) -> None:
     """Publish a store's claims on one output, signed."""
     publisher = Publisher(place, store.giver(), limits=QUICK, jobs=1, on_bytes=lambda *_: None)
@@ -72,7 +80,7 @@ def substitutes(store, *places, trust=None, limits=QUICK):
         places=places,
         store=store,
         judge=judge_of(trust),
-        threshold=trust.thresholds["builder"] if trust else 1,
+        decide=lambda claims: believed(claims, trust),
         limits=limits,
         on_trouble=lambda url, error: troubles.append((url, error)),
     )

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kolm_build.attest.claims import BUILT, COPIED, PREDICATE, REBUILT, builder_of, sign_claim
+from kolm_build.attest.claims import PREDICATE, sign_claim
 from kolm_build.attest.envelope import Envelope, Signature
 from kolm_build.core import strict_json
-from kolm_build.core.agreement import agreed
 from kolm_build.core.digest import Digest
+from kolm_build.core.quorum import BUILT, COPIED, REBUILT, Policy, Vote, decide
 from kolm_build.core.realisation import Realisation
 from kolm_build.errors import NotReproducibleError, SignatureError
 from kolm_build.store.claims import StoredRealisation
@@ -24,6 +24,7 @@ from tests.engine.test_scheduler import out
 from tests.store.builders import derivation, make_folder, realise
 from tests.substituter.copying import (
     QUICK,
+    builder_of,
     publish,
     publish_claims,
     signing_key,
@@ -105,21 +106,20 @@ def test_a_claim_signed_by_another_keeps_its_signature(claim):
     assert StoredRealisation.decode(theirs.encode()) == theirs
 
 
-CONTENTS = [Digest.of_blob(bytes([n])) for n in range(3)]
-VOTES = st.lists(st.tuples(st.sampled_from(CONTENTS), st.sampled_from("abcd")), max_size=8)
+VOTES = st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("abcd")), max_size=8)
 
 
 @given(VOTES, st.integers(1, 4))
-def test_agreement_is_enough_principals_for_one_content_or_all_of_several(votes, threshold):
+def test_agreement_is_enough_principals_for_one_content_and_several_are_an_alarm(votes, threshold):
     """SUB-15, SUB-16."""
-    found = agreed(votes, threshold)
+    policy = Policy(require=threshold, builders=dict.fromkeys("abcd"))
+    cast = [Vote(content=content, signer=voter, kind=BUILT) for content, voter in votes]
+    found = decide(policy, cast)
     claimed = {content for content, _ in votes}
-    voters = {voter for _, voter in votes}
-    if len(claimed) > 1 or len(voters) >= threshold:
-        assert set(found) == claimed
-    else:
-        assert found == ()
-    assert agreed(reversed(votes), threshold) == found
+    assert found.is_contested == (len(claimed) > 1)
+    enough = len(claimed) == 1 and len({voter for _, voter in votes}) >= threshold
+    assert found.usable == (claimed.pop() if enough else None)
+    assert decide(policy, reversed(cast)) == found
 
 
 @pytest.mark.parametrize("key", [None, TWO])

@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 
-from kolm_build.core.agreement import agreed
 from kolm_build.core.digest import Digest
 from kolm_build.errors import (
     CorruptObjectError,
     KolmError,
     MissingObjectError,
     NetworkError,
+    NotReproducibleError,
     SignatureError,
 )
 from kolm_build.store.claims import Key, StoredRealisation
@@ -38,6 +38,28 @@ COPIED = "copied"
 
 Judge = Callable[[StoredRealisation], str | None]
 """The trusted principal who vouches for a claim, or None; raises `SignatureError` for a forgery."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belief:
+    """What the claims about one output come to.
+
+    Attributes:
+        content: What may be used; None where nothing may.
+        contested: The contents that trusted builders claim, where these are several: an alarm.
+    """
+
+    content: Digest | None = None
+    contested: tuple[Digest, ...] = ()
+
+    @property
+    def contents(self) -> tuple[Digest, ...]:
+        """The content to use; every one of them where it is contested and none may be used."""
+        return self.contested if self.content is None else (self.content,)
+
+
+Decide = Callable[[Sequence[StoredRealisation]], Belief]
+"""What claims about one output, all by trusted builders, come to."""
 
 OnTrouble = Callable[[str, KolmError], None]
 """Told the address of a substituter and what is wrong with it."""
@@ -74,7 +96,7 @@ class Substitutes:
         places: Where they are.
         store: Where to bring things.
         judge: Whom to believe.
-        threshold: How many builders must claim the same content.
+        decide: What their claims come to.
         limits: How patient to be.
         on_trouble: Told what is wrong with whom; called by several threads, one at a time.
     """
@@ -82,11 +104,12 @@ class Substitutes:
     places: Sequence[Place]
     store: LocalStore
     judge: Judge
-    threshold: int
+    decide: Decide
     limits: Limits
     on_trouble: OnTrouble
     _those: list[_Substituter] = field(init=False)
     _believed: dict[Digest, list[StoredRealisation]] = field(default_factory=dict)
+    _alarmed: set[Key] = field(default_factory=set)
     _refused: set[Digest] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)
 
@@ -107,7 +130,7 @@ class Substitutes:
         self._believed.update({resolved: [] for resolved in new})
         for resolved, claims in at_once(pairs, self._ask_claims, jobs=JOBS):
             self._believed[resolved].extend(claims)
-        contents = {key: self._agreed(*key) for key in keys}
+        contents = {key: self._belief(*key).contents for key in keys}
         return {key: some for key, some in contents.items() if some}
 
     def _ask_claims(
@@ -131,12 +154,26 @@ class Substitutes:
                 self.on_trouble(url, error)
             return None
 
-    def _agreed(self, resolved: Digest, output: str) -> tuple[Digest, ...]:
+    def _belief(self, resolved: Digest, output: str) -> Belief:
+        """What to believe of one output; a contested one that may be used is told of, once."""
         claims = [one for one in self._believed[resolved] if one.realisation.output == output]
-        votes = [(claim.realisation.content, self.judge(claim)) for claim in claims]
-        return agreed(
-            ((content, voter) for content, voter in votes if voter is not None), self.threshold
+        found = self.decide(claims)
+        if found.content is not None and found.contested:
+            with self._lock:
+                if (resolved, output) not in self._alarmed:
+                    self._alarmed.add((resolved, output))
+                    self._alarm(found, output)
+        return found
+
+    def _alarm(self, found: Belief, output: str) -> None:
+        error = NotReproducibleError(
+            "trusted builders claim several contents; the policy uses that of the majority",
+            where=output,
+            expected=str(found.content),
+            actual=", ".join(str(one) for one in found.contested if one != found.content),
+            advice="`kolm trust` shows who claims what.",
         )
+        self.on_trouble(", ".join(place.url for place in self.places), error)
 
     def keep(self, resolved: Digest, derivation: Digest) -> None:
         """Keep in the store what is believed about a resolved derivation.
@@ -146,7 +183,8 @@ class Substitutes:
             derivation: What it was resolved from here; the claims may come from another.
         """
         for claim in self._believed.get(resolved, ()):
-            if len(self._agreed(resolved, claim.realisation.output)) != 1:
+            made = claim.realisation
+            if self._belief(resolved, made.output).content != made.content:
                 continue
             self.store.add_claim(claim)
             self._keep_log(claim)

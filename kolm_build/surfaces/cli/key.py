@@ -48,6 +48,9 @@ def describe(parser: Parser) -> None:
         "--role", action="append", choices=ROLES, help="what it may sign (default: builder)"
     )
     trust.add_argument(
+        "--organisation", metavar="NAME", help="whom it belongs to (in a trust file of version 2)"
+    )
+    trust.add_argument(
         "--trust", metavar="FILE", type=Path, help="default: ~/.config/kolm/trust.toml"
     )
 
@@ -105,8 +108,9 @@ def _trust(args: Namespace, terminal: Terminal) -> int:
         before = path.read_bytes()
         parse_trust(before, str(path))
     else:
-        before = b"version = 1\n\n[threshold]\nbuilder = 1\n"
-    after = before + _principal(args.name, args.role or ["builder"], key).encode()
+        version = 1 if args.organisation is None else 2
+        before = f"version = {version}\n\n[threshold]\nbuilder = 1\n".encode()
+    after = before + _principal(args, key).encode()
     parse_trust(after, str(path))
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_whole(path, after)
@@ -114,7 +118,13 @@ def _trust(args: Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _principal(name: str, roles: list[str], key: object) -> str:
-    listed = ", ".join(f'"{role}"' for role in roles)
-    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'\n[[principal]]\nname = "{quoted}"\nroles = [{listed}]\nkeys = ["{key}"]\n'
+def _principal(args: Namespace, key: object) -> str:
+    listed = ", ".join(f'"{role}"' for role in args.role or ["builder"])
+    lines = ["", "[[principal]]", f"name = {_quoted(args.name)}"]
+    if args.organisation is not None:
+        lines.append(f"organisation = {_quoted(args.organisation)}")
+    return "\n".join([*lines, f"roles = [{listed}]", f'keys = ["{key}"]', ""])
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

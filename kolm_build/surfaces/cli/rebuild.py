@@ -8,13 +8,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kolm_build.surfaces.cli.options import add_building, add_json, add_lock
+from kolm_build.surfaces.cli.options import add_building, add_json, add_lock, add_passphrase
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from kolm_build.attest.keys import SigningKey
     from kolm_build.engine.scheduler import Realised
     from kolm_build.store.local import LocalStore
+    from kolm_build.surfaces.attesting import Attestor
     from kolm_build.surfaces.building import Prepared
     from kolm_build.surfaces.rebuilding import Stores
     from kolm_build.surfaces.results import Targets
@@ -29,6 +31,7 @@ def describe(parser: Parser) -> None:
         ("kolm rebuild", "the project in this folder"),
         ("kolm rebuild triage.kolm", "an artifact, from what it says of itself"),
         ("kolm rebuild triage.kolm --store /mnt/new", "and keep the new store"),
+        ("kolm rebuild --attest", "and sign that you rebuilt it, for `kolm copy --to`"),
     )
     parser.add_argument(
         "what", metavar="PROJECT|FILE.kolm", nargs="?", type=Path, help="default: this folder"
@@ -42,6 +45,15 @@ def describe(parser: Parser) -> None:
         type=Path,
         help="the store with the first build, to name what differs (default: your store)",
     )
+    parser.add_argument(
+        "--attest",
+        action="store_true",
+        help="sign what was rebuilt, whether it is the same or not; kept in the first store",
+    )
+    parser.add_argument(
+        "--key", metavar="FILE", help="what --attest signs with (default: ~/.config/kolm/key.pem)"
+    )
+    add_passphrase(parser)
     add_lock(parser)
     add_building(parser)
     add_json(parser, "events, one JSON object a line")
@@ -49,9 +61,49 @@ def describe(parser: Parser) -> None:
 
 def run(args: Namespace, terminal: Terminal) -> int:
     """Rebuild and compare."""
+    _check_attest(args)
     if args.what is not None and args.what.is_file():
         return _artifact(args, terminal)
     return _project(args, terminal)
+
+
+def _check_attest(args: Namespace) -> None:
+    from kolm_build.errors import NoSandboxError, UsageError
+
+    if args.key is not None and not args.attest:
+        raise UsageError("a key, and nothing to sign", file="--key", advice="Add --attest.")
+    if args.attest and args.sandbox == "none":
+        raise NoSandboxError(
+            "what was rebuilt without a sandbox is not signed",
+            file="--sandbox=none",
+            advice="Leave out one of the two.",
+        )
+
+
+def _key(args: Namespace) -> SigningKey | None:
+    """What signs; None where nothing is to be signed."""
+    from kolm_build.errors import KeyFileError
+    from kolm_build.surfaces.places import default_key
+    from kolm_build.surfaces.signing import find_key
+
+    if not args.attest:
+        return None
+    key = find_key(args.key, args.passphrase_file)
+    if key is None:
+        raise KeyFileError(
+            "there is no key to sign with", file=default_key(), advice="`kolm key new` makes one."
+        )
+    return key
+
+
+def _attestor(
+    args: Namespace, key: SigningKey | None, new: LocalStore, start: Path, terminal: Terminal
+) -> Attestor:
+    from kolm_build.surfaces.attesting import Attestor
+    from kolm_build.surfaces.places import store_root
+
+    first = Path(store_root(args.against, start))
+    return Attestor(key=key, new=new, first=first, terminal=terminal)
 
 
 def _artifact(args: Namespace, terminal: Terminal) -> int:
@@ -70,6 +122,7 @@ def _artifact(args: Namespace, terminal: Terminal) -> int:
         raise UsageError(
             "code that came inside a file is run in the sandbox only", file="--sandbox=none"
         )
+    key = _key(args)
     with ExitStack() as stack:
         container = stack.enter_context(Container.open(args.what))
         old = stack.enter_context(_old_store(args, Path.cwd()))
@@ -79,7 +132,9 @@ def _artifact(args: Namespace, terminal: Terminal) -> int:
             bring_fetched(prepared, new, old)
         stores = Stores(new=new, old=old)
         realised = _build(prepared, prepared.wanted([PACKAGE]), args, stores, terminal)
-        found = compare_artifact(container, realised, prepared, stores)
+        attestor = _attestor(args, key, new, Path.cwd(), terminal)
+        with attestor.compared(prepared, realised):
+            found = compare_artifact(container, realised, prepared, stores)
         return _identical({PACKAGE: found}, args, terminal)
 
 
@@ -94,6 +149,7 @@ def _project(args: Namespace, terminal: Terminal) -> int:
         fresh_store,
     )
 
+    key = _key(args)
     project = open_project(args.what, lock=args.lock)
     with ExitStack() as stack:
         old = stack.enter_context(_old_store(args, project.root))
@@ -106,7 +162,9 @@ def _project(args: Namespace, terminal: Terminal) -> int:
         wanted = prepared.wanted(())
         stores = Stores(new=new, old=old)
         realised = _build(prepared, wanted, args, stores, terminal)
-        found = compare_project(prepared, wanted, realised, stores)
+        attestor = _attestor(args, key, new, project.root, terminal)
+        with attestor.compared(prepared, realised):
+            found = compare_project(prepared, wanted, realised, stores)
         return _identical({name: str(one) for name, one in found.items()}, args, terminal)
 
 

@@ -15,6 +15,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "trust a model": {
         "verify": "check an artifact: its bytes, its signatures, its numbers",
         "rebuild": "build it again from nothing and compare",
+        "trust": "tell whether an output may be used, and why",
+        "challenge": "compare what several caches claim, without building",
+        "claim": "commit to claims, or say as a log when they were seen",
         "key": "make, show and trust signing keys",
         "export": "pack all that a rebuild needs into one file",
         "import": "check a pack and take it into the store",

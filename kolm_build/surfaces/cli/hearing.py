@@ -1,0 +1,63 @@
+"""Hearing claims for a command: where from, and how troubles are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from kolm_build.engine.events import SubstituterTrouble
+from kolm_build.errors import KolmError
+from kolm_build.store.remote.place import Limits
+from kolm_build.surfaces.hearing import (
+    STORE,
+    Claimed,
+    Hearing,
+    claims_of_place,
+    claims_of_store,
+)
+from kolm_build.surfaces.progress import json_lines, trouble_lines
+from kolm_build.surfaces.substituting import place_at
+
+if TYPE_CHECKING:
+    from kolm_build.attest.trust import TrustPolicy
+    from kolm_build.core.derivation import OutputInput
+    from kolm_build.core.pipeline import Instance
+    from kolm_build.store.local import LocalStore
+    from kolm_build.surfaces.cli.terminal import Terminal
+
+
+def hear(
+    instance: Instance,
+    wanted: Iterable[OutputInput],
+    urls: Sequence[str],
+    *,
+    store: LocalStore,
+    trust: TrustPolicy | None,
+    terminal: Terminal,
+    json: bool,
+) -> list[Claimed]:
+    """What the store and the substituters at `urls` claim of `wanted` and all they are made from.
+
+    Args:
+        instance: The project's derivations.
+        wanted: The outputs.
+        urls: Addresses.
+        store: The store.
+        trust: Whose word settles which content to go on with.
+        terminal: Where to tell what is wrong with whom.
+        json: Whether to tell it as an event.
+    """
+    tell = json_lines(terminal) if json else trouble_lines(terminal)
+
+    def trouble(url: str, error: KolmError) -> None:
+        tell(SubstituterTrouble(url=url, error=error))
+
+    limits = Limits()
+    with ExitStack() as stack:
+        sources = [(STORE, claims_of_store(store))]
+        for url in urls:
+            place = place_at(url, limits)
+            stack.callback(place.close)
+            sources.append((url, claims_of_place(place, limits, trouble)))
+        return Hearing(instance=instance, sources=sources, trust=trust).hear(wanted)
