@@ -58,6 +58,7 @@ storm: $(VENV)/.dev ## 500 kills and 20 power cuts against the store (needs root
 bench: $(VENV)/.dev ## ratios against nix and dvc (needs nix-bin); docs/performance.md
 	$(BIN)/python tools/bench_store.py
 	$(BIN)/python tools/bench_noop.py
+	$(BIN)/python tools/bench_pack.py
 	$(BIN)/python tools/bench_verify.py
 
 conformance: $(VENV)/.dev ## every kernel's hashes: GCC, Clang, -O1, -O3, every instruction set, aarch64 emulated; mutants

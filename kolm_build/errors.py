@@ -133,6 +133,24 @@ class InvalidDataError(InvalidRecordError):
     code = "input.data"
 
 
+class PackError(InvalidRecordError):
+    """A file is not a kolmpack, or one that this program must not take in."""
+
+    code = "input.pack"
+
+
+class PackDamagedError(PackError):
+    """A pack's bytes are not those that its head names: damaged, cut off, or added to."""
+
+    code = "input.pack-damaged"
+
+
+class PackIncompleteError(PackError):
+    """A pack lacks an object that something in it names, or holds one that nothing names."""
+
+    code = "input.pack-incomplete"
+
+
 class MachineError(KolmError):
     """This machine cannot do it: no space, no memory, no permission, no network."""
 

@@ -47,6 +47,29 @@ def sign_artifact(unsigned: Path, dest: Path, *, key: SigningKey, role: str = "b
             raise _machine_error(error, dest) from error
 
 
+def attach(unsigned: Path, dest: Path, attestations: Mapping[str, bytes]) -> None:
+    """Write the artifact `unsigned` to `dest` with attestations that others made.
+
+    Nobody is trusted by this: `verify` judges them against the reader's own trust.
+
+    Args:
+        unsigned: An artifact; its own attestations are kept.
+        dest: The file to write, whole or not at all.
+        attestations: Member path to bytes.
+
+    Raises:
+        VerificationError: The artifact does not hold.
+        MachineError: The file cannot be written.
+    """
+    with Container.open(unsigned) as container:
+        verify_container(container, trust=None)
+        own = {path: container.attestation(path) for path in container.attestations}
+        try:
+            _write(container, own | dict(attestations), dest)
+        except OSError as error:
+            raise _machine_error(error, dest) from error
+
+
 def _write(container: Container, attestations: Mapping[str, bytes], dest: Path) -> None:
     fd, name = tempfile.mkstemp(dir=dest.parent, prefix=f".{dest.name}.")
     temporary = Path(name)

@@ -34,6 +34,7 @@ class RecordKind(Enum):
     MACHINE = "kolm_build 2026 machine v1"
     RECIPE = "kolm_build 2026 recipe section v1"
     MEMO = "kolm_build 2026 memo v1"
+    KOLMPACK = "kolm_build 2026 kolmpack v1"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,7 +10,7 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from kolm_build.engine.probe import (
 from kolm_build.engine.process import Ended, Launch, Log, Stop, StoppedError, run_process
 from kolm_build.engine.protocol import BuildResult, StepShape, Store
 from kolm_build.engine.room import Room
-from kolm_build.engine.sandbox import Bind, Mounts, Sandbox
+from kolm_build.engine.sandbox import Mounts, Sandbox, Surroundings
 from kolm_build.errors import (
     InvalidRecordError,
     KolmError,
@@ -48,7 +48,7 @@ from kolm_build.errors import (
     WrongContentError,
 )
 
-Environments = Callable[[Digest], Sequence[Bind]]
+Environments = Callable[[Digest], Surroundings]
 """What an environment's digest stands for on this machine; raises MachineMismatchError."""
 
 KeepFailed = Callable[[Derivation, Digest], None]
@@ -116,14 +116,14 @@ class StepBuilder(ABC):
         """
         _check_platform(resolved)
         network = self._network(resolved)
-        binds = self._environments(resolved.environment) if resolved.environment else ()
+        seen = self._environments(resolved.environment) if resolved.environment else Surroundings()
         kernels = self._kernels.library_of(resolved)
         with self._running, _as_machine_error(), self._store.scratch() as folder:
             job = _Job(
                 derivation=derivation,
                 resolved=resolved,
                 room=Room.below(folder),
-                binds=tuple(binds),
+                surroundings=seen,
                 network=network,
                 kernels=kernels,
                 threads=self._kernels.threads_of(resolved),
@@ -277,10 +277,11 @@ class SandboxBuilder(StepBuilder):
         sandbox.prepare_room(job.room)
         mounts = Mounts(
             room=job.room,
-            interpreter=self._interpreter,
-            environment=job.binds,
+            interpreter=job.surroundings.interpreter or self._interpreter,
+            environment=job.surroundings.binds,
             network=job.network,
             kernels=job.kernels,
+            native=job.surroundings.native,
         )
         arguments = sandbox.sandbox_arguments(mounts, threads=job.threads)
         return Launch(
@@ -304,7 +305,8 @@ class UnsafeOpenBuilder(StepBuilder):
         return str(library)
 
     def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
-        python = str(self._interpreter.binary)
+        interpreter = job.surroundings.interpreter or self._interpreter
+        python = str(interpreter.binary)
         script = 'umask 022; cd "$1"; shift; exec "$@"'
         return Launch(
             command=(
@@ -315,7 +317,7 @@ class UnsafeOpenBuilder(StepBuilder):
                 room=job.room,
                 threads=job.threads,
                 network=probe_network() if job.network is None else job.network,
-                environment=[str(self._interpreter.site)] if job.binds else [],
+                environment=[str(interpreter.site)] if job.surroundings.binds else [],
             ),
             processors=processors,
         )  # fmt: skip
@@ -328,7 +330,7 @@ class _Job:
     derivation: Derivation
     resolved: Derivation
     room: Room
-    binds: tuple[Bind, ...]
+    surroundings: Surroundings
     network: NetworkAccess | None
     kernels: Path | None
     threads: int

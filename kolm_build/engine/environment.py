@@ -17,7 +17,7 @@ from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.environment import Distribution, Environment, parse_distribution_name
 from kolm_build.engine.installed import Installed, hash_file, installed, stamp, tree_digest
 from kolm_build.engine.probe import Interpreter, probe_interpreter
-from kolm_build.engine.sandbox import ENVIRONMENT, Bind
+from kolm_build.engine.sandbox import ENVIRONMENT, Bind, Surroundings
 from kolm_build.errors import InvalidRecordError, KolmError, MachineMismatchError
 
 if TYPE_CHECKING:
@@ -94,7 +94,11 @@ class InstalledEnvironment:
         self._interpreter = interpreter or probe_interpreter()
         self._binds: dict[Digest, tuple[Bind, ...]] = {}
 
-    def __call__(self, digest: Digest) -> tuple[Bind, ...]:
+    def __call__(self, digest: Digest) -> Surroundings:
+        """What a step in an environment sees; the errors of `binds`."""
+        return Surroundings(binds=self.binds(digest))
+
+    def binds(self, digest: Digest) -> tuple[Bind, ...]:
         """The folders of one environment, after a look at every file's size and time.
 
         Raises:
@@ -116,6 +120,22 @@ class InstalledEnvironment:
         Raises:
             MachineMismatchError: The interpreter or a distribution is another.
         """
+        different = self.differences(digest, thorough=thorough)
+        if different:
+            raise MachineMismatchError(
+                "the installed environment is not the locked one",
+                where="environment",
+                expected="; ".join(expected for expected, _ in different),
+                actual="; ".join(actual for _, actual in different),
+                advice=_ADVICE,
+            )
+
+    def differences(self, digest: Digest, *, thorough: bool = True) -> list[tuple[str, str]]:
+        """(locked, installed) texts of everything that is another here.
+
+        Raises:
+            MachineMismatchError: The lock does not have the environment.
+        """
         locked = self._locked.get(digest)
         if locked is None:
             raise MachineMismatchError(
@@ -126,14 +146,7 @@ class InstalledEnvironment:
         digests = _Digests(self._interpreter.site, self._memo, thorough=thorough)
         different = [*self._interpreter_differs(locked, digests), *self._differ(locked, digests)]
         digests.save()
-        if different:
-            raise MachineMismatchError(
-                "the installed environment is not the locked one",
-                where="environment",
-                expected="; ".join(expected for expected, _ in different),
-                actual="; ".join(actual for _, actual in different),
-                advice=_ADVICE,
-            )
+        return different
 
     def _interpreter_differs(
         self, locked: Environment, digests: _Digests
@@ -194,9 +207,7 @@ class _Digests:
         """The digest of an interpreter's program and standard library."""
 
         def files() -> Mapping[str, str]:
-            return {
-                path: f"{interpreter.prefix}/{path}" for path in _interpreter_files(interpreter)
-            }
+            return {path: f"{interpreter.prefix}/{path}" for path in interpreter_files(interpreter)}
 
         return self._digest(
             str(interpreter.binary),
@@ -248,7 +259,7 @@ def _notes(data: bytes | None) -> dict[str, _Note]:
     return notes
 
 
-def _interpreter_files(interpreter: Interpreter) -> list[str]:
+def interpreter_files(interpreter: Interpreter) -> list[str]:
     """The program, its shared library and the standard library, below the prefix, sorted.
 
     Links are left out: where they lead is counted, or is out of the sandbox's sight.

@@ -76,14 +76,15 @@ class Installed:
                 actual=error.strerror,
                 advice="Install it again from a wheel.",
             ) from error
-        rows = (row for row in csv.reader(text.splitlines()) if len(row) == 3)
-        return {path: hashed for path, hashed, _ in rows if self._counts(path)}
-
-    def _counts(self, path: str) -> bool:
-        if path.startswith(("..", "/")) or path.endswith(".pyc") or path in AUTHORITIES:
-            return False
-        folder, _, name = path.rpartition("/")
-        return folder != self.info.name or name not in _NOTES
+        notes = {f"{self.info.name}/{name}" for name in _NOTES} | {*AUTHORITIES}
+        return {
+            row[0]: row[1]
+            for row in csv.reader(text.splitlines())
+            if len(row) == 3
+            and not row[0].endswith(".pyc")
+            and not row[0].startswith(("..", "/"))
+            and row[0] not in notes
+        }
 
     def is_editable(self) -> bool:
         """Whether it is a link to a folder that somebody edits."""
@@ -131,15 +132,14 @@ def installed(site: Path) -> Mapping[str, Installed]:
 
 def stamp(paths: Iterable[str]) -> bytes:
     """A digest of size, time and inode of each path; a missing one counts as such."""
-    hasher = blake3()
+    lines = []
     for path in paths:
         try:
             facts = os.stat(path)  # noqa: PTH116  # thousands of them: a Path method is slower
-            line = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ino}\n"
+            lines.append(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ino}\n")
         except OSError:
-            line = f"{path}\0missing\n"
-        hasher.update(line.encode())
-    return hasher.digest()
+            lines.append(f"{path}\0missing\n")
+    return blake3("".join(lines).encode()).digest()
 
 
 def hash_file(path: Path) -> File:

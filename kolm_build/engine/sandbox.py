@@ -33,6 +33,7 @@ KERNELS = f"{KOLM}/kernels.so"
 
 _NO_AUTHORITIES = "no-authorities"
 
+_NATIVE_LIBRARIES = "/lib64"
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ADVICE = (
     "Install bubblewrap (`apt install bubblewrap`, `dnf install bubblewrap`, or"
@@ -75,6 +76,22 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What an environment is on this machine.
+
+    Attributes:
+        binds: Parts of ``/kolm/site-packages``.
+        interpreter: Its interpreter; None for the one that runs kolm.
+        native: The folder of the system's libraries and shell that came with it; None for this
+            machine's own.
+    """
+
+    binds: tuple[Bind, ...] = ()
+    interpreter: Interpreter | None = None
+    native: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mounts:
     """Everything that a step can see.
 
@@ -85,6 +102,7 @@ class Mounts:
             alone.
         network: What a step with the network sees more; None for no network.
         kernels: The library with the compiled kernels; None where the step does not use it.
+        native: The system's libraries and shell; None for this machine's own.
     """
 
     room: Room
@@ -92,6 +110,7 @@ class Mounts:
     environment: tuple[Bind, ...] = ()
     network: NetworkAccess | None = None
     kernels: Path | None = None
+    native: Path | None = None
 
 
 def find_sandbox(program: str | None = None) -> Sandbox:
@@ -180,11 +199,11 @@ def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
         threads=threads,
         network=mounts.network,
         environment=[ENVIRONMENT] if mounts.environment else [],
-    ) | _library_path(mounts.interpreter)
+    ) | _library_path(mounts)
     arguments = [*_isolation(network=mounts.network is not None), "--as-pid-1", "--clearenv"]
     for name in sorted(variables):
         arguments += ["--setenv", name, variables[name]]
-    arguments += _system_binds()
+    arguments += _system_binds() if mounts.native is None else _native_binds(mounts.native)
     arguments += ["--ro-bind", str(mounts.room.room), str(INSIDE.room)]
     arguments += _interpreter_binds(mounts.interpreter)
     arguments += _environment_binds(mounts)
@@ -204,6 +223,31 @@ def step_command(python: str, room: Room) -> list[str]:
     return [python, "-s", "-P", "-B", f"{room.room}/code/step.py", f"{room.room}/request"]
 
 
+def compile_arguments(*, interpreter: Path, program: str, site: Path, native: Path) -> list[str]:
+    """The arguments of bwrap that compile the modules of an unpacked environment where they lie.
+
+    Compiled files do not look at their sources again, so they are used wherever the environment
+    is shown, and they hold the paths that steps see.
+
+    Args:
+        interpreter: Its folder, written to.
+        program: The interpreter's path below it.
+        site: The folder of its distributions, written to.
+        native: The system's libraries that came with it.
+    """
+    variables = {"PYTHONHASHSEED": "0", "LD_LIBRARY_PATH": f"{PYTHON}/lib:{_NATIVE_LIBRARIES}"}
+    arguments = [*_isolation(network=False), "--clearenv"]
+    for name, value in variables.items():
+        arguments += ["--setenv", name, value]
+    arguments += _native_binds(native)
+    arguments += ["--bind", str(interpreter), PYTHON, "--bind", str(site), ENVIRONMENT]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # inside
+    return [
+        *arguments, "--", f"{PYTHON}/{program}", "-I", "-m", "compileall", "-qq", "-j", "0",
+        "--invalidation-mode", "unchecked-hash", f"{PYTHON}/lib", ENVIRONMENT,
+    ]  # fmt: skip
+
+
 def _system_binds() -> list[str]:
     """The system's programs and libraries. Links are made again, folders are bound."""
     arguments = ["--ro-bind", "/usr", "/usr"]
@@ -214,6 +258,15 @@ def _system_binds() -> list[str]:
         elif path.is_dir():
             arguments += ["--ro-bind", name, name]
     return arguments
+
+
+def _native_binds(native: Path) -> list[str]:
+    """Libraries and shell that came with an environment, and nothing of this machine's."""
+    return [
+        "--ro-bind", str(native / "lib"), _NATIVE_LIBRARIES,
+        "--symlink", _NATIVE_LIBRARIES, "/lib",
+        "--ro-bind", str(native / "bin"), "/bin",
+    ]  # fmt: skip
 
 
 def _interpreter_binds(interpreter: Interpreter) -> list[str]:
@@ -252,7 +305,7 @@ def _etc_binds(mounts: Mounts) -> list[str]:
     arguments: list[str] = []
     for name in sorted(_ETC):
         arguments += ["--ro-bind", str(mounts.room.room / "etc" / name), f"/etc/{name}"]
-    if Path("/etc/ld.so.cache").exists():
+    if mounts.native is None and Path("/etc/ld.so.cache").exists():
         arguments += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for outside, inside in mounts.network.paths if mounts.network else ():
         arguments += ["--ro-bind", outside, inside]
@@ -273,10 +326,12 @@ def _inside_python(interpreter: Interpreter) -> str:
     return f"{_inside_prefix(interpreter)}/{interpreter.binary.relative_to(interpreter.prefix)}"
 
 
-def _library_path(interpreter: Interpreter) -> dict[str, str]:
+def _library_path(mounts: Mounts) -> dict[str, str]:
     """What lets an interpreter that is shown elsewhere find its own shared library."""
-    moved = _inside_prefix(interpreter) == PYTHON
-    return {"LD_LIBRARY_PATH": f"{PYTHON}/lib"} if moved else {}
+    folders = [f"{PYTHON}/lib"] if _inside_prefix(mounts.interpreter) == PYTHON else []
+    if mounts.native is not None:
+        folders.append(_NATIVE_LIBRARIES)
+    return {"LD_LIBRARY_PATH": ":".join(folders)} if folders else {}
 
 
 def step_variables(

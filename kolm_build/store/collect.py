@@ -24,6 +24,7 @@ from kolm_build.store.restore import Reader
 from kolm_build.store.session import Session, sweep
 from kolm_build.store.survey import Found, survey
 from kolm_build.store.trash import empty_trash, to_trash
+from kolm_build.store.unpacked import remove_dead
 
 _BATCH = 1000
 _COLLECTED = (Kind.BLOB, Kind.TREE)
@@ -62,6 +63,7 @@ class Collector:
             roots.remove(self._layout, self._index, over)
         plan = self._without_late(self.plan())
         repack.repack(self._layout, self._index, self._reader, session)
+        remove_dead(self._layout, self._index)
         self._empty()
         return plan
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Protocol
 
@@ -145,6 +146,34 @@ def walk(path: str, *, name: str | None, sink: Sink, cache: StatCache) -> Digest
         return _folder(path, 0, sink, cache)
     entry = name or os.path.basename(path)
     nodes = _files({entry: (path, found)}, sink, cache)
+    return sink.tree(Tree.of(nodes.items()))
+
+
+def keep_files(files: Mapping[str, str], *, sink: Sink, cache: StatCache) -> Digest:
+    """The tree of files that lie anywhere, none of them executable.
+
+    Args:
+        files: Path in the tree, ``/`` between names, to where the file lies; links are followed.
+        sink: What becomes of the bytes.
+        cache: Saves reading files that did not change.
+
+    Raises:
+        InvalidRecordError: No tree may hold one of them.
+    """
+    here: dict[str, tuple[str, os.stat_result]] = {}
+    below: dict[str, dict[str, str]] = {}
+    for path, place in files.items():
+        name, slash, rest = path.partition("/")
+        if slash:
+            below.setdefault(name, {})[rest] = place
+        else:
+            here[name] = (os.path.realpath(place), os.stat(place))
+    nodes = {
+        name: replace(node, executable=False) if isinstance(node, File) else node
+        for name, node in _files(here, sink, cache).items()
+    }
+    for name, inner in below.items():
+        nodes[name] = Folder(tree=keep_files(inner, sink=sink, cache=cache))
     return sink.tree(Tree.of(nodes.items()))
 
 

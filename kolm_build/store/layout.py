@@ -14,7 +14,7 @@ from kolm_build.core.digest import Digest
 from kolm_build.errors import StoreFormatError
 
 FORMAT = "kolm-store 1\n"
-FOLDERS = ("cas", "tree", "drv", "real", "log", "roots", "tmp", "trash", "locks")
+FOLDERS = ("cas", "tree", "drv", "real", "log", "roots", "tmp", "trash", "locks", "env")
 OBJECT_MODE = 0o444
 EXECUTABLE_MODE = 0o555
 BESIDE = {*FOLDERS, "README.md", ".gitignore", "format", "format.new"}

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from kolm_build.core.realisation import Realisation
     from kolm_build.core.tree import Tree
     from kolm_build.store.claims import StoredRealisation
+    from kolm_build.store.packer import Have, Packing, Wanted
+    from kolm_build.store.packfile import PackFile
     from kolm_build.store.roots import Root
+    from kolm_build.store.unpacker import Judge, Taken
     from kolm_build.store.usage import Usage
     from kolm_build.store.verify import Report, Substitute
 
@@ -85,6 +88,11 @@ class LocalStore:
         """The store's folder."""
         return Path(self._layout.root)
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether every write is refused."""
+        return self._read_only
+
     def __enter__(self) -> Self:
         return self
 
@@ -122,6 +130,16 @@ class LocalStore:
         """
         return self._written(lambda batch: self._keep_tree(batch, tree), pin=lambda digest: digest)
 
+    def put_trees(self, trees: Sequence[Tree]) -> Sequence[Digest]:
+        """Keep trees at once, each after those below it; the errors of `put_tree`."""
+
+        def keep(batch: Batch) -> Sequence[Digest]:
+            made = [self._keep_tree(batch, tree) for tree in trees]
+            batch.publish(pins=made[-1:])
+            return made
+
+        return self._attempted(keep)
+
     def ingest(self, path: Path, *, name: str | None = None) -> Digest:
         """Copy a file or folder into the store, durably; the digest of its tree.
 
@@ -139,6 +157,34 @@ class LocalStore:
             return digest
 
         return self._written(keep, pin=lambda digest: digest)
+
+    def ingest_files(self, trees: Mapping[str, Mapping[str, Path]]) -> Mapping[str, Digest]:
+        """Keep files that lie anywhere as trees, all of them at once.
+
+        Args:
+            trees: Any name to the files of a tree: path in it to where the file lies. None of
+                them is executable in the tree.
+
+        Returns:
+            The same names to the trees' digests.
+        """
+        from kolm_build.store.ingest import Keep, keep_files
+        from kolm_build.store.statcache import StatCache
+
+        def keep(batch: Batch) -> Mapping[str, Digest]:
+            cache = StatCache(self._index, self._writer().now_ns())
+            sink = Keep(batch)
+            made = {
+                name: keep_files(
+                    {path: str(place) for path, place in files.items()}, sink=sink, cache=cache
+                )
+                for name, files in trees.items()
+            }
+            batch.also(cache.save)
+            batch.publish(pins=made.values())
+            return made
+
+        return self._attempted(keep)
 
     def tree_of_path(self, path: Path, *, name: str | None = None) -> Digest:
         """The digest that `ingest` would give; nothing is copied, unchanged files are not read."""
@@ -179,6 +225,11 @@ class LocalStore:
         with door(self._layout.root):
             return self._reader.blob(b3)
 
+    def hashed(self, b3: Digest) -> Blob:
+        """Both digests of the bytes that a blob really has; the errors of `tree`."""
+        with door(self._layout.root):
+            return self._reader.hashed(b3)
+
     def materialise(self, tree: Digest, dest: Path) -> None:
         """Make the folder `dest` from a tree: files read-only, every byte checked on the way.
 
@@ -190,6 +241,28 @@ class LocalStore:
             if not self._read_only:
                 self.pin([tree])
             self._reader.materialise(tree, str(dest))
+
+    def contents(self) -> tuple[frozenset[Digest], frozenset[Digest]]:
+        """Every tree, and every blob, that is here."""
+        with door(self._layout.root):
+            trees, blobs = (
+                frozenset(Digest(raw) for raw in self._index.names(kind))  # type: ignore[arg-type]  # see schema
+                for kind in (Kind.TREE, Kind.BLOB)
+            )
+        return trees, blobs
+
+    def unpacked(self, tree: Digest, make: Callable[[Path], None]) -> Path:
+        """A folder of this store that belongs to `tree`: made once, and again if it was touched.
+
+        Args:
+            tree: The tree; the folder stays until a collection finds that the tree is gone.
+            make: Makes the new folder; what it makes is looked at (size, times, inode of every
+                file) each time before the folder is handed out.
+        """
+        from kolm_build.store.unpacked import unpacked
+
+        with self._lock, door(self._layout.root):
+            return Path(unpacked(self._layout, self._index, self._writer(), tree, make))
 
     def pin(self, digests: Iterable[Digest]) -> set[Digest]:
         """Keep trees until the store is closed, even from a collector; those that are here."""
@@ -290,6 +363,75 @@ class LocalStore:
 
         with door(self._layout.root):
             return claims.contents_of(self._index, keys)
+
+    # Packs
+
+    def plan_pack(self, wanted: Wanted, *, have: Have | None = None) -> Packing:
+        """The pack that holds what `wanted` says; its trees stay until the store is closed.
+
+        Args:
+            wanted: What it is to hold.
+            have: What the receiver has already, to be left out.
+
+        Raises:
+            MissingObjectError: A target was never built, or something it needs is gone.
+            NotReproducibleError: Two contents are claimed for one output.
+        """
+        from kolm_build.core.kolmpack import PackKind
+        from kolm_build.store.packer import Packer
+
+        with door(self._layout.root):
+            packing = Packer(self._index, self._reader, have=have).plan(wanted)
+        if not self._read_only:
+            self.pin(one.digest for one in packing.head.objects if one.kind is PackKind.TREE)
+        return packing
+
+    def write_pack(self, packing: Packing, write: Callable[[bytes | memoryview], object]) -> None:
+        """Write a pack piece by piece, every object checked on its way out.
+
+        Raises:
+            CorruptObjectError: An object's bytes changed; what was written is no pack.
+        """
+        from kolm_build.store.packer import Packer
+
+        with door(self._layout.root):
+            Packer(self._index, self._reader).write(packing, write)
+
+    def take_pack(
+        self,
+        file: PackFile,
+        *,
+        accept_claims: bool = False,
+        on_bytes: Callable[[int], None] = lambda _: None,
+        judge: Judge = lambda _: None,
+    ) -> Taken:
+        """Take a pack in: everything is checked, then all of it is valid at once, with a root.
+
+        Args:
+            file: The open pack.
+            accept_claims: Believe what it says was built from what.
+            on_bytes: Told how many bytes have been checked.
+            judge: Looks at what is delivered before anything is taken; raises to refuse it.
+
+        Raises:
+            PackError: It does not hold; the store is as it was.
+            MissingObjectError: It is thin, and its other part is not here.
+        """
+        from kolm_build.store.unpacker import Unpacker
+
+        def take(batch: Batch) -> Taken:
+            return Unpacker(
+                self._layout,
+                self._index,
+                self._reader,
+                self._writer(),
+                file=file,
+                accept_claims=accept_claims,
+                on_bytes=on_bytes,
+                judge=judge,
+            ).take(batch)
+
+        return self._attempted(take)
 
     # Work
 
@@ -456,14 +598,22 @@ class LocalStore:
 
     def _written(self, keep: Callable[[Batch], T], *, pin: Callable[[T], Digest]) -> T:
         """What `keep` gives, once all that it put into a batch is durable and valid."""
+
+        def keep_all(batch: Batch) -> T:
+            made = keep(batch)
+            batch.publish(pins=[pin(made)])
+            return made
+
+        return self._attempted(keep_all)
+
+    def _attempted(self, keep: Callable[[Batch], T]) -> T:
+        """What `keep` gives, tried again where the collector took what it relied on."""
         with door(self._layout.root):
             session = self._writer()
             for attempt in range(ATTEMPTS):
                 try:
                     with Batch(self._layout, self._index, session) as batch:
-                        made = keep(batch)
-                        batch.publish(pins=[pin(made)])
-                        return made
+                        return keep(batch)
                 except VanishedError:
                     if attempt == ATTEMPTS - 1:
                         raise

@@ -92,6 +92,19 @@ class Reader:
         self._check_blob(b3, Digest.of_blob(data))
         return data
 
+    def stream(self, b3: Digest) -> Iterator[memoryview]:
+        """The bytes of a blob of any size, piece by piece; only the end says whether they hold.
+
+        Each piece is overwritten by the next.
+        """
+        hasher = blake3()
+        for piece in self._pieces(b3):
+            with self._opened(piece) as source:
+                for data in _read_range(source, piece):
+                    hasher.update(data)
+                    yield data
+        self._check_blob(b3, Digest(hasher.digest()))
+
     def hashed(self, b3: Digest) -> Blob:
         """Both digests of the bytes that a blob really has, nothing taken on trust."""
         first, second, size = blake3(), sha256(), 0
@@ -107,6 +120,10 @@ class Reader:
         """The record of a blob that is stored in parts."""
         path = self._layout.path(Kind.BLOB, b3, Form.JOINED)
         return read_join(_read(path, b3), b3, path)
+
+    def whole_parts(self, b3: Digest) -> Iterator[tuple[Digest, int]]:
+        """Digest and size of each part of a joined blob, none of which is joined itself."""
+        return ((piece.b3, piece.size_bytes) for piece in self._pieces(b3))
 
     def materialise(self, digest: Digest, dest: str) -> None:
         """Make the folder `dest`, with the tree's files in it, read-only.

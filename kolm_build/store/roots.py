@@ -95,10 +95,15 @@ def _digest(value: object) -> Digest:
 
 def add(layout: Layout, index: Index, session: Session, root: Root) -> None:
     """Add a root, or change the one of that name."""
-    data = root.encode()
     with index.transaction():
-        write_named(_path(layout, root.name), data, session.temp())
-        index.execute("insert or replace into root values (?, ?)", [(root.name, data.decode())])
+        write(layout, index, session, root)
+
+
+def write(layout: Layout, index: Index, session: Session, root: Root) -> None:
+    """Add a root inside a transaction that is open already."""
+    data = root.encode()
+    write_named(_path(layout, root.name), data, session.temp())
+    index.execute("insert or replace into root values (?, ?)", [(root.name, data.decode())])
 
 
 def listed(index: Index) -> tuple[Root, ...]:

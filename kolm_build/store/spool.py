@@ -58,14 +58,15 @@ class Part:
 
 
 def spool(
-    source: int, segments: Sequence[int], temp: Callable[[], str]
+    source: int, segments: Sequence[int], temp: Callable[[], str], *, clone: bool = True
 ) -> tuple[Blob, tuple[Part, ...]]:
     """Copy an open file aside in segments, and hash it.
 
     Args:
-        source: The open file, at its start.
+        source: The open file, where its first segment begins.
         segments: The sizes of its segments, none of them 0, together the whole file.
         temp: Gives a new path for each copy.
+        clone: Whether a single segment is the whole file, so that extents may be shared.
 
     Returns:
         The file as a blob, and its segments. One segment has the file's own digest.
@@ -82,7 +83,7 @@ def spool(
         for size in segments:
             path = temp()
             part = whole if is_single else blake3()
-            _copy_segment(source, size, path, hashing, part, clone=is_single)
+            _copy_segment(source, size, path, hashing, part, clone=is_single and clone)
             parts.append(Part(Digest(part.digest()), size, path))
     blob = Blob(b3=Digest(whole.digest()), sha256=Sha256(sha.digest()), size_bytes=sum(segments))
     return blob, tuple(parts)

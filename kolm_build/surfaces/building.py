@@ -25,6 +25,7 @@ from kolm_build.engine.scheduler import Realised, realise
 from kolm_build.steps.table import STEPS
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.code import keep_locked_code
+from kolm_build.surfaces.environments import FoundEnvironments
 from kolm_build.surfaces.kernels import check_kernels
 from kolm_build.surfaces.lookup import find_output
 from kolm_build.surfaces.project import Project, read_lock, shown_path
@@ -41,6 +42,8 @@ class Options:
         sandbox: ``require`` or ``none``.
         offline: Never touch the network.
         keep_failed: Keep what failed steps left.
+        environment: ``any``: the installed environment, else the stored one. ``stored``: the stored
+            one, with the system's libraries that came with it.
         threads: Compute threads of a portable step; None for its share of the processors.
     """
 
@@ -48,6 +51,7 @@ class Options:
     sandbox: Literal["require", "none"] = "require"
     offline: bool = False
     keep_failed: bool = False
+    environment: Literal["any", "stored"] = "any"
     threads: int | None = None
 
     @property
@@ -132,25 +136,39 @@ def build(
     options: Options,
     on_event: OnEvent,
     mode: Mode = "reuse",
+    beside: Sequence[LocalStore] = (),
 ) -> Realised:
-    """Make `wanted` be in `store`."""
-    builder = make_builder(prepared.lock.environment, store, options=options)
+    """Make `wanted` be in `store`; environments may be in the stores `beside` it."""
     for derivation in prepared.instance.nodes.values():
         if not store.has_derivation(derivation.digest):
             store.put_derivation(derivation)
-    return realise(
-        tuple(wanted.values()),
-        derivations=prepared.instance.derivations,
-        store=store,
-        builder=builder,
-        jobs=options.jobs,
-        on_event=on_event,
-        mode=mode,
+    with find_environments(
+        prepared.lock.environment, [store, *beside], options=options
+    ) as environments:
+        return realise(
+            tuple(wanted.values()),
+            derivations=prepared.instance.derivations,
+            store=store,
+            builder=make_builder(environments, store, options=options),
+            jobs=options.jobs,
+            on_event=on_event,
+            mode=mode,
+        )
+
+
+def find_environments(
+    environment: Environment, stores: Sequence[LocalStore], *, options: Options
+) -> FoundEnvironments:
+    """Where steps find the locked `environment`: installed, or in one of `stores`."""
+    return FoundEnvironments(
+        InstalledEnvironment([environment], memo=stores[0]),
+        stores,
+        stored_only=options.environment == "stored",
     )
 
 
 def make_builder(
-    environment: Environment,
+    environments: FoundEnvironments,
     store: LocalStore,
     *,
     options: Options,
@@ -159,7 +177,7 @@ def make_builder(
     """The builder that `options` ask for.
 
     Args:
-        environment: What is locked.
+        environments: Where steps find what is locked.
         store: Where results go.
         options: How to build.
         unpinned_network: Let fetches run whose content is not known yet; for locking.
@@ -168,7 +186,7 @@ def make_builder(
     return kind(
         store=store,
         steps=STEPS,
-        environments=InstalledEnvironment([environment], memo=store),
+        environments=environments,
         kernels=options.kernels,
         offline=options.offline,
         unpinned_network=unpinned_network,

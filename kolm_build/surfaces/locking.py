@@ -23,7 +23,7 @@ from kolm_build.engine.events import Built, OnEvent
 from kolm_build.errors import UsageError
 from kolm_build.steps.table import STEPS
 from kolm_build.store.local import LocalStore
-from kolm_build.surfaces.building import Options, make_builder
+from kolm_build.surfaces.building import Options, find_environments, make_builder
 from kolm_build.surfaces.code import lock_code
 from kolm_build.surfaces.kernels import kernels_of
 from kolm_build.surfaces.project import Project
@@ -185,9 +185,9 @@ class _Fetching:
         return content
 
     def _builder(self) -> StepBuilder:
-        return make_builder(
-            self.environment, self.store, options=self.locking.options, unpinned_network=True
-        )
+        options = self.locking.options
+        environments = find_environments(self.environment, [self.store], options=options)
+        return make_builder(environments, self.store, options=options, unpinned_network=True)
 
     def _derivation(self, source: Source) -> Derivation:
         assert self.code is not None, "a recipe that fetches uses the step fetch"

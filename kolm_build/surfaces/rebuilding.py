@@ -6,7 +6,7 @@ are taken out of the verified file, and everything is built in a store that was 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from kolm_build.surfaces.compare import (
     side_of_tree,
 )
 from kolm_build.surfaces.kernels import check_kernels
-from kolm_build.surfaces.project import Project
+from kolm_build.surfaces.project import Project, read_lock
 from kolm_build.surfaces.results import Targets, entries_of, expected_outputs
 from kolm_build.surfaces.story import CODE, SOURCES, Storyteller, local_inputs
 from kolm_build.surfaces.trees import keep
@@ -139,13 +139,26 @@ def prepare_artifact(container: Container, store: LocalStore) -> Prepared:
 
 def bring_fetched(prepared: Prepared, store: LocalStore, other: LocalStore) -> None:
     """Copy what the lock fetched from `other`, as far as it is there: by digest, so checked."""
-    for node in prepared.instance.nodes.values():
-        for _, expected in node.outputs:
-            if expected is None or store.has_tree(expected) or not other.has_tree(expected):
-                continue
-            with store.scratch() as scratch:
-                other.materialise(expected, scratch / "tree")
-                store.ingest(scratch / "tree")
+    nodes = prepared.instance.nodes.values()
+    bring((one for node in nodes for _, one in node.outputs if one is not None), store, other)
+
+
+def bring_code(project: Project, store: LocalStore, other: LocalStore) -> None:
+    """Copy the code that the lock names from `other`, as far as it is there.
+
+    So code of another kolm, which came in a pack, runs as it was locked.
+    """
+    bring(read_lock(project.lock_file).code.values(), store, other)
+
+
+def bring(trees: Iterable[Digest], store: LocalStore, other: LocalStore) -> None:
+    """Copy those of `trees` that `other` has to `store`: by digest, so checked."""
+    for tree in trees:
+        if store.has_tree(tree) or not other.has_tree(tree):
+            continue
+        with store.scratch() as scratch:
+            other.materialise(tree, scratch / "tree")
+            store.ingest(scratch / "tree")
 
 
 def compare_artifact(

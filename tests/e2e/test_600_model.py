@@ -137,6 +137,23 @@ def test_from_nothing_elsewhere_as_somebody_else_it_is_the_same(built, tmp_path)
     assert done.stdout == f"identical: package  {built.id()}\n"
 
 
+def test_from_its_pack_alone_without_a_network_it_verifies_and_is_rebuilt(built, tmp_path):
+    """PACK-20."""
+    pack = str(tmp_path / "tiny.kolmpack")
+    built.ok("export", "--rebuildable", "-o", pack)
+    stranger = Place(tmp_path / "far")
+    stranger.home.mkdir()
+    alone = ("unshare", "-rn")
+    if subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("no network namespaces here")
+    stranger.ok("import", pack, "--project", str(stranger.project), cwd=tmp_path, prefix=alone)
+    assert stranger.artifact.read_bytes() == built.artifact.read_bytes()
+    report = stranger.ok("verify", "tiny.kolm", "--trust", "trust.toml", "--json", prefix=alone)
+    assert json.loads(report)["trusted"] is True
+    told = stranger.ok("rebuild", "tiny.kolm", "--offline", prefix=alone)
+    assert told == f"identical: package  {built.id()}\n"
+
+
 def _elsewhere() -> list[str]:
     """What gives the machine another name, where that is allowed."""
     command = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kolm_build.engine.builder import SandboxBuilder
+from kolm_build.engine.sandbox import Surroundings
 from kolm_build.store.local import LocalStore
 from tests.engine.steps import SHAPES
 
@@ -15,4 +16,4 @@ def store(tmp_path):
 
 @pytest.fixture
 def builder(store):
-    return SandboxBuilder(store=store, steps=SHAPES, environments=lambda _: ())
+    return SandboxBuilder(store=store, steps=SHAPES, environments=lambda _: Surroundings())

@@ -17,6 +17,7 @@ from kolm_build.engine.builder import SandboxBuilder, UnsafeOpenBuilder
 from kolm_build.engine.events import LogLine, Metric, Progress, Started
 from kolm_build.engine.joblog import failure_of, log_of
 from kolm_build.engine.process import LOG_HEAD_BYTES, LOG_TAIL_BYTES, Log, StoppedError
+from kolm_build.engine.sandbox import Surroundings
 from kolm_build.errors import (
     GateFailedError,
     InvalidDataError,
@@ -157,7 +158,7 @@ def test_a_crash_by_signal_names_the_signal(store, builder, tmp_path):
 
 
 def test_a_step_killed_in_the_open_is_told_too(store, tmp_path):
-    builder = UnsafeOpenBuilder(store=store, steps=SHAPES, environments=lambda _: ())
+    builder = UnsafeOpenBuilder(store=store, steps=SHAPES, environments=lambda _: Surroundings())
     error = failure(store, builder, tmp_path, "os.kill(os.getpid(), 9)")
     assert isinstance(error, StepKilledError)
 
@@ -265,13 +266,15 @@ def test_the_network_needs_a_fixed_output(store, builder, tmp_path):
     error = failure(store, builder, tmp_path, "put('text', '')", step="net")
     assert isinstance(error, InvalidRecordError)
     locking = SandboxBuilder(
-        store=store, steps=SHAPES, environments=lambda _: (), unpinned_network=True
+        store=store, steps=SHAPES, environments=lambda _: Surroundings(), unpinned_network=True
     )
     assert build(store, locking, tmp_path, "put('text', '')", step="net").fetched
 
 
 def test_offline_refuses_the_network(store, tmp_path):
-    builder = SandboxBuilder(store=store, steps=SHAPES, environments=lambda _: (), offline=True)
+    builder = SandboxBuilder(
+        store=store, steps=SHAPES, environments=lambda _: Surroundings(), offline=True
+    )
     expected = folder(store, tmp_path, {"text": "expected"})
     error = failure(store, builder, tmp_path, "", step="net", outputs={"out": expected})
     assert isinstance(error, NetworkError)
@@ -303,7 +306,7 @@ def test_a_failed_tree_is_kept_on_request(store, tmp_path):
     builder = SandboxBuilder(
         store=store,
         steps=SHAPES,
-        environments=lambda _: (),
+        environments=lambda _: Surroundings(),
         keep_failed=lambda drv, tree: kept.append((drv.name, tree)),
     )
     drv = derivation(code(store, tmp_path, "put('half', 'done'); sys.exit(1)"))
@@ -318,7 +321,7 @@ def test_a_failed_tree_is_kept_on_request(store, tmp_path):
 @pytest.mark.parametrize("kind", [SandboxBuilder, UnsafeOpenBuilder])
 def test_stopping_ends_the_step_and_all_it_started(store, tmp_path, kind):
     """PROTO-13. When the build stops, nothing of a step MUST be left running."""
-    builder = kind(store=store, steps=SHAPES, environments=lambda _: ())
+    builder = kind(store=store, steps=SHAPES, environments=lambda _: Surroundings())
     marker = f"kolm-test-{os.getpid()}-{kind.__name__}"
     body = f"""
     import subprocess, time

@@ -10,6 +10,7 @@ import pytest
 from kolm_build.core.numerics import Numerics
 from kolm_build.engine.builder import SandboxBuilder, UnsafeOpenBuilder
 from kolm_build.engine.kernels import Kernels
+from kolm_build.engine.sandbox import Surroundings
 from kolm_build.errors import KernelsMissingError
 from tests.engine.steps import SHAPES, code, derivation
 
@@ -31,7 +32,9 @@ def kernels(tmp_path):
 def built(store, tmp_path, kernels, *, kind=SandboxBuilder, cls="portable-1"):
     """What the step saw, its digest and the circumstances of its realisation."""
     node = replace(derivation(code(store, tmp_path, BODY)), numerics=Numerics(cls=cls))
-    builder = kind(store=store, steps=SHAPES, environments=lambda _: (), kernels=kernels)
+    builder = kind(
+        store=store, steps=SHAPES, environments=lambda _: Surroundings(), kernels=kernels
+    )
     made = builder.build(node, node, lambda _: None)
     text = dict(store.tree(made.contents["out"]).entries)["text"]
     return json.loads(store.read_blob(text.b3)), node.digest, made.circumstances

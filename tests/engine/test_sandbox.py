@@ -18,7 +18,13 @@ from kolm_build.core.digest import Digest
 from kolm_build.engine.builder import UnsafeOpenBuilder
 from kolm_build.engine.probe import NetworkAccess, probe_interpreter, probe_network
 from kolm_build.engine.protocol import BuildResult
-from kolm_build.engine.sandbox import INSIDE, find_sandbox, secret_values, step_variables
+from kolm_build.engine.sandbox import (
+    INSIDE,
+    Surroundings,
+    find_sandbox,
+    secret_values,
+    step_variables,
+)
 from kolm_build.errors import NoSandboxError
 from tests.engine.steps import SHAPES, code, derivation, folder
 
@@ -190,7 +196,7 @@ def test_the_bundled_bubblewrap_is_found_without_the_systems(monkeypatch, tmp_pa
 
 def test_without_a_sandbox_the_same_protocol_runs_and_the_result_says_so(store, tmp_path):
     """BOX-9. A result made without a sandbox MUST say so in its circumstances."""
-    builder = UnsafeOpenBuilder(store=store, steps=SHAPES, environments=lambda _: ())
+    builder = UnsafeOpenBuilder(store=store, steps=SHAPES, environments=lambda _: Surroundings())
     data = folder(store, tmp_path, {"text": "hello"})
     made = run(store, builder, tmp_path, "put('text', get('data'))", inputs={"data": data})
     assert made.contents == {"out": data}

@@ -415,12 +415,13 @@ from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.engine.builder import SandboxBuilder
 from kolm_build.engine.scheduler import realise
+from kolm_build.engine.sandbox import Surroundings
 from kolm_build.store.local import LocalStore
 from tests.engine.steps import SHAPES, derivation
 
 with LocalStore.open(Path(sys.argv[1])) as store:
     drv = derivation(Digest.parse(sys.argv[2]), name="slow")
-    builder = SandboxBuilder(store=store, steps=SHAPES, environments=lambda _: ())
+    builder = SandboxBuilder(store=store, steps=SHAPES, environments=lambda _: Surroundings())
     def say(event):
         print(event.to_value(), flush=True)
     try:

@@ -8,7 +8,7 @@ from blake3 import blake3
 
 KINDS = (
     *("tree", "derivation", "resolved", "realisation", "environment"),
-    *("weights", "row", "rows", "machine", "memo"),
+    *("weights", "row", "rows", "machine", "memo", "kolmpack"),
 )
 CONTEXTS = {kind: f"kolm_build 2026 {kind} v1" for kind in KINDS}
 CONTEXTS["recipe"] = "kolm_build 2026 recipe section v1"

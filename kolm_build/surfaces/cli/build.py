@@ -127,6 +127,7 @@ def _build(
         sandbox=args.sandbox,
         offline=args.offline,
         keep_failed=args.keep_failed,
+        environment=args.environment,
     )
     wanted = prepared.wanted(args.targets)
     add_root(prepared, store)

@@ -60,6 +60,13 @@ def add_building(parser: Parser) -> None:
         help="'none' runs steps openly: the result is tainted and never signed",
     )
     parser.add_argument(
+        "--environment",
+        choices=("any", "stored"),
+        default="any",
+        help="'any': what is installed, if it is what is locked, else what the store holds;"
+        " 'stored': what the store holds, with the system's libraries that came with it",
+    )
+    parser.add_argument(
         "--offline", action="store_true", help="never touch the network; use what is in the store"
     )
     parser.add_argument(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from kolm_build.errors import UsageError
-from kolm_build.surfaces.cli.table import COMMANDS, GROUPS
+from kolm_build.surfaces.cli.table import COMMANDS, GROUPS, MODULES
 from kolm_build.surfaces.cli.terminal import Terminal
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 def load(name: str) -> Command:
     """The module of the command called `name`."""
-    module: Command = import_module(f"kolm_build.surfaces.cli.{name}")  # type: ignore[assignment]
+    module: Command = import_module(f"kolm_build.surfaces.cli.{MODULES.get(name, name)}")  # type: ignore[assignment]
     return module
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kolm_build.engine.scheduler import Realised
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.building import Prepared
+    from kolm_build.surfaces.rebuilding import Stores
     from kolm_build.surfaces.results import Targets
 
 
@@ -76,26 +77,36 @@ def _artifact(args: Namespace, terminal: Terminal) -> int:
         prepared = prepare_artifact(container, new)
         if args.offline and old is not None:
             bring_fetched(prepared, new, old)
-        realised = _build(prepared, prepared.wanted([PACKAGE]), args, new, terminal)
-        found = compare_artifact(container, realised, prepared, Stores(new=new, old=old))
+        stores = Stores(new=new, old=old)
+        realised = _build(prepared, prepared.wanted([PACKAGE]), args, stores, terminal)
+        found = compare_artifact(container, realised, prepared, stores)
         return _identical({PACKAGE: found}, args, terminal)
 
 
 def _project(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.building import prepare
     from kolm_build.surfaces.project import open_project
-    from kolm_build.surfaces.rebuilding import Stores, bring_fetched, compare_project, fresh_store
+    from kolm_build.surfaces.rebuilding import (
+        Stores,
+        bring_code,
+        bring_fetched,
+        compare_project,
+        fresh_store,
+    )
 
     project = open_project(args.what, lock=args.lock)
     with ExitStack() as stack:
         old = stack.enter_context(_old_store(args, project.root))
         new = stack.enter_context(fresh_store(args.store))
+        if old is not None:
+            bring_code(project, new, old)
         prepared = prepare(project, new)
         if args.offline and old is not None:
             bring_fetched(prepared, new, old)
         wanted = prepared.wanted(())
-        realised = _build(prepared, wanted, args, new, terminal)
-        found = compare_project(prepared, wanted, realised, Stores(new=new, old=old))
+        stores = Stores(new=new, old=old)
+        realised = _build(prepared, wanted, args, stores, terminal)
+        found = compare_project(prepared, wanted, realised, stores)
         return _identical({name: str(one) for name, one in found.items()}, args, terminal)
 
 
@@ -118,7 +129,7 @@ def _old_store(args: Namespace, start: Path) -> Iterator[LocalStore | None]:
 
 
 def _build(
-    prepared: Prepared, wanted: Targets, args: Namespace, store: LocalStore, terminal: Terminal
+    prepared: Prepared, wanted: Targets, args: Namespace, stores: Stores, terminal: Terminal
 ) -> Realised:
     from kolm_build.surfaces.building import Options, build
     from kolm_build.surfaces.progress import shown_events
@@ -129,9 +140,17 @@ def _build(
         sandbox=args.sandbox,
         offline=args.offline,
         keep_failed=args.keep_failed,
+        environment=args.environment,
     )
     with shown_events(terminal, json=args.json) as on_event:
-        return build(prepared, wanted, store, options=options, on_event=on_event)
+        return build(
+            prepared,
+            wanted,
+            stores.new,
+            options=options,
+            on_event=on_event,
+            beside=() if stores.old is None else (stores.old,),
+        )
 
 
 def _identical(found: Mapping[str, str], args: Namespace, terminal: Terminal) -> int:

@@ -15,6 +15,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "verify": "check an artifact: its bytes, its signatures, its numbers",
         "rebuild": "build it again from nothing and compare",
         "key": "make, show and trust signing keys",
+        "export": "pack all that a rebuild needs into one file",
+        "import": "check a pack and take it into the store",
     },
     "understand a model": {
         "explain": "tell why a build would do what it would do",
@@ -26,6 +28,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "numerics": "show which operations give the same bits everywhere",
     },
     "keep house": {
+        "env": "show and check environments, and take them into the store",
         "store": "collect garbage, check and measure the store",
         "version": "print the version",
         "completion": "print a completion script for a shell",
@@ -35,3 +38,6 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 COMMANDS: Mapping[str, str] = {
     name: summary for group in GROUPS.values() for name, summary in group.items()
 }
+
+MODULES: Mapping[str, str] = {"import": "import_"}
+"""Where a command's module is not called as the command is: a keyword cannot be imported."""
