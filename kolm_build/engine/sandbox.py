@@ -39,8 +39,13 @@ INSIDE = Room(room=Path(KOLM), out=Path(f"{KOLM}/out"), build=Path("/build"))
 KERNELS = f"{KOLM}/kernels.so"
 """Where a portable step in the sandbox finds the compiled kernels."""
 
-_NO_AUTHORITIES = "no-authorities"
+_EMPTY = "empty"
 _CPUINFO, _STAT = "cpuinfo", "stat"
+# What /proc tells of the whole machine's memory, keys and kernel. Root may read it even inside.
+_HIDDEN = (
+    "kallsyms", "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags",
+    "pagetypeinfo", "sched_debug", "slabinfo", "timer_list", "vmallocinfo",
+)  # fmt: skip
 # Of the processor's own description: what differs from moment to moment or from place to place.
 _VARYING = {
     "apicid", "bogomips", "BogoMIPS", "core id", "cpu cores", "cpu MHz", "initial apicid",
@@ -158,12 +163,10 @@ def find_sandbox(program: str | None = None) -> Sandbox:
             actual=machine,
             advice=_FILTER_ADVICE,
         )
-    _try(_probe_command(bwrap))
     with TemporaryFile() as file:
         file.write(step_filter(machine=machine, network=False))
         file.seek(0)
-        filtered = [str(bwrap), "--seccomp", str(file.fileno()), *_probe_command(bwrap)[1:]]
-        _try(filtered, pass_fd=file.fileno(), advice=_FILTER_ADVICE)
+        _try(_probe_command(bwrap, file.fileno()), pass_fd=file.fileno())
     return Sandbox(bwrap=bwrap, version=version)
 
 
@@ -177,15 +180,14 @@ def _bwrap(program: str | None) -> Path | None:
     return bundled if bundled is not None and bundled.is_file() else None
 
 
-def _probe_command(bwrap: Path) -> list[str]:
+def _probe_command(bwrap: Path, filter_fd: int) -> list[str]:
     """A sandbox with all that steps need, around a program that does nothing."""
-    command = [str(bwrap), *_isolation(network=False), "--ro-bind", "/", "/"]
+    command = [str(bwrap), *_isolation(network=False), "--seccomp", str(filter_fd)]
+    command += ["--ro-bind", "/", "/"]
     return [*command, *_kernel_folders(1 << 20), "--", "/bin/true"]
 
 
-def _try(
-    command: Sequence[str], *, pass_fd: int | None = None, advice: str = _NAMESPACE_ADVICE
-) -> str:
+def _try(command: Sequence[str], *, pass_fd: int | None = None) -> str:
     try:
         done = subprocess.run(
             command,
@@ -207,9 +209,16 @@ def _try(
             "steps cannot be isolated: bwrap cannot make its namespaces on this machine",
             file=command[0],
             actual=done.stderr.strip()[-500:] or f"exit status {done.returncode}",
-            advice=_OLD_ADVICE if "nknown option" in done.stderr else advice,
+            advice=_advice(done.stderr),
         )
     return done.stdout.strip()
+
+
+def _advice(said: str) -> str:
+    """What to do about a bwrap that said `said`."""
+    if "nknown option" in said:
+        return _OLD_ADVICE
+    return _FILTER_ADVICE if "eccomp" in said else _NAMESPACE_ADVICE
 
 
 def _isolation(*, network: bool) -> list[str]:
@@ -221,8 +230,12 @@ def _isolation(*, network: bool) -> list[str]:
 
 
 def _kernel_folders(shared_bytes: int) -> list[str]:
-    """``/proc``, ``/dev`` with nothing but devices, and two folders of memory, bounded."""
-    arguments = ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    """``/proc`` to read, ``/dev`` with nothing but devices, and two folders of memory, bounded.
+
+    ``/proc`` must not be written to: a step that root started is, to the kernel's own files, root.
+    """
+    arguments = ["--proc", "/proc", "--remount-ro", "/proc"]
+    arguments += ["--dev", "/dev", "--remount-ro", "/dev"]
     for folder in ("/dev/shm", "/tmp"):  # noqa: S108  # inside the sandbox
         arguments += ["--perms", "1777", "--size", str(shared_bytes), "--tmpfs", folder]
     return arguments
@@ -261,7 +274,7 @@ def prepare_room(room: Room, *, cpuinfo: str, threads: int) -> None:
         (room.room / "etc" / name).write_text(text, encoding="utf-8")
     (room.room / "etc" / _CPUINFO).write_text(processor_list(cpuinfo, threads), encoding="utf-8")
     (room.room / "etc" / _STAT).write_text(processor_times(threads), encoding="utf-8")
-    (room.room / "etc" / _NO_AUTHORITIES).touch()
+    (room.room / "etc" / _EMPTY).touch()
     (room.room / Path(KERNELS).name).touch()
 
 
@@ -299,8 +312,7 @@ def sandbox_arguments(
     arguments += ["--bind", str(mounts.room.out), str(INSIDE.out)]
     arguments += ["--bind", str(mounts.room.build), str(INSIDE.build)]
     arguments += _kernel_folders(shared_bytes)
-    for name in (_CPUINFO, _STAT):
-        arguments += ["--ro-bind", str(mounts.room.room / "etc" / name), f"/proc/{name}"]
+    arguments += _proc_binds(mounts.room.room / "etc")
     arguments += _etc_binds(mounts)
     arguments += ["--remount-ro", "/", "--chdir", str(INSIDE.build)]
     command = step_command(_inside_python(mounts.interpreter), INSIDE)
@@ -377,7 +389,7 @@ def _environment_binds(mounts: Mounts) -> list[str]:
     for bind in mounts.environment:
         arguments += ["--ro-bind", str(bind.outside), bind.inside]
     for path in () if mounts.network else _authorities(mounts.environment):
-        arguments += ["--ro-bind", str(mounts.room.room / "etc" / _NO_AUTHORITIES), path]
+        arguments += ["--ro-bind", str(mounts.room.room / "etc" / _EMPTY), path]
     return [*arguments, "--remount-ro", ENVIRONMENT]
 
 
@@ -389,6 +401,17 @@ def _authorities(binds: Sequence[Bind]) -> Iterator[str]:
             below = inside.removeprefix(bind.inside).lstrip("/")
             if inside.startswith(bind.inside + "/") and (bind.outside / below).is_file():
                 yield inside
+
+
+def _proc_binds(files: Path) -> list[str]:
+    """What stands in for files of ``/proc``: processors that are the step's, and nothing."""
+    binds = [(_CPUINFO, _CPUINFO), (_STAT, _STAT)]
+    binds += [(_EMPTY, name) for name in _HIDDEN if Path("/proc", name).exists()]
+    return [
+        part
+        for outside, inside in binds
+        for part in ("--ro-bind", str(files / outside), f"/proc/{inside}")
+    ]
 
 
 def _etc_binds(mounts: Mounts) -> list[str]:
