@@ -128,9 +128,8 @@ TERMINAL_INPUT = (0x5412, 0x541C)
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_X32 = 0x40000000
 
-_LOAD, _EQUAL, _GREATER, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_AT, _SECOND_AT = 0, 4, 16, 24
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
@@ -165,14 +164,15 @@ def step_filter(*, machine: str, network: bool) -> bytes:
 
 
 def _of_another_abi(machine: str) -> _Code:
-    """Refuse 32-bit calls and those newer than the table; the call's number is loaded after."""
-    x32 = [(_AT_LEAST, 0, 1, _X32), _refuse(errno.ENOSYS)] if machine == "x86_64" else []
+    """Refuse calls of other ABIs and newer ones; the call's number is loaded after.
+
+    Those of x32 have the architecture of x86_64 and numbers from 2^30 on.
+    """
     return [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
         (_EQUAL, 1, 0, _ARCHITECTURES[machine]),
         _refuse(errno.ENOSYS),
         (_LOAD, 0, 0, _NUMBER_AT),
-        *x32,
         (_GREATER, 0, 1, NEWEST),
         _refuse(errno.ENOSYS),
     ]
