@@ -38,7 +38,9 @@ def met(act: Act) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     user = "root" if os.geteuid() == 0 else "an ordinary user"
@@ -53,7 +55,9 @@ def main() -> int:
         answer = met(act)
         right = answer in act.met
         wrong += not right
-        print(line.format(act.name, answer, act.by if right else "NOT STOPPED AS MEANT"), flush=True)
+        print(
+            line.format(act.name, answer, act.by if right else "NOT STOPPED AS MEANT"), flush=True
+        )
     print()
     print(f"{len(acts_here()) - wrong} of {len(acts_here())} stopped")
     return 1 if wrong else 0

@@ -20,8 +20,8 @@ from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
 from kolm_build.core.request import EXIT_OK, EXIT_REFUSED, Circumstances
 from kolm_build.engine import sandbox
-from kolm_build.engine.events import Event, LogLine, Metric, OnEvent, Progress, Started
 from kolm_build.engine.cpu import read_cpuinfo
+from kolm_build.engine.events import Event, LogLine, Metric, OnEvent, Progress, Started
 from kolm_build.engine.failure import crashed, over_limit, refused
 from kolm_build.engine.joblog import LOG, note_failure
 from kolm_build.engine.kernels import Kernels
@@ -330,9 +330,7 @@ class SandboxBuilder(StepBuilder):
             command=(str(self._sandbox.bwrap), *arguments),
             variables={},
             processors=processors,
-            syscall_filter=step_filter(
-                machine=os.uname().machine, network=job.network is not None
-            ),
+            syscall_filter=step_filter(machine=os.uname().machine, network=job.network is not None),
             look=guard.look,
         )
 

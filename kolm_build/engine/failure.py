@@ -6,15 +6,18 @@ import re
 import signal
 from collections.abc import Iterator, Mapping
 
-from kolm_build.engine.limits import Allowance, disk_error, gib, memory_error
-from kolm_build.engine.process import Ended
 from kolm_build.core.request import EXIT_OK, EXIT_REFUSED
+from kolm_build.engine.limits import Allowance, disk_error, gib, memory_error, process_error
+from kolm_build.engine.process import Ended
 from kolm_build.errors import KolmError, NoSandboxError, StepFailedError, StepKilledError
 
 _PARTS = ("reason", "file", "where", "expected", "actual", "advice")
 _KILLED = 128 + signal.SIGKILL
 _TOO_LARGE = 128 + signal.SIGXFSZ
-_NO_MEMORY = re.compile(r"^MemoryError\b|[Cc]an(not|'t) allocate memory|\bbad_alloc\b|Unable to allocate")
+_NO_MEMORY = re.compile(
+    r"^MemoryError\b|[Cc]an(not|'t) allocate memory|\bbad_alloc\b|Unable to allocate"
+)
+_NO_PROCESS = re.compile(r"can't start new thread|\[Errno 11\]|pthread_create failed")
 _FILE_TOO_LARGE = re.compile(r"\[Errno 27\]|File too large")
 
 
@@ -74,6 +77,8 @@ def over_limit(
     said = last_line(log) or ""
     if _NO_MEMORY.search(said):
         return memory_error(step, allowance.memory_bytes, said)
+    if _NO_PROCESS.search(said):
+        return process_error(step, allowance.processes, said)
     if ended.status == _TOO_LARGE or _FILE_TOO_LARGE.search(said):
         return disk_error(step, allowance.written_bytes, f"one file was larger: {said}")
     return None

@@ -167,11 +167,7 @@ class Guard:
         count = sum(process.threads for process in processes.values())
         if count <= self._allowance.processes:
             return None
-        return ProcessLimitError(
-            f"the step {self._step} was killed: process limit",
-            expected=f"at most {self._allowance.processes} processes and threads",
-            actual=str(count),
-        )
+        return process_error(self._step, self._allowance.processes, str(count))
 
     def _too_large(self, processes: Mapping[int, Usage]) -> MemoryLimitError | None:
         limit = self._allowance.memory_bytes
@@ -202,6 +198,15 @@ def memory_error(step: str, limit_bytes: int, actual: str) -> MemoryLimitError:
         expected=f"at most {gib(limit_bytes)}",
         actual=actual,
         advice="Lower `batch_size` or `max_length`, or build where there is more memory.",
+    )
+
+
+def process_error(step: str, limit: int, actual: str) -> ProcessLimitError:
+    """The error of a step that met its limit of processes and threads."""
+    return ProcessLimitError(
+        f"the step {step} was killed: process limit",
+        expected=f"at most {limit} processes and threads",
+        actual=actual,
     )
 
 

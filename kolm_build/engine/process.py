@@ -315,9 +315,7 @@ def _attend(
     return usage, status, exceeded
 
 
-def _listen(
-    pid: int, watch: int, pump: _Pump, stop: Stop, look: Look | None
-) -> KolmError | None:
+def _listen(pid: int, watch: int, pump: _Pump, stop: Stop, look: Look | None) -> KolmError | None:
     """Listen until the process ends, the build stops, or `look` says what is exceeded."""
     if look is None:
         pump.listen(until=watch, stop=stop)

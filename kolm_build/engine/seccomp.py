@@ -121,8 +121,8 @@ IOCTL = Call("ioctl", 16, 29)
 SOCKET = Call("socket", 41, 198)
 SOCKETPAIR = Call("socketpair", 53, 199)
 
-NEW_NAMESPACES = 0x02000000 | 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000  # fmt: skip
-"""The flags of `clone`: cgroup, mount, UTS, IPC, user, PID and network namespace."""
+NEW_NAMESPACES = 0x7E020000
+"""The flags of `clone`: mount, cgroup, UTS, IPC, user, PID and network namespace."""
 TERMINAL_INPUT = (0x5412, 0x541C)
 """TIOCSTI and TIOCLINUX: text typed into a terminal in its user's name."""
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
@@ -193,7 +193,7 @@ def _if_call(call: Call, machine: str, body: _Code) -> _Code:
 
 
 def _refuse_bits(bits: int) -> _Code:
-    """Refuse a first argument with any of `bits`. (Its upper half means nothing to the kernel.)"""
+    """Refuse a first argument with any of `bits`; its upper half means nothing to the kernel."""
     return [
         (_LOAD, 0, 0, _FIRST_AT),
         (_ANY_BIT, 0, 1, bits),

@@ -226,16 +226,21 @@ ACTS = (
     ),
     Act(
         name="trace a process or read its memory",
-        body=_calls("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise",
-                    "pidfd_getfd", "kcmp"),
+        body=_calls(
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "process_madvise",
+            "pidfd_getfd",
+            "kcmp",
+        ),
         met=("EPERM",),
         by="filter",
     ),
     Act(
         name="make a new user namespace (unshare, clone)",
-        body=_calls("unshare", "setns") + dedent(_clone(0x10000000)).replace(
-            "found = answers(act)", "found += ' ' + answers(act)"
-        ),
+        body=_calls("unshare", "setns")
+        + dedent(_clone(0x10000000)).replace("found = answers(act)", "found += ' ' + answers(act)"),
         met=("EPERM EPERM",),
         by="filter",
     ),
@@ -265,8 +270,18 @@ ACTS = (
     ),
     Act(
         name="load a module, another kernel, reboot, swap",
-        body=_calls("init_module", "finit_module", "delete_module", "kexec_load",
-                    "kexec_file_load", "reboot", "swapon", "swapoff", "acct", "syslog"),
+        body=_calls(
+            "init_module",
+            "finit_module",
+            "delete_module",
+            "kexec_load",
+            "kexec_file_load",
+            "reboot",
+            "swapon",
+            "swapoff",
+            "acct",
+            "syslog",
+        ),
         met=("EPERM",),
         by="filter, no capabilities",
     ),

@@ -215,7 +215,8 @@ def test_processors_are_as_many_as_threads(store, builder, tmp_path):
 
 
 def test_the_list_of_processors_keeps_what_decides_over_code():
-    machine = "processor\t: 7\ncpu MHz\t\t: 2100.1\nflags\t\t: fma avx2\ncore id\t\t: 3\n\nprocessor\t: 8\n"
+    first = "processor\t: 7\ncpu MHz\t\t: 2100.1\nflags\t\t: fma avx2\ncore id\t\t: 3\n"
+    machine = first + "\nprocessor\t: 8\n"
     assert processor_list(machine, 2) == (
         "processor\t: 0\nphysical id\t: 0\nsiblings\t: 2\ncore id\t: 0\ncpu cores\t: 2\n"
         "flags\t\t: fma avx2\n\n"
