@@ -216,7 +216,7 @@ def _try(command: Sequence[str], *, pass_fd: int | None = None) -> str:
 
 def _advice(said: str) -> str:
     """What to do about a bwrap that said `said`."""
-    if "nknown option" in said:
+    if "Unknown option" in said:
         return _OLD_ADVICE
     return _FILTER_ADVICE if "eccomp" in said else _NAMESPACE_ADVICE
 
