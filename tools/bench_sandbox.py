@@ -2,11 +2,11 @@
 
     python tools/bench_sandbox.py [--rounds 40]
 
-The step does nothing. Bare and sandboxed ones take turns, with the same interpreter and variables. The
-bare one has -S besides: it would else read the .pth files of the interpreter's distributions, which
-the sandbox hides; so the sandbox's cost is rather more than less than told. The figures are medians
-of the differences and ratios of pairs. Processor time is that of all processes, bubblewrap's among
-them. Then what the filter costs a system call, and what one look at a running step costs the engine.
+The step does nothing. Bare and sandboxed ones take turns, with the same interpreter and variables.
+The bare one has -S besides: it would else read the .pth files of the interpreter's distributions,
+which the sandbox hides; so the sandbox's cost is rather more than less than told. The figures are
+medians of the differences and ratios of pairs. Processor time is that of all processes, those of
+bubblewrap among them. Then what the filter costs a system call, and a look the engine.
 """
 
 import argparse

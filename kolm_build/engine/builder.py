@@ -28,6 +28,7 @@ from kolm_build.engine.kernels import Kernels
 from kolm_build.engine.limits import Allowance, Guard, Limits
 from kolm_build.engine.probe import (
     NetworkAccess,
+    default_memory_bytes,
     probe_interpreter,
     probe_machine,
     probe_memory_bytes,
@@ -74,7 +75,7 @@ class StepBuilder(ABC):
         unpinned_network: Lets a step with the network run before its outputs are known; for
             locking alone.
         keep_failed: Takes what a failed build left; it is thrown away where None.
-        limits: What a step in the sandbox may take; the machine's memory and half of its free disk
+        limits: What a step in the sandbox may take; nearly all memory and half of the free disk
             where None.
     """
 
@@ -99,7 +100,7 @@ class StepBuilder(ABC):
         self._offline = offline
         self._unpinned_network = unpinned_network
         self._keep_failed = keep_failed
-        self._limits = limits or Limits(memory_bytes=probe_memory_bytes())
+        self._limits = limits or Limits(memory_bytes=default_memory_bytes())
         self._interpreter = probe_interpreter()
         self._stop = Stop()
         self._running = _Running()

@@ -197,7 +197,7 @@ def memory_error(step: str, limit_bytes: int, actual: str) -> MemoryLimitError:
         f"the step {step} was killed: memory limit",
         expected=f"at most {gib(limit_bytes)}",
         actual=actual,
-        advice="Lower `batch_size` or `max_length`, or build where there is more memory.",
+        advice="Raise `--step-memory`, or lower `batch_size` or `max_length`.",
     )
 
 
@@ -216,7 +216,7 @@ def disk_error(step: str, limit_bytes: int, actual: str) -> DiskLimitError:
         f"the step {step} was ended: disk limit",
         expected=f"at most {gib(limit_bytes)} in its outputs and scratch",
         actual=actual,
-        advice="Free space where the store is: a step may write half of what is free.",
+        advice="Raise `--step-disk`, or free space where the store is.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from argparse import ArgumentTypeError
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,9 +28,19 @@ from kolm_build.engine.limits import (
     parse_stat,
     processes_here,
 )
+from kolm_build.engine.probe import default_memory_bytes, probe_memory_bytes
 from kolm_build.engine.process import Ended
 from kolm_build.engine.sandbox import Surroundings
-from kolm_build.errors import Exit, KolmError, NoSpaceError, StepFailedError, StepKilledError
+from kolm_build.errors import (
+    Exit,
+    KolmError,
+    NoSpaceError,
+    StepFailedError,
+    StepKilledError,
+    UsageError,
+)
+from kolm_build.surfaces.building import Options, make_builder
+from kolm_build.surfaces.cli.options import size_bytes
 from tests.engine.hostile import MARK, SMALL, left_behind
 from tests.engine.steps import SHAPES, code, derivation
 
@@ -299,3 +310,36 @@ def test_names_of_errors_are_stable():
     assert [kind.code for kind in (MemoryLimitError, DiskLimitError, ProcessLimitError)] == [
         "build.memory-limit", "build.disk-limit", "build.process-limit",
     ]  # fmt: skip
+
+
+def test_options_set_the_limits_of_every_step(store):
+    """BOX-29. `--step-memory` and `--step-disk` MUST set the limits of every step."""
+    options = Options(step_memory_bytes=size_bytes("2G"), step_disk_bytes=size_bytes("512m"))
+    assert (options.limits.memory_bytes, options.limits.written_bytes) == (2 << 30, 512 << 20)
+    builder = make_builder(lambda _: Surroundings(), store, options=options)
+    assert builder._limits == options.limits
+
+
+def test_limits_without_a_sandbox_are_refused(store):
+    """BOX-29. With `--sandbox=none` they MUST be refused."""
+    for name in ("step_memory_bytes", "step_disk_bytes"):
+        with pytest.raises(UsageError, match="need the sandbox"):
+            make_builder(
+                lambda _: Surroundings(), store, options=Options(sandbox="none", **{name: 1 << 30})
+            )
+    assert Options(sandbox="none").limits
+
+
+@pytest.mark.parametrize("text", ["", "8", "G", "0G", "-1G", "1.5G", "8GB", "²G", "8 G"])
+def test_a_size_needs_a_whole_number_and_a_unit(text):
+    with pytest.raises(ArgumentTypeError, match="expected a size"):
+        size_bytes(text)
+
+
+def test_a_container_has_less_memory_than_its_machine(tmp_path):
+    small, none = tmp_path / "small", tmp_path / "none"
+    small.write_text(f"{1 << 30}\n")
+    none.write_text("max\n")
+    paths = [str(none), str(small), str(tmp_path / "missing")]
+    assert default_memory_bytes(paths) == (15 << 30) // 16
+    assert default_memory_bytes(paths[:1]) == probe_memory_bytes() * 15 // 16
