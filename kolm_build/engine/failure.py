@@ -15,9 +15,11 @@ _PARTS = ("reason", "file", "where", "expected", "actual", "advice")
 _KILLED = 128 + signal.SIGKILL
 _TOO_LARGE = 128 + signal.SIGXFSZ
 _NO_MEMORY = re.compile(
-    r"^MemoryError\b|[Cc]an(not|'t) allocate memory|\bbad_alloc\b|Unable to allocate"
+    r"^MemoryError\b|^Fatal Python error.*MemoryError"
+    r"|[Cc]an(not|'t) allocate memory|\bbad_alloc\b|Unable to allocate"
 )
 _NO_PROCESS = re.compile(r"can't start new thread|\[Errno 11\]|pthread_create failed")
+_LAST_WORDS_BYTES = 1 << 16
 _FILE_TOO_LARGE = re.compile(r"\[Errno 27\]|File too large")
 
 
@@ -74,14 +76,25 @@ def over_limit(
         return ended.exceeded
     if allowance is None or ended.status in (EXIT_OK, EXIT_REFUSED):
         return None
-    said = last_line(log) or ""
-    if _NO_MEMORY.search(said):
-        return memory_error(step, allowance.memory_bytes, said)
-    if _NO_PROCESS.search(said):
-        return process_error(step, allowance.processes, said)
-    if ended.status == _TOO_LARGE or _FILE_TOO_LARGE.search(said):
-        return disk_error(step, allowance.written_bytes, f"one file was larger: {said}")
+    if ended.status == _TOO_LARGE:
+        return disk_error(step, allowance.written_bytes, "one file was larger")
+    for said in _last_words(log, ended.status):
+        if _NO_MEMORY.search(said):
+            return memory_error(step, allowance.memory_bytes, said)
+        if _NO_PROCESS.search(said):
+            return process_error(step, allowance.processes, said)
+        if _FILE_TOO_LARGE.search(said):
+            return disk_error(step, allowance.written_bytes, f"one file was larger: {said}")
     return None
+
+
+def _last_words(log: bytes, status: int) -> Iterator[str]:
+    """The last line; of a step that a signal ended also what comes before its dump of frames."""
+    yield last_line(log) or ""
+    if status > 128:
+        for line in reversed(log[-_LAST_WORDS_BYTES:].decode(errors="replace").splitlines()):
+            if line and not line[0].isspace():
+                yield line[:500]
 
 
 def crashed(ended: Ended, log: bytes, *, step: str, memory_bytes: int) -> KolmError:

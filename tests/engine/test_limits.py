@@ -250,6 +250,16 @@ def test_a_step_may_write_half_of_what_is_free(tmp_path, monkeypatch):
             b"RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried",
             MemoryLimitError,
         ),
+        (
+            134,
+            b"Fatal Python error: Cannot recover from MemoryErrors\n  File x\n\nAborted",
+            MemoryLimitError,
+        ),
+        (
+            134,
+            b"terminate called after an instance of 'std::bad_alloc'\n\nAborted",
+            MemoryLimitError,
+        ),
         (134, b"terminate called\n  what():  std::bad_alloc", MemoryLimitError),
         (1, b"OSError: [Errno 12] Cannot allocate memory", MemoryLimitError),
         (1, b"OSError: [Errno 27] File too large: '/build/x'", DiskLimitError),
@@ -264,7 +274,13 @@ def test_what_the_kernel_refused_is_told_by_the_last_words(status, log, kind):
 
 @pytest.mark.parametrize(
     ("status", "log"),
-    [(0, b"MemoryError"), (10, b"MemoryError"), (1, b"ValueError: no MemoryError"), (139, b"")],
+    [
+        (0, b"MemoryError"),
+        (10, b"MemoryError"),
+        (1, b"ValueError: no MemoryError"),
+        (139, b""),
+        (1, b"MemoryError\nx"),
+    ],
 )
 def test_other_ends_are_no_limits(status, log):
     assert over_limit(ended(status), log, step="x", allowance=ALLOWANCE) is None
