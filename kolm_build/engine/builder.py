@@ -376,7 +376,8 @@ class UnsafeOpenBuilder(StepBuilder):
                 threads=job.threads,
                 network=probe_network() if job.network is None else job.network,
                 environment=[str(interpreter.site)] if job.surroundings.binds else [],
-            ),
+            )
+            | _libraries(job.surroundings),
             processors=processors,
         )  # fmt: skip
 
@@ -455,6 +456,12 @@ class _Processors:
         finally:
             with self._lock:
                 self._load.subtract(mine)
+
+
+def _libraries(surroundings: Surroundings) -> dict[str, str]:
+    """What lets an interpreter from the store find its own shared library, unpacked elsewhere."""
+    stored = surroundings.interpreter
+    return {} if stored is None else {"LD_LIBRARY_PATH": f"{stored.prefix}/lib"}
 
 
 def _check_platform(resolved: Derivation) -> None:

@@ -9,6 +9,7 @@ again by that rule before it is used, so nothing in it has to be believed.
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from kolm_build.core.digest import Blob, Digest
 from kolm_build.core.environment import Environment
 from kolm_build.core.tree import File, Folder, Node, Tree
+from kolm_build.engine.elf import read_elf
 from kolm_build.engine.environment import interpreter_files
 from kolm_build.engine.installed import Installed, installed
 from kolm_build.engine.native import LIBRARIES, PROGRAMS, native_files
@@ -164,7 +166,13 @@ def add(
     return Stored(environment=environment, tree=tree, native=contents[NATIVE])
 
 
-def surroundings(store: LocalStore, stored: Stored, *, native: bool) -> Surroundings:
+def surroundings(
+    store: LocalStore,
+    stored: Stored,
+    *,
+    native: bool,
+    on_unpack: Callable[[], None] = lambda: None,
+) -> Surroundings:
     """What a step in a stored environment sees, unpacked in the store's own folder.
 
     Args:
@@ -172,20 +180,28 @@ def surroundings(store: LocalStore, stored: Stored, *, native: bool) -> Surround
         stored: The environment.
         native: Whether the step sees the system's libraries that came with it, and none of this
             machine's.
+        on_unpack: Called before it is unpacked, which takes a while and is done once.
+
+    Raises:
+        CorruptObjectError: It is not what it is called.
+        MachineMismatchError: It is for another processor architecture.
     """
     store.pin([stored.tree])
 
     def make(folder: Path) -> None:
+        on_unpack()
         check_site(store, stored)
         folder.mkdir()
         _unpack(store, stored, folder)
         _compile(store, stored, folder)
 
     place = store.unpacked(stored.tree, make)
+    binary = place / INTERPRETER / _program(store, stored.environment)
+    _check_architecture(binary)
     return Surroundings(
         binds=(Bind(outside=place / SITE, inside=ENVIRONMENT),),
         interpreter=Interpreter(
-            binary=place / INTERPRETER / _program(store, stored.environment),
+            binary=binary,
             prefix=place / INTERPRETER,
             version=stored.environment.python,
             site=place / SITE,
@@ -198,6 +214,18 @@ def surroundings(store: LocalStore, stored: Stored, *, native: bool) -> Surround
 def native_names(store: LocalStore, stored: Stored) -> tuple[tuple[str, File], ...]:
     """The system's libraries and programs that came with an environment, by path."""
     return tuple(sorted(below(store, stored.native)))
+
+
+def _check_architecture(program: Path) -> None:
+    stored, here = read_elf(program), read_elf(Path(sys.executable))
+    if stored is None or here is None or stored.machine != here.machine:
+        raise MachineMismatchError(
+            "the stored environment is for another processor architecture",
+            expected=f"ELF machine {here.machine if here else 'unknown'}",
+            actual=f"ELF machine {stored.machine if stored else 'unknown'}",
+            advice="Lock and install an environment for this machine; portable-1 gives the same"
+            " bytes for every node but those that tell of the environment.",
+        )
 
 
 def _unpack(store: LocalStore, stored: Stored, folder: Path) -> None:
@@ -318,5 +346,5 @@ def _other(what: str, expected: str, actual: str) -> CorruptObjectError:
         f"{what} in the store is not the locked one",
         expected=expected,
         actual=actual,
-        advice="`kolm store roots --remove HEX`, its 64 digits, then `kolm env add` or import again.",
+        advice="`kolm store roots --remove HEX`, its digits, then `kolm env add` or import again.",
     )

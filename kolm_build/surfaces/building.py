@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from kolm_build.core.pipeline import Instance, instantiate
 from kolm_build.core.plan import Plan, plan
 from kolm_build.engine.builder import SandboxBuilder, StepBuilder, UnsafeOpenBuilder
 from kolm_build.engine.environment import InstalledEnvironment
-from kolm_build.engine.events import OnEvent
+from kolm_build.engine.events import LogLine, OnEvent
 from kolm_build.engine.kernels import LIBRARY, Kernels
 from kolm_build.engine.limits import Limits
 from kolm_build.engine.probe import default_memory_bytes, probe_platform
@@ -165,8 +165,12 @@ def build(
     for derivation in prepared.instance.nodes.values():
         if not store.has_derivation(derivation.digest):
             store.put_derivation(derivation)
+    unpacking = LogLine(node="environment", text="being unpacked from the store, once")
     with find_environments(
-        prepared.lock.environment, [store, *beside], options=options
+        prepared.lock.environment,
+        [store, *beside],
+        options=options,
+        on_unpack=lambda: on_event(unpacking),
     ) as environments:
         return realise(
             tuple(wanted.values()),
@@ -180,13 +184,18 @@ def build(
 
 
 def find_environments(
-    environment: Environment, stores: Sequence[LocalStore], *, options: Options
+    environment: Environment,
+    stores: Sequence[LocalStore],
+    *,
+    options: Options,
+    on_unpack: Callable[[], None] = lambda: None,
 ) -> FoundEnvironments:
     """Where steps find the locked `environment`: installed, or in one of `stores`."""
     return FoundEnvironments(
         InstalledEnvironment([environment], memo=stores[0]),
         stores,
         stored_only=options.environment == "stored",
+        on_unpack=on_unpack,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -29,14 +29,21 @@ class FoundEnvironments:
         installed: What is installed here.
         stores: Where to look, in order.
         stored_only: Use what a store holds, and the system's libraries that came with it.
+        on_unpack: Called before one is unpacked, which takes a while.
     """
 
     def __init__(
-        self, installed: InstalledEnvironment, stores: Sequence[LocalStore], *, stored_only: bool
+        self,
+        installed: InstalledEnvironment,
+        stores: Sequence[LocalStore],
+        *,
+        stored_only: bool,
+        on_unpack: Callable[[], None] = lambda: None,
     ) -> None:
         self._installed = installed
         self._stores = stores
         self._stored_only = stored_only
+        self._on_unpack = on_unpack
         self._opened = ExitStack()
         self._known: dict[Digest, Surroundings] = {}
 
@@ -88,4 +95,4 @@ class FoundEnvironments:
     def _unpacked(self, store: LocalStore, stored: Stored) -> Surroundings:
         if store.is_read_only:
             store = self._opened.enter_context(LocalStore.open(store.root))
-        return surroundings(store, stored, native=self._stored_only)
+        return surroundings(store, stored, native=self._stored_only, on_unpack=self._on_unpack)

@@ -108,6 +108,7 @@ def test_a_pack_carries_it_and_the_other_machine_builds_with_it(project, elsewhe
     for environment in ("stored", "any"):
         done = offline(elsewhere, "rebuild", "--offline", "--environment", environment)
         assert done.returncode == 0, done.stderr
+        assert ("being unpacked from the store" in done.stderr) is (environment == "stored")
     unpacked = [path.name for path in (elsewhere.store / "env").iterdir()]
     assert len(unpacked) == 1  # for the stored one alone: the locked one is installed here
     assert elsewhere.ok(*at(elsewhere, "store", "fsck")).out.endswith("clean\n")

@@ -11,8 +11,8 @@ from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.environment import Distribution, Environment
 from kolm_build.core.tree import Folder, Tree
-from kolm_build.engine.builder import SandboxBuilder
-from kolm_build.engine.elf import read_elf
+from kolm_build.engine.builder import SandboxBuilder, UnsafeOpenBuilder
+from kolm_build.engine.elf import Elf, read_elf
 from kolm_build.engine.environment import InstalledEnvironment, capture
 from kolm_build.engine.native import native_files
 from kolm_build.engine.probe import probe_interpreter
@@ -143,6 +143,22 @@ def test_a_step_runs_in_it_where_nothing_is_installed(
     assert here == there == text_of(store, closed, tmp_path, locked.digest)
     assert here.startswith("1 1.0 True ")
     assert here.endswith(" alpha beta")
+
+
+@pytest.mark.usefixtures("stored")
+def test_without_a_sandbox_a_step_runs_in_it_too(store, locked, nowhere, tmp_path):
+    """ENV-5."""
+    installed = InstalledEnvironment([locked], memo=store, interpreter=nowhere)
+    found = FoundEnvironments(installed, [store], stored_only=False)
+    builder = UnsafeOpenBuilder(store=store, steps=SHAPES, environments=found)
+    assert text_of(store, builder, tmp_path, locked.digest).startswith("1 1.0 True ")
+
+
+def test_an_environment_for_another_architecture_is_refused(store, stored, monkeypatch):
+    other = iter([Elf(machine=183, needed=(), loader=""), Elf(machine=62, needed=(), loader="")])
+    monkeypatch.setattr("kolm_build.engine.stored.read_elf", lambda _: next(other))
+    with pytest.raises(MachineMismatchError, match="another processor architecture"):
+        surroundings(store, stored, native=False)
 
 
 @pytest.mark.usefixtures("stored")

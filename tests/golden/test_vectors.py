@@ -15,6 +15,7 @@ from kolm_build.core import cbor, merkle
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Blob, Digest, RecordKind
 from kolm_build.core.environment import Environment
+from kolm_build.core.kolmpack import Head, prefix
 from kolm_build.core.kscore import KScore, Thresholds, gate
 from kolm_build.core.machine import Machine
 from kolm_build.core.realisation import Realisation
@@ -106,6 +107,24 @@ def test_bytes_outside_the_profile_are_refused(vector):
     """CBOR-9."""
     with pytest.raises(InvalidRecordError):
         cbor.decode(bytes.fromhex(vector["cbor"]))
+
+
+@pytest.mark.parametrize("vector", vectors("kolmpack")["heads"])
+def test_a_pack_begins_like_this(vector):
+    """PACK-1, PACK-2, PACK-4."""
+    value, data = independent.plain(vector["value"]), bytes.fromhex(vector["cbor"])
+    assert independent.encode(value) == data
+    assert independent.record_digest(value, "kolmpack") == vector["id"]
+    identity = bytes.fromhex(vector["id"].removeprefix("b3:"))
+    expected = b"kolmpack 1\n" + len(data).to_bytes(8, "little") + identity
+    assert bytes.fromhex(vector["prefix"]) == expected == prefix(data)
+    assert Head.decode(data).encode() == data
+    table = value["objects"]
+    rows = [table[at : at + 41] for at in range(0, len(table), 41)]
+    assert rows == sorted(rows)
+    assert [(row[0], int.from_bytes(row[33:], "little")) for row in rows] == [
+        (0, 300), (1, 120), (3, 200), (5, 1),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("vector", vectors("merkle")["roots"], ids=lambda one: one["root"][:8])

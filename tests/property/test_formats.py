@@ -8,10 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kolm_build.core import cbor, strict_json
+from kolm_build.core.kolmpack import (
+    MAGIC,
+    MAX_HEAD_BYTES,
+    Entry,
+    Head,
+    PackKind,
+    Target,
+    pack_id,
+    parse_prefix,
+    prefix,
+)
 from kolm_build.core.toml import read_toml
 from kolm_build.core.toml_writer import render
 from kolm_build.core.tree import File, Folder, Link, Tree
-from kolm_build.errors import InvalidRecordError
+from kolm_build.errors import InvalidRecordError, PackError
 from tests.golden import independent
 from tests.property import strategies
 
@@ -186,3 +197,53 @@ def independent_sha(raw):
     from kolm_build.core.digest import Sha256
 
     return Sha256(raw)
+
+
+class TestPackHeads:
+    """PACK-4, PACK-5: a head has one encoding, and anything else is refused."""
+
+    entries = st.builds(Entry, st.sampled_from(PackKind), strategies.digests, st.integers(0, 1000))
+    heads = st.builds(
+        lambda label, entries, digests, content: Head(
+            name=label,
+            targets=(Target(label=label, derivation=digests[0], output=label, content=content),),
+            project=digests[0],
+            environments=(),
+            classes=("exact-1",),
+            objects=tuple(sorted({entry.digest: entry for entry in entries}.values())),
+            needs=(),
+            left_out=tuple(sorted(set(digests))),
+        ),
+        strategies.labels,
+        st.lists(entries, max_size=8),
+        st.lists(strategies.digests, min_size=1, max_size=4),
+        st.none() | strategies.digests,
+    )
+
+    @given(heads)
+    def test_a_head_is_read_back(self, head):
+        data = head.encode()
+        assert Head.decode(data) == head
+        assert parse_prefix(prefix(data)) == (len(data), pack_id(data))
+        assert cbor.encode(head.to_value()) == cbor2.dumps(head.to_value(), canonical=True)
+
+    @given(heads, st.data())
+    def test_one_changed_byte_is_refused_or_another_head(self, head, data):
+        encoded = bytearray(head.encode())
+        at = data.draw(st.integers(0, len(encoded) - 1))
+        encoded[at] ^= data.draw(st.integers(1, 255))
+        try:
+            read = Head.decode(bytes(encoded))
+        except InvalidRecordError:
+            return
+        assert read != head
+        assert read.encode() == encoded
+
+    @given(st.binary(max_size=120))
+    def test_any_prefix_is_read_or_refused(self, data):
+        for some in (data, MAGIC + data):
+            try:
+                length, _ = parse_prefix(some)
+            except PackError:
+                continue
+            assert 0 < length <= MAX_HEAD_BYTES
