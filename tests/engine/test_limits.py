@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 from hypothesis import given
@@ -359,3 +362,43 @@ def test_a_container_has_less_memory_than_its_machine(tmp_path):
     paths = [str(none), str(small), str(tmp_path / "missing")]
     assert default_memory_bytes(paths) == (15 << 30) // 16
     assert default_memory_bytes(paths[:1]) == probe_memory_bytes() * 15 // 16
+
+
+_ENGINE = """
+import sys
+from pathlib import Path
+from kolm_build.engine.builder import SandboxBuilder
+from kolm_build.engine.sandbox import Surroundings
+from kolm_build.store.local import LocalStore
+from tests.engine.steps import SHAPES, code, derivation
+
+place = Path(sys.argv[1])
+with LocalStore.open(place / "store") as store:
+    builder = SandboxBuilder(store=store, steps=SHAPES, environments=lambda _: Surroundings())
+    drv = derivation(code(store, place, (place / "body").read_text()))
+    builder.build(drv, drv, lambda _event: None)
+"""
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Fail where it never comes true."""
+    end = monotonic() + 60
+    while not true():
+        assert monotonic() < end
+        sleep(0.05)
+
+
+def test_an_engine_that_is_killed_leaves_no_process(tmp_path):
+    """BOX-24. Of a step that ended, however it ended, no process MUST be left."""
+    body = f"""
+    import subprocess, time
+    code = "import time; time.sleep(600)  # {MARK}"
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    time.sleep(600)
+    """
+    (tmp_path / "body").write_text(body)
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", _ENGINE, tmp_path], cwd=root) as engine:
+        wait_until(lambda: bool(left_behind()))
+        engine.kill()
+    wait_until(lambda: not left_behind())
