@@ -61,6 +61,7 @@ bench: $(VENV)/.dev ## ratios against nix and dvc (needs nix-bin); docs/performa
 	$(BIN)/python tools/bench_pack.py
 	$(BIN)/python tools/bench_verify.py
 	$(BIN)/python tools/bench_copy.py
+	$(BIN)/python tools/bench_sandbox.py
 
 conformance: $(VENV)/.dev ## every kernel's hashes: GCC, Clang, -O1, -O3, every instruction set, aarch64 emulated; mutants
 	$(BIN)/python tools/conformance.py

@@ -20,12 +20,15 @@ from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
 from kolm_build.core.request import EXIT_OK, EXIT_REFUSED, Circumstances
 from kolm_build.engine import sandbox
+from kolm_build.engine.cpu import read_cpuinfo
 from kolm_build.engine.events import Event, LogLine, Metric, OnEvent, Progress, Started
-from kolm_build.engine.failure import crashed, refused
+from kolm_build.engine.failure import crashed, over_limit, refused
 from kolm_build.engine.joblog import LOG, note_failure
 from kolm_build.engine.kernels import Kernels
+from kolm_build.engine.limits import Allowance, Guard, Limits
 from kolm_build.engine.probe import (
     NetworkAccess,
+    default_memory_bytes,
     probe_interpreter,
     probe_machine,
     probe_memory_bytes,
@@ -36,6 +39,7 @@ from kolm_build.engine.process import Ended, Launch, Log, Stop, StoppedError, ru
 from kolm_build.engine.protocol import BuildResult, StepShape, Store
 from kolm_build.engine.room import Room
 from kolm_build.engine.sandbox import Mounts, Sandbox, Surroundings
+from kolm_build.engine.seccomp import step_filter
 from kolm_build.errors import (
     InvalidRecordError,
     KolmError,
@@ -71,6 +75,8 @@ class StepBuilder(ABC):
         unpinned_network: Lets a step with the network run before its outputs are known; for
             locking alone.
         keep_failed: Takes what a failed build left; it is thrown away where None.
+        limits: What a step in the sandbox may take; nearly all memory and half of the free disk
+            where None.
     """
 
     level: str
@@ -85,6 +91,7 @@ class StepBuilder(ABC):
         offline: bool = False,
         unpinned_network: bool = False,
         keep_failed: KeepFailed | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._store = store
         self._steps = steps
@@ -93,6 +100,7 @@ class StepBuilder(ABC):
         self._offline = offline
         self._unpinned_network = unpinned_network
         self._keep_failed = keep_failed
+        self._limits = limits or Limits(memory_bytes=default_memory_bytes())
         self._interpreter = probe_interpreter()
         self._stop = Stop()
         self._running = _Running()
@@ -149,17 +157,18 @@ class StepBuilder(ABC):
         if self._stop.is_set():
             raise StoppedError("the build was stopped")
         with self._processors.taken(job.threads) as processors:
+            allowance = self._allowance(job)
             ended = run_process(
-                self._launch(job, processors),
+                self._launch(job, processors, allowance),
                 log=job.log,
                 stop=self._stop,
                 on_event=_translator(job.derivation.name, on_event),
             )
-        _judge(ended, job)
+        _judge(ended, job, allowance)
         contents = self._take_outputs(job)
         return BuildResult(
             contents=contents,
-            circumstances=self._circumstances(ended, job),
+            circumstances=self._circumstances(ended, job) | self._isolation(allowance),
             fetched=job.network is not None,
             wall_ms=ended.wall_ms,
         )
@@ -222,7 +231,7 @@ class StepBuilder(ABC):
             return None
         return Circumstances(kernels=self._kernels_seen_as(job.kernels), threads=job.threads)
 
-    def _circumstances(self, ended: Ended, job: _Job) -> Mapping[str, object]:
+    def _circumstances(self, ended: Ended, job: _Job) -> dict[str, object]:
         return {
             "cpu_ms": ended.cpu_ms,
             LOG: str(self._store.put_log(job.log_bytes)),
@@ -254,7 +263,17 @@ class StepBuilder(ABC):
         """Where a step finds the compiled kernels."""
 
     @abstractmethod
-    def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
+    def _allowance(self, job: _Job) -> Allowance | None:
+        """What the step may take; None for no limits."""
+
+    @abstractmethod
+    def _isolation(self, allowance: Allowance | None) -> dict[str, object]:
+        """What circumstances say of how the step was kept in."""
+
+    @abstractmethod
+    def _launch(
+        self, job: _Job, processors: set[int] | None, allowance: Allowance | None
+    ) -> Launch:
         """How to start the step."""
 
 
@@ -271,10 +290,28 @@ class SandboxBuilder(StepBuilder):
     def _kernels_seen_as(self, library: Path) -> str:  # noqa: ARG002  # wherever it is
         return sandbox.KERNELS
 
-    def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
+    def _allowance(self, job: _Job) -> Allowance:
+        return self._limits.at(job.room.build)
+
+    def _isolation(self, allowance: Allowance | None) -> dict[str, object]:
+        assert self._sandbox is not None
+        assert allowance is not None
+        return {
+            "isolation": {
+                "limits": allowance.to_value(),
+                "program": self._sandbox.version,
+                "syscall_filter": "seccomp",
+                "visible": list(sandbox.VISIBLE),
+            }
+        }
+
+    def _launch(
+        self, job: _Job, processors: set[int] | None, allowance: Allowance | None
+    ) -> Launch:
+        assert allowance is not None
         if self._sandbox is None:
             self._sandbox = sandbox.find_sandbox()
-        sandbox.prepare_room(job.room)
+        sandbox.prepare_room(job.room, cpuinfo=read_cpuinfo(), threads=job.threads)
         mounts = Mounts(
             room=job.room,
             interpreter=job.surroundings.interpreter or self._interpreter,
@@ -283,9 +320,19 @@ class SandboxBuilder(StepBuilder):
             kernels=job.kernels,
             native=job.surroundings.native,
         )
-        arguments = sandbox.sandbox_arguments(mounts, threads=job.threads)
+        arguments = sandbox.sandbox_arguments(
+            mounts,
+            threads=job.threads,
+            allowance=allowance,
+            shared_bytes=self._limits.shared_bytes,
+        )
+        guard = Guard(allowance, (job.room.out, job.room.build), step=job.derivation.step)
         return Launch(
-            command=(str(self._sandbox.bwrap), *arguments), variables={}, processors=processors
+            command=(str(self._sandbox.bwrap), *arguments),
+            variables={},
+            processors=processors,
+            syscall_filter=step_filter(machine=os.uname().machine, network=job.network is not None),
+            look=guard.look,
         )
 
 
@@ -304,7 +351,18 @@ class UnsafeOpenBuilder(StepBuilder):
     def _kernels_seen_as(self, library: Path) -> str:
         return str(library)
 
-    def _launch(self, job: _Job, processors: set[int] | None) -> Launch:
+    def _allowance(self, job: _Job) -> None:  # noqa: ARG002  # limits are the sandbox's
+        return None
+
+    def _isolation(self, allowance: Allowance | None) -> dict[str, object]:  # noqa: ARG002
+        return {}
+
+    def _launch(
+        self,
+        job: _Job,
+        processors: set[int] | None,
+        allowance: Allowance | None,  # noqa: ARG002
+    ) -> Launch:
         interpreter = job.surroundings.interpreter or self._interpreter
         python = str(interpreter.binary)
         script = 'umask 022; cd "$1"; shift; exec "$@"'
@@ -421,9 +479,12 @@ def _check_platform(resolved: Derivation) -> None:
         )
 
 
-def _judge(ended: Ended, job: _Job) -> None:
-    """Raise what a status other than 0 means."""
+def _judge(ended: Ended, job: _Job, allowance: Allowance | None) -> None:
+    """Raise what a status other than 0 means, and a limit that was met."""
     step = job.derivation.step
+    exceeded = over_limit(ended, job.log_bytes, step=step, allowance=allowance)
+    if exceeded is not None:
+        raise exceeded
     if ended.status == EXIT_REFUSED:
         raise refused(ended.error, step=step)
     if ended.status != EXIT_OK:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator, Mapping
 
+from kolm_build.core.request import EXIT_OK, EXIT_REFUSED
+from kolm_build.engine.limits import Allowance, disk_error, gib, memory_error, process_error
 from kolm_build.engine.process import Ended
 from kolm_build.errors import KolmError, NoSandboxError, StepFailedError, StepKilledError
 
 _PARTS = ("reason", "file", "where", "expected", "actual", "advice")
 _KILLED = 128 + signal.SIGKILL
+_TOO_LARGE = 128 + signal.SIGXFSZ
+_NO_MEMORY = re.compile(
+    r"^MemoryError\b|^Fatal Python error.*MemoryError"
+    r"|[Cc]an(not|'t) allocate memory|\bbad_alloc\b|Unable to allocate"
+)
+_NO_PROCESS = re.compile(r"can't start new thread|\[Errno 11\]|pthread_create failed")
+_LAST_WORDS_BYTES = 1 << 16
+_FILE_TOO_LARGE = re.compile(r"\[Errno 27\]|File too large")
 
 
 def refused(event: Mapping[str, object] | None, *, step: str) -> KolmError:
@@ -48,6 +59,44 @@ def _kinds(kind: type[KolmError]) -> Iterator[type[KolmError]]:
         yield from _kinds(below)
 
 
+def over_limit(
+    ended: Ended, log: bytes, *, step: str, allowance: Allowance | None
+) -> KolmError | None:
+    """The error of a step that met a limit: one it was ended for, or one the kernel kept it to.
+
+    Of the latter nothing tells but the step's own last words.
+
+    Args:
+        ended: How it ended.
+        log: What it printed.
+        step: Its name.
+        allowance: Its limits; None where it has none.
+    """
+    if ended.exceeded is not None:
+        return ended.exceeded
+    if allowance is None or ended.status in (EXIT_OK, EXIT_REFUSED):
+        return None
+    if ended.status == _TOO_LARGE:
+        return disk_error(step, allowance.written_bytes, "one file was larger")
+    for said in _last_words(log, ended.status):
+        if _NO_MEMORY.search(said):
+            return memory_error(step, allowance.memory_bytes, said)
+        if _NO_PROCESS.search(said):
+            return process_error(step, allowance.processes, said)
+        if _FILE_TOO_LARGE.search(said):
+            return disk_error(step, allowance.written_bytes, f"one file was larger: {said}")
+    return None
+
+
+def _last_words(log: bytes, status: int) -> Iterator[str]:
+    """The last line; of a step that a signal ended also what comes before its dump of frames."""
+    yield last_line(log) or ""
+    if status > 128:
+        for line in reversed(log[-_LAST_WORDS_BYTES:].decode(errors="replace").splitlines()):
+            if line and not line[0].isspace():
+                yield line[:500]
+
+
 def crashed(ended: Ended, log: bytes, *, step: str, memory_bytes: int) -> KolmError:
     """The error of a step that ended with any other status.
 
@@ -61,8 +110,8 @@ def crashed(ended: Ended, log: bytes, *, step: str, memory_bytes: int) -> KolmEr
     if status == _KILLED:
         return StepKilledError(
             f"the step {step} was killed by SIGKILL, most likely because memory ran out",
-            actual=f"its largest process used {_gib(ended.peak_bytes)} of the machine's"
-            f" {_gib(memory_bytes)}",
+            actual=f"its largest process used {gib(ended.peak_bytes)} of the machine's"
+            f" {gib(memory_bytes)}",
             advice="Lower `batch_size` or `max_length`, run fewer `--jobs`, or free memory.",
         )
     if log.startswith(b"bwrap: "):
@@ -80,7 +129,3 @@ def last_line(log: bytes) -> str | None:
     """The last line of a log that says anything; of a traceback, the exception."""
     lines = log.decode(errors="replace").splitlines()
     return next((line.strip()[:500] for line in reversed(lines) if line.strip()), None)
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 30):.2f} GiB"

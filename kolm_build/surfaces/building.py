@@ -19,11 +19,13 @@ from kolm_build.engine.builder import SandboxBuilder, StepBuilder, UnsafeOpenBui
 from kolm_build.engine.environment import InstalledEnvironment
 from kolm_build.engine.events import LogLine, OnEvent
 from kolm_build.engine.kernels import LIBRARY, Kernels
-from kolm_build.engine.probe import probe_platform
+from kolm_build.engine.limits import Limits
+from kolm_build.engine.probe import default_memory_bytes, probe_platform
 from kolm_build.engine.protocol import Substitutes
 from kolm_build.engine.rebuilder import Mode
 from kolm_build.engine.scheduler import Realised, nothing_offered, realise
 from kolm_build.engine.substitution import Lookup
+from kolm_build.errors import UsageError
 from kolm_build.steps.table import STEPS
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.code import keep_locked_code
@@ -47,6 +49,8 @@ class Options:
         environment: ``any``: the installed environment, else the stored one. ``stored``: the stored
             one, with the system's libraries that came with it.
         threads: Compute threads of a portable step; None for its share of the processors.
+        step_memory_bytes: Memory of a step; None for nearly all that this machine has.
+        step_disk_bytes: What a step may write; None for half of what is free.
     """
 
     jobs: int = 1
@@ -55,6 +59,25 @@ class Options:
     keep_failed: bool = False
     environment: Literal["any", "stored"] = "any"
     threads: int | None = None
+    step_memory_bytes: int | None = None
+    step_disk_bytes: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What a step may take.
+
+        Raises:
+            UsageError: A limit is asked for where nothing would keep a step to it.
+        """
+        if self.sandbox == "none" and (self.step_memory_bytes or self.step_disk_bytes):
+            raise UsageError(
+                "`--step-memory` and `--step-disk` need the sandbox",
+                advice="Leave them out, or leave out `--sandbox=none`.",
+            )
+        return Limits(
+            memory_bytes=self.step_memory_bytes or default_memory_bytes(),
+            written_bytes=self.step_disk_bytes,
+        )
 
     @property
     def kernels(self) -> Kernels:
@@ -210,6 +233,7 @@ def make_builder(
         offline=options.offline,
         unpinned_network=unpinned_network,
         keep_failed=_Keeper(store) if options.keep_failed else None,
+        limits=options.limits,
     )
 
 

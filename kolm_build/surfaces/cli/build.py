@@ -165,6 +165,8 @@ def _build(
         offline=args.offline,
         keep_failed=args.keep_failed,
         environment=args.environment,
+        step_memory_bytes=args.step_memory,
+        step_disk_bytes=args.step_disk,
     )
     wanted = prepared.wanted(args.targets)
     add_root(prepared, store)

@@ -9,6 +9,8 @@ from argparse import ArgumentTypeError
 
 from kolm_build.surfaces.cli.parser import Parser
 
+_UNITS = {"M": 20, "G": 30, "T": 40}
+
 
 def add_project(parser: Parser) -> None:
     """``-C DIR``: where the recipe is."""
@@ -60,6 +62,18 @@ def add_building(parser: Parser) -> None:
         help="'none' runs steps openly: the result is tainted and never signed",
     )
     parser.add_argument(
+        "--step-memory",
+        metavar="SIZE",
+        type=size_bytes,
+        help="memory of a step, such as 8G (default: 15/16 of what there is)",
+    )
+    parser.add_argument(
+        "--step-disk",
+        metavar="SIZE",
+        type=size_bytes,
+        help="what a step may write, such as 20G (default: half of what is free)",
+    )
+    parser.add_argument(
         "--environment",
         choices=("any", "stored"),
         default="any",
@@ -107,6 +121,14 @@ def add_passphrase(parser: Parser) -> None:
         metavar="FILE",
         help="first line is the key's passphrase (default: $KOLM_PASSPHRASE, or asked for)",
     )
+
+
+def size_bytes(text: str) -> int:
+    """`text`, such as ``512M`` or ``8G`` (powers of 1024), in bytes; at least 1 MiB."""
+    number, unit = text[:-1], text[-1:].upper()
+    if unit not in _UNITS or not number.isascii() or not number.isdigit() or int(number) < 1:
+        raise ArgumentTypeError(f"expected a size such as 512M, 8G or 1T, got {text!r}")
+    return int(number) << _UNITS[unit]
 
 
 def positive(text: str) -> int:

@@ -199,6 +199,8 @@ def _build(
         offline=args.offline,
         keep_failed=args.keep_failed,
         environment=args.environment,
+        step_memory_bytes=args.step_memory,
+        step_disk_bytes=args.step_disk,
     )
     with shown_events(terminal, json=args.json) as on_event:
         return build(
