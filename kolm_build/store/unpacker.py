@@ -166,6 +166,11 @@ def root_name(pack: Digest) -> str:
     return pack.hex
 
 
+def is_packs(root: Root) -> bool:
+    """Whether a root keeps what came in a pack: an environment's has no derivations."""
+    return len(root.name) == len(Digest.of_blob(b"").hex) and bool(root.derivations)
+
+
 class Unpacker:
     """Takes one pack into a store.
 

@@ -22,6 +22,7 @@ from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.remote.place import Limits, Place
 from kolm_build.store.remote.publish import Publisher
 from kolm_build.store.remote.substitutes import JOBS, Substitutes
+from kolm_build.store.unpacker import is_packs
 from kolm_build.surfaces.lookup import find_output
 from kolm_build.surfaces.substituting import signed
 
@@ -134,6 +135,7 @@ class Sender:
         """Copy what is known of `wanted` and of all that they are made from, signed by `key`."""
         reached = _reached(instance, wanted)
         known = known_plan(instance, reached, self._store)
+        delivered = _delivered(instance, self._store)
         for digest in reached:
             derivation = instance.derivations[digest]
             resolved = known.resolved.get(digest)
@@ -146,8 +148,11 @@ class Sender:
             ]
             for claim in claims:
                 self._record_of(claim)
-            signatures = [signed(claim, key) for claim in claims]
-            self._publisher.claims(resolved, [*signatures, *_copies(claims, digest, key)])
+            # Unsigned claims are those of builds here, unless a pack may have brought them.
+            own = [claim for claim in claims if claim.envelope or digest not in delivered]
+            signatures = [signed(claim, key) for claim in (own if key else claims)]
+            copies = _copies(claims, own, digest, key)
+            self._publisher.claims(resolved, [*signatures, *copies])
 
     def _publishable(self, name: str, resolved: Digest, output: str) -> list[StoredRealisation]:
         """The claims of a build closed in, or signed by another.
@@ -186,12 +191,29 @@ class Sender:
         self._on_event(Progress(node=self._name, done=done, total=total, unit="byte"))
 
 
+def _delivered(instance: Instance, store: LocalStore) -> set[Digest]:
+    """The derivations that came in a pack, whose unsigned claims may be somebody else's."""
+    targets = {
+        digest
+        for root in store.roots()
+        if is_packs(root)
+        for digest in root.derivations
+        if digest in instance.derivations
+    }
+    return set(
+        closure(targets, lambda one: [need.derivation for need in instance.derivations[one].needs])
+    )
+
+
 def _copies(
-    claims: Sequence[StoredRealisation], derivation: Digest, key: SigningKey | None
+    claims: Sequence[StoredRealisation],
+    own: Sequence[StoredRealisation],
+    derivation: Digest,
+    key: SigningKey | None,
 ) -> list[StoredRealisation]:
     """What `key` says of outputs that were never built here: that they were copied."""
     outputs = {claim.realisation for claim in claims}
-    built = {claim.realisation for claim in claims if _is_by(claim, key)}
+    built = {claim.realisation for claim in own if _is_by(claim, key)}
     return [
         signed(
             StoredRealisation(

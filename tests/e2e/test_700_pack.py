@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from kolm_build.attest.claims import open_statement
+from kolm_build.core.digest import Digest
+from kolm_build.store.remote.folder import FolderPlace
+from kolm_build.store.remote.place import Limits
+from kolm_build.store.remote.publish import read_claims
 from tests.e2e.conftest import Project
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -113,6 +118,28 @@ def test_what_was_built_is_built_again_unless_its_claims_are_accepted(built, els
     elsewhere.ok(*at(elsewhere, "import", str(built.root / "x.kolmpack"), "--accept-claims"))
     again = elsewhere.ok(*at(elsewhere, "build", "-C", str(elsewhere.root)))
     assert again.built() == []
+
+
+def test_what_came_in_a_pack_is_published_as_copied_never_as_built(built, elsewhere, tmp_path):
+    """SUB-22."""
+    built.ok("export", "-o", "x.kolmpack")
+    taken(elsewhere, built.root / "x.kolmpack", "--accept-claims")
+    elsewhere.ok("key", "new", "--unencrypted")
+    place = tmp_path / "place"
+    copied = ("copy", "-C", str(elsewhere.root), "--to", f"file://{place}")
+    elsewhere.ok(*at(elsewhere, *copied))
+    assert kinds(place) == {"copied"}
+
+
+def kinds(place: Path) -> set[str]:
+    """What the claims in a folder of a substituter say of outputs: built, copied."""
+    names = [path.name for path in place.rglob("real/**/*") if path.is_file()]
+    claims = [
+        claim
+        for name in names
+        for claim in read_claims(FolderPlace(str(place)), Digest(bytes.fromhex(name)), Limits())
+    ]
+    return {str(open_statement(one.envelope)[1].predicate["type"]) for one in claims}
 
 
 def test_the_second_delivery_holds_what_is_new(built, elsewhere):
