@@ -1,0 +1,198 @@
+"""What the catalogue says of one algorithm (spec/algorithms.md).
+
+An algorithm stands on one of three axes. An *objective* is what a stage of a recipe minimises; an
+*adapter* is which numbers it may change; an *optimiser* is how it changes them. A stage names one
+of each, so every objective goes with every adapter that it can go with, and each is one row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kolm_build.core.bounded import MANY, Params, choice, decimal, integer
+from kolm_build.core.derivation import Param
+from kolm_build.core.fields import Fields
+from kolm_build.errors import InvalidRecordError
+
+OBJECTIVE = "objective"
+ADAPTER = "adapter"
+OPTIMISER = "optimiser"
+AXES = (OBJECTIVE, ADAPTER, OPTIMISER)
+
+FAMILIES = (
+    "supervised",
+    "preference",
+    "reward",
+    "reinforcement",
+    "distillation",
+    "mixture",
+    "merging",
+    "federated",
+    "adapter",
+    "optimiser",
+)
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Integer:
+    """A parameter that is a whole number.
+
+    Attributes:
+        name: Its key in a recipe.
+        default: Its value where a recipe is silent.
+        least: The least value.
+        most: The greatest value.
+        help: What it means, with its unit, in a few words.
+    """
+
+    name: str
+    default: int
+    least: int = 0
+    most: int = MANY
+    help: str
+
+    def read(self, fields: Fields) -> Param:
+        """Its value in a recipe."""
+        return integer(fields, self.name, least=self.least, most=self.most, default=self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decimal:
+    """A parameter that is a decimal number, as text, from 0 to `most`.
+
+    Attributes:
+        name: Its key in a recipe.
+        default: Its value where a recipe is silent, in plain form.
+        most: The greatest value.
+        help: What it means, with its unit, in a few words.
+    """
+
+    name: str
+    default: str
+    most: str = "1"
+    help: str
+
+    def read(self, fields: Fields) -> Param:
+        """Its value in a recipe, in plain form."""
+        return decimal(fields, self.name, most=self.most, default=self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A parameter that is one of a few words.
+
+    Attributes:
+        name: Its key in a recipe.
+        options: The words.
+        default: The one that is meant where a recipe is silent.
+        help: What it means, in a few words.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    default: str
+    help: str
+
+    def read(self, fields: Fields) -> Param:
+        """Its value in a recipe."""
+        return choice(fields, self.name, self.options, default=self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modules:
+    """A parameter that names linear layers.
+
+    Attributes:
+        name: Its key in a recipe.
+        default: Which are meant where a recipe is silent.
+        help: What it means, in a few words.
+    """
+
+    name: str
+    default: str = ALL_LINEAR
+    help: str
+
+    def read(self, fields: Fields) -> Param:
+        """The names, sorted, so that their order is not a difference."""
+        given = fields.text(self.name, default=self.default)
+        names = sorted({part.strip() for part in given.split(",")})
+        plain = all(re.fullmatch(r"[A-Za-z0-9_.]+", part) for part in names)
+        if names != [ALL_LINEAR] and not plain:
+            raise InvalidRecordError(
+                "not names of layers",
+                where=self.name,
+                expected=f"{ALL_LINEAR}, or such as q_proj,v_proj",
+            )
+        return ",".join(names)
+
+
+Parameter = Integer | Decimal | Choice | Modules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """Something that an algorithm needs beside a model and rows.
+
+    Attributes:
+        name: The key in a recipe, and the name of the step's input: ``teacher``, ``reward``.
+        kind: ``model`` (``base``, the name of an earlier stage, or a ``[models.NAME]``), ``models``
+            (a list of those; the inputs are NAME-1, NAME-2, …), ``code`` (a Python file of the
+            recipe's folder) or ``data`` (a file or folder of the recipe's folder).
+        required: Whether a recipe must name it.
+        help: What it is, in a few words.
+    """
+
+    name: str
+    kind: str
+    required: bool = True
+    help: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """One row of the catalogue.
+
+    Attributes:
+        id: Its name in a recipe: lower case, with hyphens.
+        axis: One of `AXES`.
+        family: One of `FAMILIES`.
+        title: Its name in full.
+        paper: Where it is from: ``arXiv:2305.18290``, or a citation.
+        minimises: The formula of an objective, or what an adapter or optimiser does, in a line.
+        schema: What a row of its data holds (spec/dataset.md): ``answers``, ``texts``, ``pairs``,
+            ``feedback``, ``prompts``, ``steps``; ``none`` for one without rows; ``any`` for
+            adapters and optimisers.
+        parameters: Its own parameters, beside those that its axis shares.
+        roles: What else it needs.
+        step: The step that runs an objective; empty for adapters and optimisers.
+        backing: Which class or function does the work, such as ``peft.LoraConfig``.
+        oracle: Whose implementation the tests compare it with.
+        passes: What a row's token costs, in forward and backward passes: ``1 forward, 1 backward``.
+        certified: Numerics classes in which its bytes are shown to be equal.
+        trains: Whether its stage trains by gradients, and so takes an adapter and an optimiser.
+    """
+
+    id: str
+    axis: str = OBJECTIVE
+    family: str
+    title: str
+    paper: str
+    minimises: str
+    schema: str
+    parameters: tuple[Parameter, ...] = ()
+    roles: tuple[Role, ...] = ()
+    step: str = ""
+    backing: str
+    oracle: str
+    passes: str
+    certified: tuple[str, ...] = ("portable-1",)
+    trains: bool = True
+
+
+def read_parameters(parameters: Sequence[Parameter], fields: Fields) -> Params:
+    """The values of `parameters` in a recipe, sorted by name, defaults filled in."""
+    return tuple(sorted((one.name, one.read(fields)) for one in parameters))
