@@ -6,9 +6,7 @@ One matrix is in memory at a time; all other files and tensors are copied.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,7 +15,7 @@ from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.apply import applied_as
 from kolm_build.steps._adapter import Adapter
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._files import files_of, input_folder, output_folder
+from kolm_build.steps._files import copy_others, input_folder, output_folder
 from kolm_build.steps._params import check_none
 from kolm_build.steps._tensors import changed
 from kolm_build.steps._weights import Weight, read_weights, write_weights
@@ -38,7 +36,7 @@ def run(request: StepRequest, events: Events) -> None:
     write_weights(
         out / WEIGHTS, merged, lambda done, total: events.progress(done, total, unit="byte")
     )
-    _copy_others(source, out)
+    copy_others(source, out, but=WEIGHTS)
 
 
 def merge(base: Sequence[Weight], adapter: Adapter) -> tuple[Weight, ...]:
@@ -74,10 +72,3 @@ def _check_targets(base: Sequence[Weight], adapter: Adapter) -> None:
                 expected=f"a matrix of shape {want}",
                 actual=str(shapes.get(name, "no such matrix")),
             )
-
-
-def _copy_others(source: Path, out: Path) -> None:
-    for name in files_of(source):
-        if name != WEIGHTS:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, out / name)

@@ -44,6 +44,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "report")),
         "sft": StepSpec(module="sft", outputs=("adapter", "trace"), numerics=INHERIT),
         "merge": StepSpec(module="merge", numerics=INHERIT),
+        "combine": StepSpec(module="combine", outputs=("model",), numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
         "score": StepSpec(module="score", environment=False),
         "gate": StepSpec(module="gate", environment=False),
