@@ -43,7 +43,7 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 def _threshold(bits: torch.Tensor, count: int) -> tuple[int, int]:
     """The `count`-th largest of `bits`, and how many are larger."""
-    high = bits >> _HALF
+    high = torch.bitwise_right_shift(bits, _HALF)
     first, above = _bucket(high, count)
     low = bits[high == first] & ((1 << _HALF) - 1)
     second, more = _bucket(low, count - above)
