@@ -20,7 +20,7 @@ def test_coefficients_are_those_of_the_sines(degrees, share):
 
 
 def test_a_right_angle_cut_in_three():
-    """sin 30 degrees is a half, to the last bit; the other is the square root of 3/4."""
+    """Sin 30 degrees is a half, to the last bit; the other is the square root of 3/4."""
     assert arc_shares(1.0, 1.0, Fraction(1, 3)) == (math.sqrt(0.75), 0.5)
 
 

@@ -59,7 +59,7 @@ def test_ties_trims_elects_and_merges(shape, weights, density):
     """MERGE-7, MERGE-10, MERGE-11."""
     base, models = tensors(shape, 3)
     plain, _ = arrays(base, models)
-    count = max(1, int(round(float(density) * 100)) * base.numel() // 100)
+    count = max(1, round(float(density) * 100) * base.numel() // 100)
     changes = [references.trimmed(one, count) for one in changes_of(base, models)]
     wanted = references.elected(plain, changes, weights_of(weights, 3), 0.7)
     found = merged("ties", base, models, weights=weights, density=density, scale="0.7")

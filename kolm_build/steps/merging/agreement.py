@@ -87,10 +87,10 @@ def check_alike(base: ModelTree, others: Sequence[ModelTree]) -> None:
     Raises:
         InvalidRecordError: One has another architecture, vocabulary, tensor or shape than `base`.
     """
-    reads = _token_table(base.tokenizer())
+    tokenizer = base.tokenizer()
     for other in others:
         _check_equal(_kind(base.config), _kind(other.config), f"{other.role}/{CONFIG}")
-        _check_equal(reads, _token_table(other.tokenizer()), f"{other.role}/{TOKENIZER}")
+        _check_tokenizer(tokenizer, other)
         _check_tensors(base, other)
 
 
@@ -107,6 +107,19 @@ def _token_table(tokenizer: Table) -> Table:
         if isinstance(token, dict)
     }
     return {key: tokenizer.get(key) for key in _READS} | tokens
+
+
+def _check_tokenizer(wanted: Table, other: ModelTree) -> None:
+    found, file = other.tokenizer(), f"{other.role}/{TOKENIZER}"
+    if bool(wanted) != bool(found):
+        one, two = (f"{'a' if table else 'no'} {TOKENIZER}" for table in (wanted, found))
+        raise InvalidRecordError(
+            "models of different kinds cannot be merged",
+            file=file,
+            expected=f"as the base: {one}",
+            actual=two,
+        )
+    _check_equal(_token_table(wanted), _token_table(found), file)
 
 
 def _check_equal(wanted: Table, found: Table, file: str) -> None:
