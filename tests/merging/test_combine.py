@@ -97,7 +97,7 @@ def test_every_algorithm_makes_a_model_from_models(tmp_path, base, models, algor
 @pytest.mark.ml
 @pytest.mark.parametrize("algorithm", sorted(METHODS))
 def test_processes_threads_and_order_change_no_byte(tmp_path, base, models, algorithm):
-    """MERGE-4, MERGE-6: fresh processes, another hash seed, two threads, another instruction set."""
+    """MERGE-4, MERGE-6: fresh processes, another hash seed, two threads, another ISA."""
     given = models[:2] if algorithm == "slerp" else models
     found = []
     for threads, isa in ((1, None), (2, "baseline")):
@@ -165,7 +165,7 @@ def test_another_seed_draws_other_elements(tmp_path, base, models):
     ],
 )
 def test_parameters_that_cannot_be_meant_are_refused(
-    tmp_path, base, models, algorithm, count, params, where
+    tmp_path, base, models, *, algorithm, count, params, where
 ):
     """MERGE-18: before anything is read or written."""
     ran = combine(tmp_path, base, models[:count], algorithm, **params)
@@ -248,7 +248,7 @@ def cut_short(folder):
         (cut_short, WEIGHTS, None),
     ],
 )
-def test_a_model_of_another_kind_is_refused_by_name(tmp_path, base, models, spoil, file, where):
+def test_a_model_of_another_kind_is_refused_by_name(tmp_path, base, models, *, spoil, file, where):
     """MERGE-2, MERGE-18: the input, the file and the place in it, expected and actual."""
     spoil(models[1])
     ran = combine(tmp_path, base, models, "ties")
