@@ -100,6 +100,7 @@ class Objective(ABC, Generic[E, C]):
 
     def correct(self, network: Any, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient to use in place of `gradient`, flat, in the order of the parameters."""
+        del network
         return gradient
 
 
@@ -142,6 +143,7 @@ class ObjectiveTrainer(AnswerTrainer):
         Returns:
             The loss of the optimiser step, shape (), with its last micro-batch; 0 before.
         """
+        del num_items_in_batch  # an objective knows the rows of its step itself
         if self._done == 0:
             self._contexts = self._prepared(model)
         parameters = [one for one in model.parameters() if one.requires_grad]
