@@ -19,6 +19,7 @@ from kolm_build.steps._adapter import Adapter
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import files_of, input_folder, output_folder
 from kolm_build.steps._params import check_none
+from kolm_build.steps._reward_head import FILES as HEAD_FILES
 from kolm_build.steps._tensors import changed
 from kolm_build.steps._weights import Weight, read_weights, write_weights
 
@@ -39,6 +40,7 @@ def run(request: StepRequest, events: Events) -> None:
         out / WEIGHTS, merged, lambda done, total: events.progress(done, total, unit="byte")
     )
     _copy_others(source, out)
+    _copy_head(input_folder(request, "adapter"), out)
 
 
 def merge(base: Sequence[Weight], adapter: Adapter) -> tuple[Weight, ...]:
@@ -74,6 +76,13 @@ def _check_targets(base: Sequence[Weight], adapter: Adapter) -> None:
                 expected=f"a matrix of shape {want}",
                 actual=str(shapes.get(name, "no such matrix")),
             )
+
+
+def _copy_head(adapter: Path, out: Path) -> None:
+    """A reward model's head, which was trained beside the adapter (RL-22)."""
+    for name in HEAD_FILES:
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, out / name)
 
 
 def _copy_others(source: Path, out: Path) -> None:
