@@ -10,7 +10,7 @@ from tests.steps_data.calling import run_step
 from tests.support.models import tiny_rows
 
 PARAMS = {"prompt": "Diagnosis: {text}?", "answer": "{label}", "split_seed": "kolm"}
-OUTPUTS = ("train", "holdout", "report")
+OUTPUTS = ("train", "holdout", "compared", "report")
 
 
 def ran(tmp_path, rows, *, name="rows.jsonl", **changes):
@@ -89,7 +89,7 @@ def test_the_report_counts_the_rows_and_names_them_by_one_root(tmp_path):
     """DATA-14, DATA-15."""
     done = ran(tmp_path, distinct(40))
     told, rows = report(done), lines(done, "holdout")
-    assert set(told) == {"format", "source", "split", "dropped", "train", "holdout"}
+    assert set(told) == {*("format", "schema", "source", "split", "dropped", "train", "holdout")}
     answers = [row["answer"] for row in rows]
     assert told["source"] == {"file": "rows.jsonl", "rows": 40}
     assert told["holdout"]["rows"] == len(rows)
