@@ -73,7 +73,7 @@ class Objective(ABC, Generic[E, C]):
     def columns(self, examples: Sequence[E]) -> Mapping[str, Sequence[Sequence[int]]]:
         """The rows' token ids, for the trace: columns of one list for each row."""
 
-    def start(self, network: Any, examples: Sequence[E]) -> None:  # noqa: B027 -- most need none
+    def start(self, network: Any, examples: Sequence[E]) -> None:
         """Look at the network before anything is trained; the policy is the reference still."""
 
     @abstractmethod
@@ -100,6 +100,7 @@ class Objective(ABC, Generic[E, C]):
 
     def correct(self, network: Any, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient to use in place of `gradient`, flat, in the order of the parameters."""
+        del network
         return gradient
 
 
@@ -142,6 +143,7 @@ class ObjectiveTrainer(AnswerTrainer):
         Returns:
             The loss of the optimiser step, shape (), with its last micro-batch; 0 before.
         """
+        del num_items_in_batch  # an objective knows the rows of its step itself
         if self._done == 0:
             self._contexts = self._prepared(model)
         parameters = [one for one in model.parameters() if one.requires_grad]
@@ -164,15 +166,11 @@ class ObjectiveTrainer(AnswerTrainer):
         with torch.no_grad():
             return self.objective.prepare(model, [self.examples[row - 1] for row in rows], moment)
 
-    def _shard(
-        self, model: Any, parameters: Sequence[torch.Tensor], number: int
-    ) -> torch.Tensor:
+    def _shard(self, model: Any, parameters: Sequence[torch.Tensor], number: int) -> torch.Tensor:
         """The gradients, loss and figures of the row `number` as one vector."""
         shard = self._done
         with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
-            share = self.objective.share(
-                model, self.examples[number - 1], self._contexts[shard]
-            )
+            share = self.objective.share(model, self.examples[number - 1], self._contexts[shard])
             share.loss.backward()
         gradients = flat_gradients(parameters)
         model.zero_grad()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
@@ -29,7 +28,7 @@ from kolm_build.steps._objective import Objective, ObjectiveTrainer
 from kolm_build.steps._pinned import SFT_PINNED
 from kolm_build.steps._sequences import Tokeniser
 from kolm_build.steps._trace import TraceCallback
-from kolm_build.steps._trainer import ROWS, AnswerTrainer, NumberedCollator
+from kolm_build.steps._trainer import AnswerTrainer
 from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps.adapters._change import Change
 from kolm_build.steps.adapters.table import ADAPTERS
@@ -147,9 +146,7 @@ def train(
     dtype = stage.change.load_dtype(stage.training)
     model = load(input_folder(request, "model"), dtype=dtype)
     tokens = Tokeniser(model=model, max_length=stage.training.max_length)
-    given = Given(
-        request=request, model=model, tokens=tokens, change=stage.change, events=events
-    )
+    given = Given(request=request, model=model, tokens=tokens, change=stage.change, events=events)
     examples = stage.objective.examples(given)
     trace = TraceCallback(request, stage.objective.columns(examples), events)
     trainer = make_trainer(

@@ -42,7 +42,7 @@ class Change(ABC):
 
 def check_layers(network: torch.nn.Module, names: Sequence[str]) -> None:
     """Refuse a name that no linear layer has; PEFT would pass over it in silence."""
-    head = network.get_output_embeddings()  # type: ignore[operator]  # every language model has it
+    head = network.get_output_embeddings()
     linear = {
         path.rpartition(".")[2]
         for path, module in network.named_modules()

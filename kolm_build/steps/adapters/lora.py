@@ -88,6 +88,7 @@ class Lora(Change):
 
     def write(self, network: Any, *, base: Path, out: Path) -> None:
         """Write adapter_model.safetensors and adapter_config.json (SFT-8, SFT-9)."""
+        del base
         params = self.params
         state = adapter_state(network, params.adapter_dtype)
         weights = [weight_of(name, tensor) for name, tensor in state.items()]
@@ -97,7 +98,7 @@ class Lora(Change):
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network without its adapters."""
-        return network.disable_adapter()  # type: ignore[no-any-return]  # PEFT's
+        return network.disable_adapter()
 
 
 def lora_config(params: LoraParams) -> LoraConfig:
