@@ -13,7 +13,7 @@ PARAMS = {"prompt": "Diagnosis: {text}?", "answer": "{label}", "split_seed": "ko
 OUTPUTS = ("train", "holdout", "compared", "report")
 
 
-def ran(tmp_path, rows, *, name="rows.jsonl", **changes):
+def ran(tmp_path, rows, *, name="rows.jsonl", against=None, **changes):
     """The step on `rows`: dicts for JSON lines, or the file's text or bytes."""
     folder = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}"
     folder.mkdir()
@@ -21,7 +21,8 @@ def ran(tmp_path, rows, *, name="rows.jsonl", **changes):
         rows = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / name).write_bytes(rows.encode() if isinstance(rows, str) else rows)
     params = {key: value for key, value in (PARAMS | changes).items() if value is not None}
-    return run_step(dataset, tmp_path, inputs={"rows": folder}, params=params, outputs=OUTPUTS)
+    inputs = {"rows": folder} | ({} if against is None else {"against": against})
+    return run_step(dataset, tmp_path, inputs=inputs, params=params, outputs=OUTPUTS)
 
 
 def lines(done, side):
