@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.apply import applied_as
 from kolm_build.steps._adapter import Adapter
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._files import files_of, input_folder, output_folder
+from kolm_build.steps._files import copy_others, input_folder, output_folder
 from kolm_build.steps._params import check_none
 from kolm_build.steps._reward_head import FILES as HEAD_FILES
 from kolm_build.steps._tensors import changed
@@ -39,7 +38,7 @@ def run(request: StepRequest, events: Events) -> None:
     write_weights(
         out / WEIGHTS, merged, lambda done, total: events.progress(done, total, unit="byte")
     )
-    _copy_others(source, out)
+    copy_others(source, out, but=WEIGHTS)
     _copy_head(input_folder(request, "adapter"), out)
 
 
@@ -83,10 +82,3 @@ def _copy_head(adapter: Path, out: Path) -> None:
     for name in HEAD_FILES:
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, out / name)
-
-
-def _copy_others(source: Path, out: Path) -> None:
-    for name in files_of(source):
-        if name != WEIGHTS:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, out / name)

@@ -108,6 +108,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         **_trained(PREFERENCE),
         **_trained(DISTILLATION),
         "merge": StepSpec(module="merge", numerics=INHERIT),
+        "combine": StepSpec(module="combine", outputs=("model",), numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
         "score": StepSpec(module="score", environment=False),
         "gate": StepSpec(module="gate", environment=False),
