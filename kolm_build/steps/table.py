@@ -43,7 +43,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "script": StepSpec(module="script", environment=False),
         "import-gguf": StepSpec(module="import_gguf"),
         "import-model": StepSpec(module="import_model"),
-        "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "report")),
+        "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "compared", "report")),
         "sft": StepSpec(module="sft", outputs=TRAINED, numerics=INHERIT),
         "dpo": StepSpec(module="objectives.dpo", outputs=TRAINED, numerics=INHERIT),
         "merge": StepSpec(module="merge", numerics=INHERIT),
