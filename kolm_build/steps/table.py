@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 EXACT = "exact-1"
 INHERIT = "inherit"
+TRAINED = ("adapter", "metrics", "trace")
+"""What a training gives; one of every weight gives ``model`` in place of ``adapter``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,8 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "import-gguf": StepSpec(module="import_gguf"),
         "import-model": StepSpec(module="import_model"),
         "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "report")),
-        "sft": StepSpec(module="sft", outputs=("adapter", "trace"), numerics=INHERIT),
+        "sft": StepSpec(module="sft", outputs=TRAINED, numerics=INHERIT),
+        "dpo": StepSpec(module="objectives.dpo", outputs=TRAINED, numerics=INHERIT),
         "merge": StepSpec(module="merge", numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
         "score": StepSpec(module="score", environment=False),

@@ -1,0 +1,58 @@
+"""What every adapter can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kolm_build.errors import InvalidRecordError
+from kolm_build.steps._training_params import TrainingParams
+
+ADAPTER = "adapter"
+MODEL = "model"
+
+
+class Change(ABC):
+    """The part of a network that is trained, and how it is kept."""
+
+    output: str = ADAPTER
+    """Which output of the step holds the result: ``adapter``, or ``model`` for a whole one."""
+
+    def load_dtype(self, training: TrainingParams) -> torch.dtype:
+        """What the base is loaded in."""
+        return torch.bfloat16 if training.compute_dtype == "bf16" else torch.float32
+
+    @abstractmethod
+    def attach(self, network: Any) -> Any:
+        """`network` with what is trained attached; torch's default generator is seeded."""
+
+    @abstractmethod
+    def write(self, network: Any, *, base: Path, out: Path) -> None:
+        """Write what was trained to the folder `out`; the base model is in the folder `base`."""
+
+    @abstractmethod
+    def reference(self, network: Any) -> AbstractContextManager[Any]:
+        """The network as it was before it was trained, as long as the context lasts."""
+
+
+def check_layers(network: torch.nn.Module, names: Sequence[str]) -> None:
+    """Refuse a name that no linear layer has; PEFT would pass over it in silence."""
+    head = network.get_output_embeddings()  # type: ignore[operator]  # every language model has it
+    linear = {
+        path.rpartition(".")[2]
+        for path, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    for name in names:
+        if name not in linear:
+            raise InvalidRecordError(
+                "the model has no such linear layer",
+                where="target_modules",
+                expected=", ".join(sorted(linear)),
+                actual=repr(name),
+            )
