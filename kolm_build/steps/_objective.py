@@ -164,15 +164,11 @@ class ObjectiveTrainer(AnswerTrainer):
         with torch.no_grad():
             return self.objective.prepare(model, [self.examples[row - 1] for row in rows], moment)
 
-    def _shard(
-        self, model: Any, parameters: Sequence[torch.Tensor], number: int
-    ) -> torch.Tensor:
+    def _shard(self, model: Any, parameters: Sequence[torch.Tensor], number: int) -> torch.Tensor:
         """The gradients, loss and figures of the row `number` as one vector."""
         shard = self._done
         with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
-            share = self.objective.share(
-                model, self.examples[number - 1], self._contexts[shard]
-            )
+            share = self.objective.share(model, self.examples[number - 1], self._contexts[shard])
             share.loss.backward()
         gradients = flat_gradients(parameters)
         model.zero_grad()

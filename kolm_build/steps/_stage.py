@@ -147,9 +147,7 @@ def train(
     dtype = stage.change.load_dtype(stage.training)
     model = load(input_folder(request, "model"), dtype=dtype)
     tokens = Tokeniser(model=model, max_length=stage.training.max_length)
-    given = Given(
-        request=request, model=model, tokens=tokens, change=stage.change, events=events
-    )
+    given = Given(request=request, model=model, tokens=tokens, change=stage.change, events=events)
     examples = stage.objective.examples(given)
     trace = TraceCallback(request, stage.objective.columns(examples), events)
     trainer = make_trainer(

@@ -46,6 +46,16 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "report")),
         "sft": StepSpec(module="sft", outputs=TRAINED, numerics=INHERIT),
         "dpo": StepSpec(module="objectives.dpo", outputs=TRAINED, numerics=INHERIT),
+        "federated-start": StepSpec(module="federated.start", outputs=("adapter", "state")),
+        "federated-update": StepSpec(
+            module="federated.update",
+            outputs=("card", "control", "metrics", "trace", "update"),
+            numerics=INHERIT,
+        ),
+        "federated-seal": StepSpec(module="federated.seal"),
+        "federated-aggregate": StepSpec(
+            module="federated.aggregate", outputs=("adapter", "state", "summary")
+        ),
         "merge": StepSpec(module="merge", numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
         "score": StepSpec(module="score", environment=False),

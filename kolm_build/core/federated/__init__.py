@@ -1,1 +1,1 @@
-"""Federated training as values: rounds, shares, fixed point, noise, privacy (spec/algorithms-federated.md)."""
+"""Federated training as values: rounds, shares, fixed point, noise, privacy."""

@@ -19,7 +19,7 @@ def gaussian_noise(seed: bytes, *, count: int, variance: int) -> list[int]:
     Args:
         seed: 32 secret bytes.
         count: How many.
-        variance: The parameter σ², a whole number of squared units; 0 for no noise.
+        variance: The parameter of that name, a whole number of squared units; 0 for no noise.
 
     Raises:
         InvalidRecordError: `variance` is negative.
@@ -37,7 +37,7 @@ def _gaussian(bits: Bits, variance: int) -> int:
     scale = isqrt(variance) + 1
     while True:
         drawn = _laplace(bits, scale)
-        # exp(-(|y| - σ²/t)² / 2σ²) with σ² = variance, t = scale
+        # exp(-(|y| - variance / scale)² / (2 variance))
         top = (abs(drawn) * scale - variance) ** 2
         if _bernoulli_exp(bits, top, 2 * variance * scale * scale):
             return drawn

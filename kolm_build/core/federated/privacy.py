@@ -104,7 +104,7 @@ def _after(rounds: int, order: int, noise_multiplier: Decimal, sampling_rate: De
 
 
 def _epsilon(divergence: Decimal, order: int, delta: Decimal) -> Decimal:
-    """divergence + ln(1 - 1/order) - ln(delta · order) / (order - 1), at least 0."""
+    """Divergence + ln(1 - 1/order) - ln(delta · order) / (order - 1), at least 0."""
     context = _CONTEXT
     shift = context.ln(context.divide(Decimal(order - 1), Decimal(order)))
     tail = context.divide(context.ln(context.multiply(delta, Decimal(order))), Decimal(order - 1))

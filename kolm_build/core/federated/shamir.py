@@ -1,4 +1,4 @@
-"""Shamir's secret sharing over a prime field: any `threshold` shares give the secret, fewer nothing.
+"""Shamir's secret sharing over a prime field: enough shares give the secret, fewer nothing.
 
 A. Shamir, How to share a secret, Communications of the ACM 22 (1979). The field holds every
 secret of 32 bytes; randomness comes in as bytes, so everything here is a function.
