@@ -73,7 +73,7 @@ class Objective(ABC, Generic[E, C]):
     def columns(self, examples: Sequence[E]) -> Mapping[str, Sequence[Sequence[int]]]:
         """The rows' token ids, for the trace: columns of one list for each row."""
 
-    def start(self, network: Any, examples: Sequence[E]) -> None:  # noqa: B027 -- most need none
+    def start(self, network: Any, examples: Sequence[E]) -> None:
         """Look at the network before anything is trained; the policy is the reference still."""
 
     @abstractmethod

@@ -103,11 +103,11 @@ def answer_logits(network: Any, sequence: Continuation) -> tuple[torch.Tensor, t
 
 
 def token_log_probabilities(network: Any, sequence: Continuation) -> torch.Tensor:
-    """log p of each token after the prompt, shape (tokens,), float32."""
+    """Log p of each token after the prompt, shape (tokens,), float32."""
     logits, ids = answer_logits(network, sequence)
     return -torch.nn.functional.cross_entropy(logits, ids, reduction="none")
 
 
 def log_probability(network: Any, sequence: Continuation) -> torch.Tensor:
-    """log p of all tokens after the prompt, shape ()."""
+    """Log p of all tokens after the prompt, shape ()."""
     return token_log_probabilities(network, sequence).sum()

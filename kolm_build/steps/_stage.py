@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
@@ -29,7 +28,7 @@ from kolm_build.steps._objective import Objective, ObjectiveTrainer
 from kolm_build.steps._pinned import SFT_PINNED
 from kolm_build.steps._sequences import Tokeniser
 from kolm_build.steps._trace import TraceCallback
-from kolm_build.steps._trainer import ROWS, AnswerTrainer, NumberedCollator
+from kolm_build.steps._trainer import AnswerTrainer
 from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps.adapters._change import Change
 from kolm_build.steps.adapters.table import ADAPTERS

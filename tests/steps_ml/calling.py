@@ -111,12 +111,30 @@ def row(number: int, prompt: str, answer: str) -> bytes:
     )
 
 
+def pair_row(number: int, prompt: str, chosen: str, rejected: str) -> bytes:
+    """A line of a set of pairs."""
+    return strict_json.dumps(
+        {
+            "chosen": chosen,
+            "group": "",
+            "id": f"sha256:{number:064x}",
+            "margin": "",
+            "messages": [{"content": prompt, "role": "user"}],
+            "rejected": rejected,
+        }
+    )
+
+
+def write_lines(folder: Path, name: str, lines) -> Path:
+    """`folder`, made, with the file `name` of `lines`."""
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"".join(line + b"\n" for line in lines))
+    return folder
+
+
 def write_rows(folder: Path, name: str, rows) -> Path:
     """`folder`, made, with the file `name` of (prompt, answer) pairs."""
-    folder.mkdir(parents=True)
-    lines = [row(number, *pair) + b"\n" for number, pair in enumerate(rows, 1)]
-    (folder / name).write_bytes(b"".join(lines))
-    return folder
+    return write_lines(folder, name, [row(at, *pair) for at, pair in enumerate(rows, 1)])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -31,7 +31,7 @@ class PairExample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class Both:
     """A value for each answer of a pair, both shape ()."""
 
     chosen: torch.Tensor
@@ -76,7 +76,7 @@ class PairObjective(Objective[PairExample, int]):
         network.eval()
         with torch.no_grad():
             self._reference = [
-                Pair(
+                Both(
                     chosen=log_probability(network, one.chosen),
                     rejected=log_probability(network, one.rejected),
                 )
@@ -92,7 +92,7 @@ class PairObjective(Objective[PairExample, int]):
 
     def share(self, network: Any, example: PairExample, context: int) -> Share:
         """The row's part of the mean."""
-        policy = Pair(
+        policy = Both(
             chosen=log_probability(network, example.chosen),
             rejected=log_probability(network, example.rejected),
         )
@@ -101,15 +101,15 @@ class PairObjective(Objective[PairExample, int]):
         loss = self.loss(ratios, policy, example)
         return Share(loss=loss / context, figures=(margin, (margin > 0).float()))
 
-    def _ratios(self, policy: Pair, example: PairExample) -> Pair:
-        """log (p / p_ref) of each answer; log p without a reference."""
+    def _ratios(self, policy: Both, example: PairExample) -> Both:
+        """Log (p / p_ref) of each answer; log p without a reference."""
         if not self.uses_reference:
             return policy
         reference = self._reference[example.number]
-        return Pair(
+        return Both(
             chosen=policy.chosen - reference.chosen, rejected=policy.rejected - reference.rejected
         )
 
     @abstractmethod
-    def loss(self, ratios: Pair, policy: Pair, example: PairExample) -> torch.Tensor:
+    def loss(self, ratios: Both, policy: Both, example: PairExample) -> torch.Tensor:
         """The loss of one row, shape (), of `ratios` = log (p / p_ref) and `policy` = log p."""

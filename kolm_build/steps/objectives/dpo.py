@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import decimal
 from kolm_build.steps._stage import Take, stage_main
-from kolm_build.steps.objectives._pairs import Pair, PairExample, PairObjective
+from kolm_build.steps.objectives._pairs import Both, PairExample, PairObjective
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +33,7 @@ class Dpo(PairObjective):
         """The objective that `fields` describe."""
         return cls(decimal(fields, "beta", "0.1", least=0.0, most=100.0))
 
-    def loss(self, ratios: Pair, policy: Pair, example: PairExample) -> torch.Tensor:
+    def loss(self, ratios: Both, policy: Both, example: PairExample) -> torch.Tensor:
         """Equation 7, one row."""
         del policy, example
         return -logsigmoid(self.beta * (ratios.chosen - ratios.rejected))
