@@ -107,6 +107,16 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "sft": StepSpec(module="sft", outputs=TRAINED, numerics=INHERIT),
         **_trained(PREFERENCE),
         **_trained(DISTILLATION),
+        "federated-start": StepSpec(module="federated.start", outputs=("adapter", "state")),
+        "federated-update": StepSpec(
+            module="federated.update",
+            outputs=("card", "control", "metrics", "trace", "update"),
+            numerics=INHERIT,
+        ),
+        "federated-seal": StepSpec(module="federated.seal"),
+        "federated-aggregate": StepSpec(
+            module="federated.aggregate", outputs=("adapter", "state", "summary")
+        ),
         "merge": StepSpec(module="merge", numerics=INHERIT),
         "combine": StepSpec(module="combine", outputs=("model",), numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),

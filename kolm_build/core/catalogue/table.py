@@ -8,6 +8,7 @@ from types import MappingProxyType
 from kolm_build.core.catalogue import (
     adapters,
     distillation,
+    merging,
     optimisers,
     preference,
     supervised,
@@ -18,6 +19,7 @@ _ROWS: tuple[Algorithm, ...] = (
     *supervised.ROWS,
     *preference.ROWS,
     *distillation.ROWS,
+    *merging.ROWS,
     *adapters.ROWS,
     *optimisers.ROWS,
 )
