@@ -7,6 +7,7 @@ the trace so far, the log, and the tensors of OPERATION where one is named.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,10 @@ from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError, UsageError
 from kolm_build.numerics.apply import applied_as
 from kolm_build.numerics.op_trace import OpTrace
-from kolm_build.steps import sft
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import output_folder
+from kolm_build.steps._stage import Stage, Take, train
+from kolm_build.steps.table import STEPS
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +45,7 @@ def replay(request: StepRequest, events: Events, *, step: int, watch: int | None
         InvalidRecordError: The training has no such step.
     """
     watcher = StepWatcher(step, watch)
-    training = sft.train(request, events, [watcher])
+    training = train(request, events, Stage.parse(request.params, _take(request.step)), [watcher])
     traced = watcher.traced
     if traced is None:
         raise InvalidRecordError("the training has no such step", where=f"step {step}")
@@ -81,6 +83,12 @@ class StepWatcher(TrainerCallback):
         if state.global_step == self._step and self.traced is not None:
             self.traced.__exit__(None, None, None)
             control.should_training_stop = True
+
+
+def _take(step: str) -> Take:
+    """Reads the parameters of the objective that `step` minimises."""
+    module = importlib.import_module(f"kolm_build.steps.{STEPS[step].module}")
+    return module.TAKE
 
 
 def _write_operation(out: Path, traced: OpTrace) -> None:

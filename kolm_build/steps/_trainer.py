@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from trl import SFTTrainer
 
 from kolm_build.core.schedule import Schedule
-from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
 
 ROWS = "row"
 """The column that holds a row's number, from 1."""
@@ -94,52 +93,6 @@ class AnswerTrainer(SFTTrainer):
         """Nothing leaves the machine."""
 
 
-class ShardTrainer(AnswerTrainer):
-    """An `AnswerTrainer` whose result does not depend on how a step's rows are run.
-
-    Every row is a logical shard: it is computed alone, without padding, with a generator of its
-    own, and the shards' gradients are added by the fixed tree (spec/numerics.md, NUM-110 on). So
-    the rows of an optimiser step may stand in micro-batches of any size.
-    """
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
-    ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """The micro-batches of one optimiser step; a new sum begins."""
-        batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._sum = TreeSum(len(self.step_rows))
-        self._done = 0
-        return batches, labels
-
-    def training_step(
-        self,
-        model: Any,
-        inputs: dict[str, torch.Tensor],
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Add the gradients of a micro-batch's rows; the last one sets the sum of the step.
-
-        Returns:
-            The loss of the optimiser step, shape (), with its last micro-batch; 0 before.
-        """
-        model.train()
-        parameters = [one for one in model.parameters() if one.requires_grad]
-        for row in _rows(self._prepare_inputs(inputs)):
-            shard = self._done
-            with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
-                loss = self.compute_loss(model, row, num_items_in_batch=num_items_in_batch)
-                loss.backward()
-            gradients = flat_gradients(parameters)
-            self._sum.add(shard, torch.cat([gradients, loss.detach().reshape(1)]))
-            model.zero_grad()
-            self._done += 1
-        if self._done < len(self.step_rows):
-            return torch.zeros(())
-        total = self._sum.total()
-        set_gradients(parameters, total[:-1])
-        return total[-1]
-
-
 def shard_seed(seed: int, step: int, shard: int) -> int:
     """What the generator of a shard is seeded with: 32 bits (spec/numerics.md, NUM-115)."""
     text = f"kolm_build 2026 shard v1 {seed} {step} {shard}"
@@ -155,13 +108,3 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
-
-
-def _rows(inputs: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """Each row of a micro-batch that is padded on the right, alone and without padding."""
-    lengths = inputs["attention_mask"].sum(dim=1).tolist()
-    for row, length in enumerate(lengths):
-        yield {
-            name: inputs[name][row : row + 1, :length]
-            for name in ("input_ids", "labels", "attention_mask")
-        }

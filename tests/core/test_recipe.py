@@ -1,13 +1,10 @@
 """spec/recipe.md: recipes are read strictly, and errors say where and what."""
 
-from dataclasses import fields
-
 import pytest
 
 from kolm_build.core.generic_step import LocalPath, NodeOutput
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.recipe import DISTRIBUTIONS, parse_recipe
-from kolm_build.core.training import sft_params
 from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
 from kolm_build.surfaces.starter import recipe_text
 from tests.core.samples import FULL, STEPS_ONLY, TINY, recipe
@@ -42,15 +39,6 @@ def test_a_recipe_is_read_with_its_defaults():
 
 def test_the_starter_recipe_is_a_recipe():
     assert recipe(recipe_text("demo")).pipeline is not None
-
-
-def test_the_training_parameters_are_those_of_the_step():
-    from kolm_build.core.fields import Fields
-    from kolm_build.steps._params import SftParams
-
-    given = sft_params(Fields({}))
-    assert [name for name, _ in given] == sorted(field.name for field in fields(SftParams))
-    assert SftParams.parse(dict(given)) == SftParams.parse({})
 
 
 def test_sources_are_named_in_the_order_of_the_recipe():

@@ -41,14 +41,17 @@ class Ran:
         return [event["text"] for event in self.events if event["event"] == "log"]
 
 
-def run_step(step, root, *, inputs, params=None, env=None, seed=0, portable=None) -> Ran:
+def run_step(
+    step, root, *, inputs, params=None, env=None, seed=0, portable=None, outputs=None
+) -> Ran:
     """Run `step` in this process; or with `env` in one of its own, in no other environment.
 
     With `portable`, threads and an instruction set (None for the best), in the class portable-1.
+    With `outputs` these and not those that the table names.
     """
     spec = STEPS[step]
     place = root / f"{step}-{len(list(root.glob('*')))}"
-    outputs = {name: place / "outputs" / name for name in spec.outputs}
+    outputs = {name: place / "outputs" / name for name in outputs or spec.outputs}
     for folder in (*outputs.values(), place / "scratch"):
         folder.mkdir(parents=True)
     inherited = "native-1" if portable is None else "portable-1"
@@ -111,12 +114,30 @@ def row(number: int, prompt: str, answer: str) -> bytes:
     )
 
 
+def pair_row(number: int, prompt: str, chosen: str, rejected: str) -> bytes:
+    """A line of a set of pairs."""
+    return strict_json.dumps(
+        {
+            "chosen": chosen,
+            "group": "",
+            "id": f"sha256:{number:064x}",
+            "margin": "",
+            "messages": [{"content": prompt, "role": "user"}],
+            "rejected": rejected,
+        }
+    )
+
+
+def write_lines(folder: Path, name: str, lines) -> Path:
+    """`folder`, made, with the file `name` of `lines`."""
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"".join(line + b"\n" for line in lines))
+    return folder
+
+
 def write_rows(folder: Path, name: str, rows) -> Path:
     """`folder`, made, with the file `name` of (prompt, answer) pairs."""
-    folder.mkdir(parents=True)
-    lines = [row(number, *pair) + b"\n" for number, pair in enumerate(rows, 1)]
-    (folder / name).write_bytes(b"".join(lines))
-    return folder
+    return write_lines(folder, name, [row(at, *pair) for at, pair in enumerate(rows, 1)])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

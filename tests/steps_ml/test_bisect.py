@@ -62,6 +62,7 @@ def inputs(tmp_path_factory):
 def run(inputs, scratch, plan=None, watchers=()):
     """The trace of a training, with the fault of `plan`; and the fault."""
     from kolm_build.steps import sft
+    from kolm_build.steps._stage import Stage, train
 
     request = StepRequest(
         step="sft",
@@ -74,7 +75,8 @@ def run(inputs, scratch, plan=None, watchers=()):
     )
     fault = nullcontext() if plan is None else Fault(plan)
     with fault:
-        return sft.train(request, Deaf(), watchers).trace, fault
+        stage = Stage.parse(request.params, sft.TAKE)
+        return train(request, Deaf(), stage, watchers).trace, fault
 
 
 def step_of(inputs, scratch, step, plan=None, watch=None):

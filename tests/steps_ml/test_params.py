@@ -7,18 +7,28 @@ import dataclasses
 import pytest
 
 from kolm_build.errors import InvalidRecordError
-from kolm_build.steps._params import EvaluateParams, SftParams, check_none
+from kolm_build.steps._params import EvaluateParams, check_none
+
+pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]
 
 
-def test_every_sft_parameter_has_a_default():
-    params = SftParams.parse({})
-    assert params.learning_rate == 2e-4
-    assert params.target_modules == ()
-    assert (params.adapter_dtype, params.compute_dtype) == ("fp32", "bf16")
+def parse(params):
+    from kolm_build.steps import sft
+    from kolm_build.steps._stage import Stage
+
+    return Stage.parse(params, sft.TAKE)
+
+
+def test_every_parameter_has_a_default():
+    stage = parse({})
+    assert stage.training.learning_rate == 2e-4
+    assert stage.training.compute_dtype == "bf16"
+    assert stage.change.params.target_modules == ()
+    assert stage.change.params.adapter_dtype == "fp32"
 
 
 def test_decimals_are_text_and_parsed_exactly():
-    assert SftParams.parse({"learning_rate": "1e-3"}).learning_rate == 0.001
+    assert parse({"learning_rate": "1e-3"}).training.learning_rate == 0.001
 
 
 @pytest.mark.parametrize(
@@ -36,24 +46,26 @@ def test_decimals_are_text_and_parsed_exactly():
         ("lora_dropout", "1", "out of range"),
         ("target_modules", "q_proj,,v_proj", "empty name"),
         ("lr", "1e-3", "unknown key"),
+        ("adapter", "glue", "unknown adapter"),
+        ("optimiser", "newton", "unknown optimiser"),
     ],
 )
 def test_a_bad_sft_parameter_is_refused_by_name(name, value, reason):
     with pytest.raises(InvalidRecordError) as caught:
-        SftParams.parse({name: value})
+        parse({name: value})
     assert reason in caught.value.reason
     assert caught.value.where == name
 
 
 def test_a_misspelt_parameter_gets_a_suggestion():
     with pytest.raises(InvalidRecordError) as caught:
-        SftParams.parse({"learning_rat": "1e-3"})
+        parse({"learning_rat": "1e-3"})
     assert "learning_rate" in (caught.value.advice or "")
 
 
 def test_module_names_are_a_sorted_set():
-    params = SftParams.parse({"target_modules": "v_proj, q_proj,v_proj"})
-    assert params.target_modules == ("q_proj", "v_proj")
+    params = parse({"target_modules": "v_proj, q_proj,v_proj"})
+    assert params.change.params.target_modules == ("q_proj", "v_proj")
 
 
 def test_labels_are_lines():
@@ -80,4 +92,4 @@ def test_merge_takes_no_parameter():
 
 def test_parameters_are_frozen_values():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        SftParams.parse({}).epochs = 2
+        parse({}).training.epochs = 2

@@ -50,17 +50,18 @@ def test_every_inert_field_has_a_reason(name):
 def test_the_settings_are_what_the_tables_say(tmp_path):
     """SFT-1, SFT-7: pinned values survive the library's own post-processing."""
     from kolm_build.core.numerics import Numerics
-    from kolm_build.steps._params import SftParams
-    from kolm_build.steps.sft import lora_config as lora
-    from kolm_build.steps.sft import sft_config as sft
+    from kolm_build.steps import sft
+    from kolm_build.steps._stage import Stage, sft_config
+    from kolm_build.steps.adapters.lora import lora_config as lora
 
-    params = SftParams.parse({"learning_rate": "1e-3", "max_steps": 7, "schedule": "constant"})
-    args = sft(params, Numerics(cls="native-1", seed=5), tmp_path)
+    given = {"learning_rate": "1e-3", "max_steps": 7, "schedule": "constant"}
+    stage = Stage.parse(given, sft.TAKE)
+    args = sft_config(stage.training, Numerics(cls="native-1", seed=5), tmp_path)
     assert (args.seed, args.data_seed, args.max_steps) == (5, 5, 7)
     assert args.lr_scheduler_type == "constant"
     assert not args.gradient_checkpointing
     assert not args.bf16
     assert args.report_to == []
     assert args.save_strategy == "no"
-    assert lora(params).target_modules == "all-linear"
+    assert lora(stage.change.params).target_modules == "all-linear"
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,6 @@ import torch
 from kolm_build.core.numerics import Numerics
 from kolm_build.numerics import native
 from kolm_build.runtime.load import load
-from kolm_build.steps._params import SftParams
 from tests.steps_ml.calling import run_step, write_rows
 from tests.support.models import tiny_llama
 
@@ -32,17 +31,22 @@ def trainer(tmp_path, inputs):
     """A trainer on the first two rows, and the events it sends."""
     from kolm_build.steps import sft
     from kolm_build.steps._conversations import read_conversations
+    from kolm_build.steps._sequences import Tokeniser
+    from kolm_build.steps._stage import Stage, make_trainer
 
     native.apply(NUMERICS)
     model = load(inputs["model"])
-    params = SftParams.parse({"compute_dtype": "fp32", "batch_size": 2})
+    stage = Stage.parse({"compute_dtype": "fp32", "batch_size": 2}, sft.TAKE)
     rows = read_conversations(inputs["train"] / "train.jsonl")[:2]
-    return sft._trainer(
-        model,
-        sft.tokenise(model, rows, max_length=512),
-        args=sft.sft_config(params, NUMERICS, tmp_path),
-        peft_config=sft.lora_config(params),
-    )
+    examples = sft.tokenise(Tokeniser(model=model, max_length=512), rows)
+    return make_trainer(stage, model, examples, numerics=NUMERICS, scratch=tmp_path)
+
+
+def lora(**params):
+    from kolm_build.core.fields import Fields
+    from kolm_build.steps.adapters.lora import Lora
+
+    return Lora.take(Fields(params))
 
 
 class Deaf:
@@ -74,12 +78,13 @@ def test_a_layer_that_cannot_be_adapted_is_refused(tmp_path, inputs, name):
 def test_only_the_answer_has_a_loss(inputs):
     """SFT-2, SFT-3."""
     from kolm_build.steps._conversations import read_conversations
-    from kolm_build.steps.sft import IGNORED, tokenise
+    from kolm_build.steps._sequences import IGNORED, Tokeniser
+    from kolm_build.steps.sft import tokenise
 
     model = load(inputs["model"])
     row = read_conversations(inputs["train"] / "train.jsonl")[0]
-    columns = tokenise(model, [row], max_length=512)
-    ids, labels = columns["input_ids"][0], columns["labels"][0]
+    (made,) = tokenise(Tokeniser(model=model, max_length=512), [row])
+    ids, labels = list(made.ids), made.labels
     prompt = "<|im_start|>user\nAda reports low mood<|im_end|>\n<|im_start|>assistant\n"
     assert model.chat.tokenizer.decode(ids, skip_special_tokens=False) == f"{prompt}mind<|im_end|>"
     assert labels == [IGNORED] * (len(ids) - 5) + model.chat.answer_ids("mind")
@@ -148,12 +153,11 @@ def test_training_that_diverges_is_an_error(name, value):
 def test_adapters_that_are_not_finite_are_never_written(tmp_path, trainer):
     """NAT-6."""
     from kolm_build.errors import StepFailedError
-    from kolm_build.steps.sft import _write_adapter
 
     with torch.no_grad():
         next(one for one in trainer.model.parameters() if one.requires_grad)[0, 0] = torch.nan
     with pytest.raises(StepFailedError, match="diverged"):
-        _write_adapter(tmp_path, trainer.model, SftParams.parse({}))
+        lora().write(trainer.model, base=tmp_path, out=tmp_path)
     assert not (tmp_path / "adapter_model.safetensors").exists()
 
 
@@ -171,8 +175,6 @@ def test_a_trainer_sends_no_telemetry(trainer, monkeypatch):
 def test_an_adapter_can_be_stored_in_bf16(tmp_path, trainer):
     from safetensors.torch import load_file
 
-    from kolm_build.steps.sft import _write_adapter
-
-    _write_adapter(tmp_path, trainer.model, SftParams.parse({"adapter_dtype": "bf16"}))
+    lora(adapter_dtype="bf16").write(trainer.model, base=tmp_path, out=tmp_path)
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

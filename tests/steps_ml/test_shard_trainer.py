@@ -15,7 +15,7 @@ from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import Circumstances, StepRequest
 from kolm_build.core.schedule import Schedule
 from kolm_build.numerics import kernels, native
-from kolm_build.steps._params import SCHEDULES
+from kolm_build.steps._training_params import SCHEDULES
 from tests.steps_ml.calling import write_rows
 from tests.support.models import ROOT, tiny_llama, tiny_rows
 
@@ -56,6 +56,7 @@ def trained(inputs, scratch, *, cls="portable-1", seed=3, **params):
 def run(inputs, scratch, *, cls="portable-1", seed=3, **params):
     """The trace of a training and its adapters, on the kernels that are active."""
     from kolm_build.steps import sft
+    from kolm_build.steps._stage import Stage, train
 
     numerics = Numerics(cls=cls, seed=seed)
     request = StepRequest(
@@ -68,7 +69,7 @@ def run(inputs, scratch, *, cls="portable-1", seed=3, **params):
         events_fd=1,
         circumstances=Circumstances(kernels="", threads=1) if cls == "portable-1" else None,
     )
-    done = sft.train(request, Deaf())
+    done = train(request, Deaf(), Stage.parse(request.params, sft.TAKE))
     adapters = {
         name: one.detach().clone()
         for name, one in done.network.named_parameters()

@@ -36,6 +36,8 @@ FAMILIES = (
 )
 
 ALL_LINEAR = "all-linear"
+FULL = "full"
+"""The adapter that changes every weight: what its stage makes is the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +215,8 @@ class Algorithm:
         passes: What a row's token costs, in forward and backward passes: ``1 forward, 1 backward``.
         certified: Numerics classes in which its bytes are shown to be equal.
         trains: Whether its stage trains by gradients, and so takes an adapter and an optimiser.
+        mergeable: Whether an adapter's numbers can be put into the weights that it changes, which
+            gives a plain model.
     """
 
     id: str
@@ -230,8 +234,14 @@ class Algorithm:
     passes: str
     certified: tuple[str, ...] = ("portable-1",)
     trains: bool = True
+    mergeable: bool = True
 
 
 def read_parameters(parameters: Sequence[Parameter], fields: Fields) -> Params:
-    """The values of `parameters` in a recipe, sorted by name, defaults filled in."""
-    return tuple(sorted((one.name, one.read(fields)) for one in parameters))
+    """The values of `parameters` in a recipe, sorted by name, defaults filled in.
+
+    Of two parameters with one name the later one counts: an objective may have a default of its
+    own for what all training shares.
+    """
+    by_name = {one.name: one for one in parameters}
+    return tuple((name, by_name[name].read(fields)) for name in sorted(by_name))

@@ -1,0 +1,1 @@
+"""Adapters: which numbers of a network a stage may change (spec/algorithms.md)."""

@@ -1,0 +1,98 @@
+"""``full``: every weight of the network is trained, in float32."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from kolm_build.core.fields import Fields
+from kolm_build.errors import InvalidRecordError
+from kolm_build.runtime.weights import DTYPES as TORCH_DTYPES
+from kolm_build.steps._bounds import choice
+from kolm_build.steps._files import files_of
+from kolm_build.steps._tensors import weight_of
+from kolm_build.steps._trace import diverged
+from kolm_build.steps._training_params import TrainingParams
+from kolm_build.steps._weights import DTYPES, Weight, read_weights, write_weights
+from kolm_build.steps.adapters._change import MODEL, Change
+
+WEIGHTS = "model.safetensors"
+AS_BASE = "base"
+
+
+class Full(Change):
+    """Every weight.
+
+    Args:
+        weights_dtype: What the result is rounded to, once; ``base`` for what the base has.
+    """
+
+    output = MODEL
+
+    def __init__(self, weights_dtype: str) -> None:
+        self._dtype = weights_dtype
+        self._start: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def take(cls, fields: Fields) -> Self:
+        """The training that `fields` describe."""
+        return cls(choice(fields, "weights_dtype", AS_BASE, (AS_BASE, *DTYPES)))
+
+    def load_dtype(self, training: TrainingParams) -> torch.dtype:
+        """Float32: small changes of a weight would be lost in fewer bits.
+
+        Raises:
+            InvalidRecordError: The recipe asks for another.
+        """
+        if training.compute_dtype != "fp32":
+            raise InvalidRecordError(
+                "every weight is trained in float32",
+                where="compute_dtype",
+                expected="fp32",
+                actual=training.compute_dtype,
+            )
+        return torch.float32
+
+    def attach(self, network: Any) -> Any:
+        """`network` itself; what it was is kept for `reference` when that is first asked for."""
+        self._start = {name: one.detach().clone() for name, one in network.named_parameters()}
+        return network.requires_grad_(requires_grad=True)
+
+    def write(self, network: Any, *, base: Path, out: Path) -> None:
+        """Write the model, every file of the base but the weights copied."""
+        state = network.state_dict()
+        weights = [self._trained(one, state[one.name]) for one in read_weights(base / WEIGHTS)]
+        write_weights(out / WEIGHTS, weights)
+        for name in files_of(base):
+            if name != WEIGHTS:
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(base / name, out / name)
+
+    def reference(self, network: Any) -> AbstractContextManager[Any]:
+        """The network with the weights that it began with."""
+        return _swapped(network, self._start)
+
+    def _trained(self, base: Weight, tensor: torch.Tensor) -> Weight:
+        if not torch.isfinite(tensor).all():
+            raise diverged(base.name, actual="NaN or an infinity")
+        dtype = base.dtype if self._dtype == AS_BASE else DTYPES[self._dtype]
+        return weight_of(base.name, tensor.detach().to(TORCH_DTYPES[dtype]))
+
+
+@contextmanager
+def _swapped(network: Any, weights: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The parameters of `network` are `weights` for a while."""
+    swapped = {name: one for name, one in network.named_parameters() if name in weights}
+    now = {name: one.data for name, one in swapped.items()}
+    for name, one in swapped.items():
+        one.data = weights[name]
+    try:
+        yield
+    finally:
+        for name, one in swapped.items():
+            one.data = now[name]

@@ -1,0 +1,1 @@
+"""Objectives: what a stage minimises, a module each (spec/algorithms.md)."""

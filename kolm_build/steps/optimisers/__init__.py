@@ -1,0 +1,1 @@
+"""Optimisers: how a stage changes what it trains (spec/algorithms.md)."""
