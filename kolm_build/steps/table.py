@@ -71,6 +71,30 @@ PREFERENCE = (
 """Objectives over pairs of answers, and over answers with a verdict."""
 
 
+REINFORCEMENT = (
+    "bnpo",
+    "cispo",
+    "dapo",
+    "dr-grpo",
+    "grpo",
+    "gspo",
+    "nash-md",
+    "online-dpo",
+    "ppo",
+    "prm",
+    "raft",
+    "reinforce-pp",
+    "remax",
+    "reward-bt",
+    "rloo",
+    "self-rewarding",
+    "spin",
+    "star",
+    "xpo",
+)
+"""Objectives over what a policy says itself, and reward models."""
+
+
 def _trained(objectives: Sequence[str]) -> Mapping[str, StepSpec]:
     """The steps of objectives, each the module of its name."""
     return {
@@ -90,6 +114,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "compared", "report")),
         "sft": StepSpec(module="sft", outputs=TRAINED, numerics=INHERIT),
         **_trained(PREFERENCE),
+        **_trained(REINFORCEMENT),
         "merge": StepSpec(module="merge", numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
         "score": StepSpec(module="score", environment=False),

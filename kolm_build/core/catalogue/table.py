@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from kolm_build.core.catalogue import adapters, optimisers, preference, supervised
+from kolm_build.core.catalogue import (
+    adapters,
+    optimisers,
+    preference,
+    reinforcement,
+    reward,
+    supervised,
+)
 from kolm_build.core.catalogue.algorithm import ADAPTER, AXES, OBJECTIVE, OPTIMISER, Algorithm
 
 _ROWS: tuple[Algorithm, ...] = (
     *supervised.ROWS,
     *preference.ROWS,
+    *reward.ROWS,
+    *reinforcement.ROWS,
     *adapters.ROWS,
     *optimisers.ROWS,
 )
