@@ -3,7 +3,7 @@
 `python tools/algorithms.py [NAME…]` reads examples/algorithms/NAME.toml, makes what its last stage
 needs once, and runs that stage in two processes that differ in PYTHONHASHSEED, threads,
 instruction set and folder. It prints one line an algorithm, and fails where two runs give other
-bytes, where nothing was learnt, or where the bytes are not those of examples/algorithms/golden.json.
+bytes, where nothing was learnt, or where the bytes are not those of golden.json beside the recipes.
 
 Every stage is the derivation that `kolm build` would make of the recipe, but one process imports
 the frameworks and forks for each, so that all take minutes and not hours; nothing is sandboxed.
@@ -115,9 +115,7 @@ class Server:
     def _circumstances(self, derivation: Derivation) -> Circumstances | None:
         if derivation.numerics.cls != PORTABLE:
             return None
-        return Circumstances(
-            kernels=str(LIBRARY), threads=self.way.threads, isa=self.way.isa
-        )
+        return Circumstances(kernels=str(LIBRARY), threads=self.way.threads, isa=self.way.isa)
 
     def _ask(self, question: Mapping[str, str]) -> dict[str, Any]:
         self.process.stdin.write(json.dumps(question) + "\n")
@@ -393,7 +391,9 @@ def compare(wanted: Sequence[str], *, write: bool) -> int:
         print(f"{at:3}/{len(wanted)}  {name:<20} {trouble or 'same bytes'}  {told}", flush=True)
     for server in servers:
         server.close()
-    print(f"{len(wanted) - bad} of {len(wanted)} algorithms: same bytes twice, and something learnt")
+    print(
+        f"{len(wanted) - bad} of {len(wanted)} algorithms: same bytes twice, and something learnt"
+    )
     if write and not bad:
         write_document(verdicts)
     return int(bad > 0)

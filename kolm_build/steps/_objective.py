@@ -189,11 +189,16 @@ class ObjectiveTrainer(AnswerTrainer):
         shard = self._done
         with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
             share = self.objective.share(model, self.examples[number - 1], self._contexts[shard])
-            share.loss.backward()
+            self._whole(model, share.loss).backward()  # type: ignore[no-untyped-call]
         gradients = flat_gradients(parameters)
         model.zero_grad()
         told = [one.detach().float().reshape(1) for one in (share.loss, *share.figures)]
         return torch.cat([gradients, *told])
+
+    def _whole(self, model: Any, loss: torch.Tensor) -> torch.Tensor:
+        """A row's `loss` with what the adapter adds for the row."""
+        penalty = self.change.row_penalty(model)
+        return loss if penalty is None else loss + penalty / len(self.step_rows)
 
     def _finish(self, model: Any, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         names = self.objective.figures
