@@ -1,5 +1,7 @@
 """spec/recipe.md, "Stages" and their nodes, with a small catalogue of the tests' own."""
 
+import re
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -11,6 +13,7 @@ from kolm_build.core.catalogue.table import ADAPTERS, ALGORITHMS, OBJECTIVES, OP
 from kolm_build.core.lock import check
 from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import parse_recipe
+from kolm_build.core.schemas import SCHEMAS
 from kolm_build.errors import InvalidRecordError, StaleLockError
 from kolm_build.steps.table import INHERIT, STEPS, TRAINED, StepSpec
 from tests.core.samples import PLATFORM, digest, lock
@@ -315,7 +318,7 @@ def test_a_stage_that_does_not_fit_is_refused_at_its_path(text, where, reason):
 
 def test_a_misspelt_role_or_model_gets_a_suggestion():
     """RECIPE-1."""
-    assert refused(stage("prefer", rows="votes", juge="base")).advice == "Did you mean 'judge'?"
+    assert refused(stage("prefer", rows="votes", juudge="base")).advice == "Did you mean 'judge'?"
     assert refused(stage("distil", teacher="bigg")).advice == "Did you mean 'big'?"
 
 
@@ -404,6 +407,16 @@ def test_a_step_may_use_what_a_set_a_model_or_a_stage_gives():
         "b": "model-big.out",
         "c": "train-2.trace",
     }
+
+
+def test_the_recipe_of_the_docs_is_a_recipe(monkeypatch):
+    monkeypatch.undo()
+    page = (Path(__file__).parents[2] / "docs" / "stages.md").read_text("utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    pipeline = parse_recipe(text).pipeline
+    assert [one.name for one in pipeline.train] == ["taught", "train-2"]
+    rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert rows == set(SCHEMAS)
 
 
 def test_no_two_nodes_of_a_pipeline_have_one_name():
