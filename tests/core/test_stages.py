@@ -178,7 +178,7 @@ def test_a_stage_may_start_from_any_model_before_it():
 
 
 def test_roles_are_inputs_and_files_are_locked():
-    """RECIPE-19, RECIPE-22."""
+    """LOCK-15, RECIPE-19, RECIPE-22."""
     text = (
         stage("distil", teacher="big", log="path:./log", adapter="full")
         + stage("reward", rows="asked", reward="reward.py")
