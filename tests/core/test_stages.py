@@ -5,6 +5,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kolm_build.core import stage_reader
 from kolm_build.core.catalogue.algorithm import ADAPTER, OPTIMISER, Algorithm, Decimal, Role
@@ -264,6 +266,42 @@ def test_a_stage_that_is_not_named_is_not_depended_on():
     after = made(text.replace('"sft"', '"sft"\nepochs = 2', 1))
     assert before.digests["train-2"] == after.digests["train-2"]
     assert before.digests["train-1"] != after.digests["train-1"]
+
+
+@st.composite
+def _chains(draw):
+    """Stages that start from, and listen to, any models before them; and the number of one."""
+    count = draw(st.integers(1, 5))
+    stages = []
+    for number in range(count):
+        before = st.sampled_from(["base", "big", *(f"train-{n + 1}" for n in range(number))])
+        adapter = draw(st.sampled_from(["lora", "full"]))
+        keys = {"from_": draw(before), "adapter": adapter, "epochs": 1}
+        stages.append(("distil", keys | {"teacher": draw(before)}))
+    return stages, draw(st.integers(0, count - 1))
+
+
+@given(_chains())
+@settings(deadline=None, max_examples=60)
+def test_a_change_reaches_what_follows_from_it_and_nothing_else(chain):
+    """RECIPE-13, RECIPE-23."""
+    stages, index = chain
+    before = made("".join(stage(name, **keys) for name, keys in stages))
+    name, keys = stages[index]
+    stages[index] = name, keys | {"epochs": 2}
+    after = made("".join(stage(name, **keys) for name, keys in stages))
+    changed = {name for name in before.nodes if before.digests[name] != after.digests[name]}
+    assert changed == _follow(before, f"train-{index + 1}")
+
+
+def _follow(instance, node):
+    """The node and all that needs it."""
+    names = {digest: name for name, digest in instance.digests.items()}
+    found = {node}
+    for name, derivation in instance.nodes.items():
+        if found & {names[need.derivation] for need in derivation.needs}:
+            found.add(name)
+    return found | {"package"} if "gate" in found else found
 
 
 def test_a_label_of_a_stage_is_no_part_of_its_derivation():
