@@ -54,6 +54,12 @@ def read_stages(
     return tuple(stages)
 
 
+def default_params(algorithm: str, *, adapter: str, optimiser: str) -> Params:
+    """The parameters of a stage that names `algorithm`, `adapter` and `optimiser` alone."""
+    rows = OBJECTIVES[algorithm], ADAPTERS[adapter], OPTIMISERS[optimiser]
+    return _params(Fields({}), *rows)
+
+
 def _names(entries: Sequence[object], models: Collection[str]) -> Sequence[str]:
     """What each stage is called: its `name`, else its number."""
     taken = {BASE, *models}
