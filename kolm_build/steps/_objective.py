@@ -20,6 +20,7 @@ from datasets import Dataset
 from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
 from kolm_build.runtime.load import Model
 from kolm_build.steps._trainer import ROWS, AnswerTrainer, seeded, shard_seed
+from kolm_build.steps.adapters._change import Change
 
 if TYPE_CHECKING:
     from kolm_build.steps._stage import Given
@@ -122,6 +123,7 @@ class ObjectiveTrainer(AnswerTrainer):
     """TRL's loop around an objective; the dataset holds the rows' numbers alone."""
 
     objective: Objective[Any, Any]
+    change: Change
     examples: Sequence[Any]
     step_figures: dict[str, float]
     """The objective's figures of the last optimiser step."""
@@ -201,7 +203,15 @@ class ObjectiveTrainer(AnswerTrainer):
         means = (total[size + 1 :] / len(self.step_rows)).tolist()
         self.step_figures = dict(zip(names, means, strict=True))
         self.step_notes = self.objective.noted()
-        return total[size]
+        return total[size] + self._penalty(model)
+
+    def _penalty(self, model: Any) -> torch.Tensor:
+        """What the adapter adds to the loss, shape (); its gradients are added to what is set."""
+        penalty = self.change.penalty(model)
+        if penalty is None:
+            return torch.zeros(())
+        penalty.backward()  # type: ignore[no-untyped-call]
+        return penalty.detach()
 
 
 def _numbers(rows: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:

@@ -154,7 +154,8 @@ def train(
         stage, model, examples, numerics=request.numerics, scratch=Path(request.scratch)
     )
     metrics = MetricsCallback(trainer, stage.objective.figures, stage.objective.notes)
-    for callback in (*stage.optimiser.watchers(), *watchers, metrics, trace):
+    own = (*stage.change.watchers(trainer.model), *stage.optimiser.watchers())
+    for callback in (*own, *watchers, metrics, trace):
         trainer.add_callback(callback)
     trainer.step_rows = trace.rows
     stage.objective.start(trainer.model, examples)
@@ -168,7 +169,7 @@ def make_trainer(
     """The trainer of `stage`, its network attached, its optimiser set."""
     network = stage.change.attach(model.network)
     stage.objective.attach(network)
-    trainer = stage.objective.trainer(numerics.cls)(
+    trainer = _trainer_class(stage, numerics.cls)(
         model=network,
         args=sft_config(stage.training, numerics, scratch),
         data_collator=stage.objective.collator(model),
@@ -178,9 +179,15 @@ def make_trainer(
     trainer.optimizer = stage.optimiser.make(trainer.model, stage.training)
     if isinstance(trainer, ObjectiveTrainer):
         trainer.objective, trainer.examples = stage.objective, examples
+        trainer.change = stage.change
     trainer.step_rows = []
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _trainer_class(stage: Stage, numerics_class: str) -> type[AnswerTrainer]:
+    """The objective's own; where the adapter takes part in every step, the one that asks it."""
+    return stage.objective.trainer(numerics_class) if stage.change.plain else ObjectiveTrainer
 
 
 def _processing(model: Model) -> PreTrainedTokenizerFast:

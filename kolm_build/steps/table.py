@@ -70,6 +70,22 @@ PREFERENCE = (
 )
 """Objectives over pairs of answers, and over answers with a verdict."""
 
+DISTILLATION = (
+    "gkd",
+    "kd",
+    "kd-hidden",
+    "kd-jeffreys",
+    "kd-jsd",
+    "kd-reverse",
+    "kd-skew",
+    "kd-skew-reverse",
+    "kd-tvd",
+    "minilm",
+    "seq-kd",
+    "uld",
+)
+"""Objectives that learn from another model."""
+
 
 REINFORCEMENT = (
     "bnpo",
@@ -114,8 +130,20 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "compared", "report")),
         "sft": StepSpec(module="sft", outputs=TRAINED, numerics=INHERIT),
         **_trained(PREFERENCE),
+        **_trained(DISTILLATION),
+        "federated-start": StepSpec(module="federated.start", outputs=("adapter", "state")),
+        "federated-update": StepSpec(
+            module="federated.update",
+            outputs=("card", "control", "metrics", "trace", "update"),
+            numerics=INHERIT,
+        ),
+        "federated-seal": StepSpec(module="federated.seal"),
+        "federated-aggregate": StepSpec(
+            module="federated.aggregate", outputs=("adapter", "state", "summary")
+        ),
         **_trained(REINFORCEMENT),
         "merge": StepSpec(module="merge", numerics=INHERIT),
+        "combine": StepSpec(module="combine", outputs=("model",), numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
         "score": StepSpec(module="score", environment=False),
         "gate": StepSpec(module="gate", environment=False),

@@ -7,6 +7,8 @@ from types import MappingProxyType
 
 from kolm_build.core.catalogue import (
     adapters,
+    distillation,
+    merging,
     optimisers,
     preference,
     reinforcement,
@@ -20,6 +22,8 @@ _ROWS: tuple[Algorithm, ...] = (
     *preference.ROWS,
     *reward.ROWS,
     *reinforcement.ROWS,
+    *distillation.ROWS,
+    *merging.ROWS,
     *adapters.ROWS,
     *optimisers.ROWS,
 )
