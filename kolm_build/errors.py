@@ -275,6 +275,12 @@ class NotFiniteError(BuildError):
     code = "build.not-finite"
 
 
+class RoundError(BuildError):
+    """A round of federated training cannot be finished: too few sites are left."""
+
+    code = "federated.round"
+
+
 class WrongContentError(BuildError):
     """A fetched or fixed output does not have the digest that the lock names."""
 
@@ -331,6 +337,12 @@ class EvidenceError(VerificationError):
     """A figure, split or verdict in the artifact does not follow from its own evidence."""
 
     code = "trust.evidence"
+
+
+class SubmissionError(VerificationError):
+    """What a party of a federated round sent is forged, stale, or not what the round asks for."""
+
+    code = "federated.submission"
 
 
 class UnsupportedArtifactError(VerificationError):

@@ -35,6 +35,7 @@ class RecordKind(Enum):
     RECIPE = "kolm_build 2026 recipe section v1"
     MEMO = "kolm_build 2026 memo v1"
     KOLMPACK = "kolm_build 2026 kolmpack v1"
+    FEDERATED_ROUND = "kolm_build 2026 federated round v1"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -240,9 +240,13 @@ def _of(kinds: Collection[str], given: Sequence[Given]) -> Pairs:
 def _params(
     fields: Fields, algorithm: Algorithm, adapter: Algorithm | None, optimiser: Algorithm | None
 ) -> Params:
-    """The stage's parameters: what all training shares, what its three rows add, their names."""
+    """The stage's parameters: what all training shares, what its three rows add, their names.
+
+    A step that serves several algorithms is told which one it is.
+    """
     if adapter is None or optimiser is None:
-        return read_parameters(algorithm.parameters, fields)
+        told = () if algorithm.step == algorithm.id else (("algorithm", algorithm.id),)
+        return tuple(sorted((*read_parameters(algorithm.parameters, fields), *told)))
     rows = (*TRAINING, *algorithm.parameters, *adapter.parameters, *optimiser.parameters)
     words = (("adapter", adapter.id), ("optimiser", optimiser.id))
     return tuple(sorted((*read_parameters(rows, fields), *words)))

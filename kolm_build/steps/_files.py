@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
+
+REWARD_HEAD = ("reward_head.json", "reward_head.safetensors")
+"""Files that a reward model has beside a model's own, or beside its adapter (RL-22)."""
 
 
 def input_folder(request: StepRequest, role: str) -> Path:
@@ -45,6 +49,14 @@ def files_of(folder: Path) -> tuple[str, ...]:
     """The paths of all files below `folder`, relative, with ``/``, sorted."""
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return tuple(sorted(found))
+
+
+def copy_others(source: Path, out: Path, *, but: str) -> None:
+    """Copy every file below `source` to `out`, except the one whose relative path is `but`."""
+    for name in files_of(source):
+        if name != but:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, out / name)
 
 
 def only_file(folder: Path, *, role: str, suffixes: Sequence[str]) -> Path:

@@ -127,6 +127,7 @@ def run_stage(request: StepRequest, events: Events, take: Take) -> None:
     out = output_folder(request, stage.change.output)
     training = train(request, events, stage)
     stage.change.write(training.network, base=input_folder(request, "model"), out=out)
+    stage.objective.write(training.network, out)
     for name, data in training.trace.files().items():
         (output_folder(request, "trace") / name).write_bytes(data)
     (output_folder(request, "metrics") / "metrics.csv").write_bytes(training.metrics.csv())
@@ -152,7 +153,7 @@ def train(
     trainer = make_trainer(
         stage, model, examples, numerics=request.numerics, scratch=Path(request.scratch)
     )
-    metrics = MetricsCallback(trainer, stage.objective.figures)
+    metrics = MetricsCallback(trainer, stage.objective.figures, stage.objective.notes)
     own = (*stage.change.watchers(trainer.model), *stage.optimiser.watchers())
     for callback in (*own, *watchers, metrics, trace):
         trainer.add_callback(callback)
@@ -167,6 +168,7 @@ def make_trainer(
 ) -> AnswerTrainer:
     """The trainer of `stage`, its network attached, its optimiser set."""
     network = stage.change.attach(model.network)
+    stage.objective.attach(network)
     trainer = _trainer_class(stage, numerics.cls)(
         model=network,
         args=sft_config(stage.training, numerics, scratch),

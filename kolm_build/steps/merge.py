@@ -19,7 +19,7 @@ from kolm_build.numerics.apply import applied_as
 from kolm_build.steps._adapter import Adapter
 from kolm_build.steps._base import NF4
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._files import files_of, input_folder, output_folder
+from kolm_build.steps._files import REWARD_HEAD, copy_others, input_folder, output_folder
 from kolm_build.steps._nf4 import rounded
 from kolm_build.steps._params import check_none
 from kolm_build.steps._tensors import changed
@@ -41,7 +41,8 @@ def run(request: StepRequest, events: Events) -> None:
     write_weights(
         out / WEIGHTS, merged, lambda done, total: events.progress(done, total, unit="byte")
     )
-    _copy_others(source, out)
+    copy_others(source, out, but=WEIGHTS)
+    _copy_head(input_folder(request, "adapter"), out)
 
 
 def merge(base: Sequence[Weight], adapter: Adapter) -> tuple[Weight, ...]:
@@ -92,8 +93,8 @@ def _check_targets(base: Sequence[Weight], adapter: Adapter) -> None:
             )
 
 
-def _copy_others(source: Path, out: Path) -> None:
-    for name in files_of(source):
-        if name != WEIGHTS:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, out / name)
+def _copy_head(adapter: Path, out: Path) -> None:
+    """A reward model's head, which was trained beside the adapter (RL-22)."""
+    for name in REWARD_HEAD:
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, out / name)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import MANY, Params, choice, decimal, integer
+from kolm_build.core.decimals import parse_decimal, render_decimal
 from kolm_build.core.derivation import Param
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
@@ -84,6 +85,44 @@ class Decimal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decimals:
+    """A parameter that is a list of decimal numbers, as text with commas between.
+
+    Attributes:
+        name: Its key in a recipe.
+        default: Its value where a recipe is silent, in plain form.
+        least: The least value of each number.
+        most: The greatest value of each number.
+        help: What it means, with its unit, in a few words.
+    """
+
+    name: str
+    default: str
+    least: str = "0"
+    most: str = "1"
+    help: str
+
+    def read(self, fields: Fields) -> Param:
+        """Its value in a recipe, each number in plain form; their order is kept."""
+        given = fields.text(self.name, default=self.default)
+        return ",".join(self._plain(part.strip()) for part in given.split(","))
+
+    def _plain(self, text: str) -> str:
+        try:
+            number = parse_decimal(text)
+        except InvalidRecordError as error:
+            raise error.under(self.name) from None
+        if not parse_decimal(self.least) <= number <= parse_decimal(self.most):
+            raise InvalidRecordError(
+                "out of range",
+                where=self.name,
+                expected=f"{self.least} to {self.most}",
+                actual=repr(text),
+            )
+        return render_decimal(number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """A parameter that is one of a few words.
 
@@ -132,7 +171,7 @@ class Modules:
         return ",".join(names)
 
 
-Parameter = Integer | Decimal | Choice | Modules
+Parameter = Integer | Decimal | Decimals | Choice | Modules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

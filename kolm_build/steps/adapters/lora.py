@@ -113,7 +113,7 @@ class Lora(Change):
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network without its adapters."""
-        return network.disable_adapter()  # type: ignore[no-any-return]  # PEFT's
+        return network.disable_adapter()
 
 
 def lora_config(params: LoraParams, flags: Mapping[str, bool] = MappingProxyType({})) -> LoraConfig:

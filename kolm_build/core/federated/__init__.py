@@ -1,0 +1,1 @@
+"""Federated training as values: rounds, shares, fixed point, noise, privacy."""

@@ -1,0 +1,1 @@
+"""The steps of federated training: start, update, seal, aggregate."""

@@ -1,0 +1,1 @@
+"""Federated training between processes: sites, an aggregator, and what they say to each other."""
