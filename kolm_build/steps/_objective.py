@@ -84,6 +84,14 @@ class Objective(ABC, Generic[E, C]):
     def write(self, network: Any, out: Path) -> None:
         """Write what was trained beside the network to the folder of the result, `out`."""
 
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """What it knows of the steps before, float32, which a checkpoint must keep."""
+        return {}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take what `state` gave; `start` was called before."""
+        assert not state, "an objective with a state takes it back"
+
     def noted(self) -> Mapping[str, str]:
         """What is to be noted of the optimiser step that runs, under the names in `notes`."""
         return {}
@@ -237,7 +245,12 @@ class RepeatedRows(torch.utils.data.Sampler[int]):
         self._rows = rows
         self._size = size
         self._repeats = repeats
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is next, from 0."""
+        self._epoch = epoch
 
     def __len__(self) -> int:
         """How many indices an epoch has."""
@@ -245,6 +258,7 @@ class RepeatedRows(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """The indices of the next epoch."""
-        order = torch.randperm(self._rows, generator=self._generator).tolist()
+        generator = torch.Generator().manual_seed(shard_seed(self._seed, self._epoch, self._rows))
+        order = torch.randperm(self._rows, generator=generator).tolist()
         for at in range(0, self._rows // self._size * self._size, self._size):
             yield from order[at : at + self._size] * self._repeats
