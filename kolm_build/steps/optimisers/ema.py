@@ -1,7 +1,7 @@
 """``ema``: AdamW, and the result is the mean of the weights on the way.
 
-The mean is exponential: m = d m + (1 - d) w after every step, begun at the first weights (Polyak and
-Juditsky 1992; arXiv:1803.05407, section 3, for networks). What is trained does not see it.
+The mean is exponential: m = d m + (1 - d) w after every step, begun at the first weights (Polyak
+and Juditsky 1992; arXiv:1803.05407, section 3, for networks). What is trained does not see it.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ class Averager(TrainerCallback):
         """Begin with the first weights."""
         self._means = {name: one.detach().clone() for name, one in trained(model)}
 
-    @torch.no_grad()
     def on_step_end(
         self, _args: Any, _state: Any, _control: Any, model: Any, **_others: Any
     ) -> None:
         """Take the weights of one optimiser step."""
-        for name, one in trained(model):
-            self._means[name].lerp_(one, 1 - self._decay)
+        with torch.no_grad():
+            for name, one in trained(model):
+                self._means[name].lerp_(one, 1 - self._decay)
 
-    @torch.no_grad()
     def on_train_end(
         self, _args: Any, _state: Any, _control: Any, model: Any, **_others: Any
     ) -> None:
         """The mean is the result."""
-        for name, one in trained(model):
-            one.copy_(self._means[name])
+        with torch.no_grad():
+            for name, one in trained(model):
+                one.copy_(self._means[name])

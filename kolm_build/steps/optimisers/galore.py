@@ -9,7 +9,6 @@ projection on the whole space would turn it alone, which is no saving.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -47,15 +46,15 @@ class GaLoreAdamW(torch.optim.Optimizer):
         self._done = 0
         self._rest = (1.0, 1.0)  # beta ** steps, by products: a C library's power is not portable
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         """One step of every parameter with a gradient."""
         assert closure is None, "the trainer gives none"
         self._rest = (self._rest[0] * BETAS[0], self._rest[1] * BETAS[1])
-        for group in self.param_groups:
-            for one in group["params"]:
-                if one.grad is not None:
-                    self._move(one, group)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for one in group["params"]:
+                    if one.grad is not None:
+                        self._move(one, group)
         self._done += 1
 
     def _move(self, one: torch.Tensor, group: dict[str, Any]) -> None:
@@ -82,7 +81,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
             wide = gradient if gradient.shape[0] <= gradient.shape[1] else gradient.T
             noise = torch.randn(wide.shape[1], samples(wide, self._rank))
             state["basis"], _, _ = leading_svd(wide, self._rank, noise)
-        return state["basis"]  # type: ignore[no-any-return]
+        basis: torch.Tensor = state["basis"]
+        return basis
 
 
 def _down(gradient: Any, basis: torch.Tensor) -> torch.Tensor:
