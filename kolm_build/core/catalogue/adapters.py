@@ -64,6 +64,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="kolm_build.steps.adapters.full",
         oracle="trl.SFTTrainer",
         passes="as the objective's",
+        whole=True,
     ),
     Algorithm(
         id="dora",
@@ -168,7 +169,7 @@ ROWS: tuple[Algorithm, ...] = (
         family="adapter",
         title="Adaptive budget allocation",
         paper="arXiv:2303.10512, algorithm 1",
-        minimises="trains P, L and Q of W + (alpha / r) P L Q; unimportant L become 0, P and Q stay orthogonal",
+        minimises="trains W + (alpha / r) P L Q, P and Q orthogonal; unimportant L become 0",
         schema="any",
         parameters=(
             STORED,
@@ -290,6 +291,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="kolm_build.steps.adapters.bitfit",
         oracle="its definition",
         passes="as the objective's; few gradients of W",
+        whole=True,
     ),
     Algorithm(
         id="ln-tuning",
@@ -303,6 +305,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="kolm_build.steps.adapters.ln_tuning",
         oracle="its definition",
         passes="as the objective's; few gradients of W",
+        whole=True,
     ),
     Algorithm(
         id="freeze",
@@ -319,5 +322,6 @@ ROWS: tuple[Algorithm, ...] = (
         backing="kolm_build.steps.adapters.freeze",
         oracle="its definition",
         passes="as the objective's; backward through the last layers",
+        whole=True,
     ),
 )
