@@ -292,7 +292,7 @@ def train_twice(name: str, servers: Sequence[Server], maker: Maker) -> Verdict:
     recipe = parse_recipe(text, file=f"{name}.toml")
     instance = instance_of(recipe)
     assert recipe.pipeline is not None
-    derivation = instance.nodes[f"train-{len(recipe.pipeline.train)}"]
+    derivation = _stage_of(name, instance, len(recipe.pipeline.train))
     inputs = maker.inputs(instance, derivation)
 
     def run(server: Server) -> Ran:
@@ -314,6 +314,17 @@ def train_twice(name: str, servers: Sequence[Server], maker: Maker) -> Verdict:
         last=last,
         cpu_s=runs[0].cpu_s,
     )
+
+
+def _stage_of(name: str, instance: Instance, stages: int) -> Derivation:
+    """The last stage that trains with the algorithm `name`; a stage may follow that does not."""
+    found = [instance.nodes[f"train-{number}"] for number in range(1, stages + 1)]
+    named = [
+        one
+        for one in found
+        if name in (one.step, *(dict(one.params).get(axis) for axis in ("adapter", "optimiser")))
+    ]
+    return (named or found)[-1]
 
 
 def _trained_digest(ran: Ran) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import Params, texts, unknown_name
-from kolm_build.core.catalogue.algorithm import FULL, Algorithm, Role, read_parameters
+from kolm_build.core.catalogue.algorithm import Algorithm, Role, read_parameters
 from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, OBJECTIVES, OPTIMISERS
 from kolm_build.core.fields import Fields
@@ -173,7 +173,7 @@ def _stage(value: object, around: _Around) -> Train:
         models=tuple(sorted([("model", start), *_of(_MODELS, given)])),
         code=_of(("code",), given),
         data=_of(("data",), given),
-        output=ADAPTER if adapter is not None and adapter.id != FULL else MODEL,
+        output=ADAPTER if adapter is not None and not adapter.whole else MODEL,
         mergeable=algorithm.mergeable and (adapter is None or adapter.mergeable),
         params=_params(fields, algorithm, adapter, optimiser),
     )

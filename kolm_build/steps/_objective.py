@@ -107,6 +107,10 @@ class Objective(ABC, Generic[E, C]):
     def share(self, network: Any, example: E, context: C) -> Share:
         """What one row adds to the step's loss."""
 
+    def order(self) -> Sequence[int] | None:
+        """The rows' indices in the order of every epoch, after `start`; None for one by lot."""
+        return None
+
     def trainer(self, numerics_class: str) -> type[AnswerTrainer]:
         """The trainer to use."""
         del numerics_class
@@ -139,7 +143,10 @@ class ObjectiveTrainer(AnswerTrainer):
     """What the objective noted of it."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """TRL's own; for an objective that uses rows again, `RepeatedRows`."""
+        """TRL's own; for an objective with an order or that uses rows again, one of it."""
+        order = self.objective.order()
+        if order is not None:
+            return ListedRows(order)
         if self.objective.repeats == 1:
             return super()._get_train_sampler(train_dataset)
         return RepeatedRows(
@@ -229,6 +236,25 @@ class ObjectiveTrainer(AnswerTrainer):
 
 def _numbers(rows: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
     return {ROWS: torch.tensor([row[ROWS] for row in rows])}
+
+
+class ListedRows(torch.utils.data.Sampler[int]):
+    """Rows in one order, every epoch.
+
+    Args:
+        order: Their indices.
+    """
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self._order = order
+
+    def __len__(self) -> int:
+        """How many indices an epoch has."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[int]:
+        """The indices of the next epoch."""
+        return iter(self._order)
 
 
 class RepeatedRows(torch.utils.data.Sampler[int]):
