@@ -187,7 +187,7 @@ def test_data_that_is_said_to_be_none_is_refused(library, key):
     library.impl("made", lambda n, device: number(n), key)
     library.impl("read", lambda x, device: x.to(device), key)
     # A name that an earlier test planted may be refused as such, before it makes anything.
-    refusal = pytest.raises(UncertifiedOperatorError, match=r"it made data|not certified")
+    refusal = pytest.raises(UncertifiedOperatorError, match="it made data")
     with refusal, guard.activate():
         planted("made")(3, device=torch.device("meta"))
     with refused(f"{SPACE}::read"), guard.activate():
