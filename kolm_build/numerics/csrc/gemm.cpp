@@ -24,7 +24,7 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kShortDepth = 64;      // products so short are bound by writing c
 constexpr int64_t kShortStrips = 2;      // of A: so few at once, to write c row after row
 constexpr int64_t kStripsAtOnce = 8;     // of B, packed side by side
-constexpr int64_t kDirectStride = 2048;  // floats: rows of B so near are read where they lie
+constexpr int64_t kDirectStride = 1024;  // floats: rows of B so near are read where they lie
 constexpr int64_t kDenseStride = 64;     // floats: lines so near cost what packed ones cost
 constexpr int64_t kAliasStride = 1024;   // floats: lines a multiple apart share few cache lines
 
@@ -96,7 +96,8 @@ struct StripView {
 bool rows_direct(const Operand& a, int64_t columns) {
   if (a.element != Element::f32 || std::min(a.row_stride, a.column_stride) != 1) return false;
   const int64_t stride = std::max(a.row_stride, a.column_stride);
-  return stride <= kDenseStride || (columns <= 2 * kColumns && stride % kAliasStride != 0);
+  return stride <= kDenseStride ||
+         (a.column_stride == 1 && columns <= 2 * kColumns && stride % kAliasStride != 0);
 }
 
 bool dense(const Operand& b, int64_t columns) {
@@ -367,8 +368,8 @@ void gemm_flipped(int64_t m, int64_t n, int64_t k, const Operand& a, const Opera
   float* flip = scratch.floats(m * n);
   gemm(n, m, k, flipped(b), flipped(a), flip, m, pool);
   for (int64_t j = 0; j < n; j += kLanes)
-    for (int64_t i = 0; i < m; i += kLanes) copy_flipped(flip + j * m + i, m, n - j, m - i,
-                                                         c + i * ldc + j, ldc);
+    for (int64_t i = 0; i < m; i += kLanes)
+      copy_flipped(flip + j * m + i, m, n - j, m - i, c + i * ldc + j, ldc);
 }
 
 void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
@@ -377,7 +378,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, f
   if (k == 0) return clear(m, n, c, ldc);
   if (m <= kFewRows && b.row_stride == 1) return gemm_thin(m, n, k, a, b, c, ldc, pool);
   if (n < m && n <= kThinRows) return gemm_flipped(m, n, k, a, b, c, ldc, pool);
-  if (m <= kLanes && n > kLanes && rows_direct(flipped(b), m))
+  if (m <= kLanes && n > kLanes && b.row_stride == 1 && rows_direct(flipped(b), m))
     return gemm_flipped(m, n, k, a, b, c, ldc, pool);
   const Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
   // One task has all rows of few: then each part of B is read once, and packed where it is used.

@@ -10,7 +10,7 @@
 
 namespace kolm::KOLM_ISA {
 
-constexpr int kThinRows = 4;                           // of a packed matrix
+constexpr int kThinRows = 4;                            // of a packed matrix
 constexpr int kFewRows = kLanes == 16 ? 8 : kThinRows;  // of one as it lies
 constexpr int64_t kAhead = 1024;  // floats between what is read and what is fetched for later
 
@@ -67,26 +67,37 @@ inline void thin_strip(const ThinRows& a, const float* b, float* c, int64_t ldc,
 template <int Rows>
 constexpr int kGroups = kLanes == 16 && Rows <= 4 ? 2 : 1;
 
+// s = fma(a, b, s) over `deep` depths, at most kLanes, from k on; block[j] has the columns at k +
+// j.
+template <int Rows>
+inline __attribute__((always_inline)) void add_depths(const ThinRows& a, int64_t k, int64_t deep,
+                                                      const Vector (&block)[kLanes],
+                                                      Vector (&s)[Rows]) {
+#pragma GCC unroll 16
+  for (int j = 0; j < kLanes; ++j) {
+    if (j >= deep) break;
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i)
+      s[i] = fma(broadcast(a.data[i * a.step + k + j]), block[j], s[i]);
+  }
+}
+
 // Depths [k, k + deep) of one group of `columns` columns, each contiguous in its depth: transposed
 // in registers.
 template <Element E, int Rows>
 inline __attribute__((always_inline)) void thin_block(const ThinRows& a, const Storage<E>* b,
                                                       int64_t column_step, int64_t columns,
-                                                      int64_t k, int64_t deep,
-                                                      Vector (&s)[Rows]) {
+                                                      int64_t k, int64_t deep, Vector (&s)[Rows]) {
   Vector block[kLanes];
-  if (deep == kLanes) {
-    load_transposed<E>(b + k, column_step, columns, block);
+  if (columns >= kLanes && deep == kLanes) {
+    const BlockRows<E> rows(b + k, column_step);
 #pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j)
-#pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i)
-        s[i] = fma(broadcast(a.data[i * a.step + k + j]), block[j], s[i]);
+    for (int j = 0; j < kLanes; ++j) __builtin_prefetch(rows(j) + kAhead / 16);
+    load_transposed<E>(rows, block);
+    add_depths(a, k, kLanes, block, s);
   } else {
     load_transposed_partial<E>(b + k, column_step, columns, deep, block);
-    for (int64_t j = 0; j < deep; ++j)
-      for (int i = 0; i < Rows; ++i)
-        s[i] = fma(broadcast(a.data[i * a.step + k + j]), block[j], s[i]);
+    add_depths(a, k, deep, block, s);
   }
 }
 
@@ -101,15 +112,10 @@ inline void thin_chunk(const ThinRows& a, const Storage<E>* b, int64_t column_st
     for (int i = 0; i < Rows; ++i) s[g][i] = zero();
   for (int64_t k = from; k < end; k += kLanes)
 #pragma GCC unroll 2
-    for (int g = 0; g < Groups; ++g) {
-      const Storage<E>* group = b + g * kLanes * column_step;
-      const int64_t columns = width - g * kLanes;
-#pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j)
-        if (j < columns) __builtin_prefetch(group + j * column_step + k + kAhead / 16);
-      thin_block<E, Rows>(a, group, column_step, columns, k, std::min<int64_t>(kLanes, end - k),
-                          s[g]);
-    }
+    for (int g = 0; g < Groups; ++g)
+      thin_block<E, Rows>(a, b + g * kLanes * column_step, column_step, width - g * kLanes, k,
+                          std::min<int64_t>(kLanes, end - k), s[g]);
+#pragma GCC unroll 2
   for (int g = 0; g < Groups; ++g) end_chunk(t[g], s[g]);
 }
 

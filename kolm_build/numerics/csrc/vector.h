@@ -388,25 +388,48 @@ inline void transpose_rows(const Row& row, Vector (&r)[kLanes]) {
 
 #endif
 
-// Column k of a block of kLanes x kLanes elements in r[k]: row i is at data + i * step, and +0 from
-// row `rows` on.
+// Where the kLanes rows of a block are, `step` apart: few pointers and three steps from each are
+// what the registers hold.
+template <Element E>
+struct BlockRows {
+  static constexpr int kEach = 4;
+  const Storage<E>* at[kLanes / kEach];
+  int64_t step;
+
+  inline __attribute__((always_inline)) BlockRows(const Storage<E>* data, int64_t row_step)
+      : step(row_step) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kLanes / kEach; ++i) {
+      at[i] = data + i * kEach * step;
+      asm("" : "+r"(at[i]));  // the compiler would make a pointer of every row
+    }
+  }
+  inline __attribute__((always_inline)) const Storage<E>* operator()(int i) const {
+    return at[i / kEach] + i % kEach * step;
+  }
+};
+
+// Column k of a block of kLanes x kLanes elements in r[k]; row i is at row(i).
+template <Element E, class Row>
+inline __attribute__((always_inline)) void load_transposed(const Row& row, Vector (&r)[kLanes]) {
+  if constexpr (E == Element::f32) {
+    transpose_rows(row, r);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) r[i] = widen<E>(row(i));
+    transpose(r);
+  }
+}
+
+// The same of rows `step` apart, the first `rows` of them; the others are +0.
 template <Element E>
 inline void load_transposed(const Storage<E>* data, int64_t step, int64_t rows,
                             Vector (&r)[kLanes]) {
   static constexpr Storage<E> kZeros[kLanes] = {};
-  const auto from = [&](const auto& row) {
-    if constexpr (E == Element::f32) {
-      transpose_rows(row, r);
-    } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) r[i] = widen<E>(row(i));
-      transpose(r);
-    }
-  };
   if (rows >= kLanes)
-    from([&](int i) { return data + i * step; });
+    load_transposed<E>(BlockRows<E>(data, step), r);
   else
-    from([&](int i) { return i < rows ? data + i * step : kZeros; });
+    load_transposed<E>([&](int i) { return i < rows ? data + i * step : kZeros; }, r);
 }
 
 // The same of `deep` columns alone.
