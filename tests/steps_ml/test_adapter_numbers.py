@@ -53,7 +53,7 @@ def spectrum(rows, columns, values, seed=0):
 
 def test_the_codes_are_the_published_sixteen():
     """ADPT-10."""
-    assert nf4.CODES == tuple(map(float, PUBLISHED.split()))
+    assert tuple(map(float, PUBLISHED.split())) == nf4.CODES
     codes, scales = nf4.quantise(np.array(nf4.CODES * 4, dtype=np.float32))
     assert codes.tolist() == [list(range(16)) * 4]
     assert scales.tolist() == [[1.0]]

@@ -276,6 +276,36 @@ def test_partial_training_moves_what_it_names(model):
             assert one.requires_grad == wanted(path), path
 
 
+def test_vectors_that_lean_on_one_another_cost_something(model):
+    """ADPT-41: PEFT's own penalty is the oracle; its gradient reaches P and Q."""
+    change, network = attached("adalora", model)
+    found = change.penalty(network)
+    found.backward()
+    terms = []
+    for path, one in network.named_parameters():
+        if "lora_A" in path or "lora_B" in path:
+            matrix = one if "lora_A" in path else one.T
+            terms.append(torch.norm(matrix @ matrix.T - torch.eye(4), p="fro"))
+            assert one.grad.abs().sum() > 0
+    torch.testing.assert_close(found, 0.5 * sum(terms) / len(terms))
+
+
+def test_a_budget_of_ranks_is_kept_in_training(tmp_path, model, train):
+    """ADPT-40, ADPT-42: in the end 2 of 4 ranks of 14 layers are left, the others 0."""
+    ran = run_step(
+        "sft",
+        tmp_path,
+        inputs={"model": model, "train": train},
+        params={"adapter": "adalora", "epochs": 4, "batch_size": 2, **PARAMS["adalora"]},
+    )
+    state = load_file(ran.folder("adapter") / "adapter_model.safetensors")
+    left = [
+        int((one.abs().sum(dim=1) > 0).sum()) for name, one in state.items() if "lora_A" in name
+    ]
+    assert len(left) == 14
+    assert sum(left) == 28
+
+
 def test_biases_are_asked_for(model):
     """ADPT-60: Llama has none, a network that has trains exactly those."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -436,6 +466,7 @@ def steps_and_adapters():
 
 
 def test_the_catalogue_and_the_steps_know_the_same_adapters():
+    """ALG-2, ADPT-50: those of virtual tokens cannot be merged."""
     rows, steps = steps_and_adapters()
     assert set(rows) == set(steps)
     assert {name for name in rows if not rows[name].mergeable} == set(VIRTUAL)

@@ -137,7 +137,7 @@ def test_galore_of_full_rank_is_adamw(trained):
 
 
 def test_a_projected_step_is_the_papers():
-    """ADPT-73: algorithm 2 in NumPy, its vectors by LAPACK, over three steps and two projections."""
+    """ADPT-73: algorithm 2 in NumPy, its vectors by LAPACK, three steps, two projections."""
     import numpy as np
 
     from kolm_build.steps.optimisers.galore import GaLoreAdamW
