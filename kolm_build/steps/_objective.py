@@ -217,7 +217,7 @@ class ObjectiveTrainer(AnswerTrainer):
         penalty = self.change.penalty(model)
         if penalty is None:
             return torch.zeros(())
-        penalty.backward()  # type: ignore[no-untyped-call]
+        penalty.backward()
         return penalty.detach()
 
 
