@@ -150,17 +150,39 @@ def test_dft_weighs_every_token_by_its_own_probability():
     np.testing.assert_allclose(logits.grad.numpy(), wanted, atol=1e-6)
 
 
-def test_dft_is_trls():
-    """ADPT-80."""
-    from types import SimpleNamespace
+def test_dft_is_trls(trained, tmp_path):
+    """ADPT-80: TRL's own loss of two rows, padded."""
+    from datasets import Dataset
+    from trl import SFTTrainer
 
-    from trl.trainer import sft_trainer
+    from kolm_build.core.numerics import Numerics
+    from kolm_build.runtime.load import load
+    from kolm_build.steps._sequences import Tokeniser, answer_logits
+    from kolm_build.steps._stage import _processing, sft_config
+    from kolm_build.steps._training_params import TrainingParams
 
-    labels = torch.tensor([[9, 0, 3, 2]])
-    padded = torch.cat([LOGITS, torch.zeros(1, 4)])[None]
-    wanted = sft_trainer.dft_loss(SimpleNamespace(logits=padded), labels)
-    found = objective("dft").losses(LOGITS, IDS).mean()
-    torch.testing.assert_close(found, wanted.reshape(()), rtol=1e-5, atol=1e-6)
+    given = load(trained.model, dtype=torch.float32)
+    tokens = Tokeniser(model=given, max_length=512)
+    rows = [
+        tokens.sequence([{"content": prompt, "role": "user"}], answer, "")
+        for prompt, answer in PROMPTS[:2]
+    ]
+    columns = {"input_ids": [list(one.ids) for one in rows], "labels": [one.labels for one in rows]}
+    args = sft_config(TrainingParams.take(Fields({})), Numerics(cls="native-1"), tmp_path)
+    args.loss_type = "dft"
+    trainer = SFTTrainer(
+        model=given.network,
+        args=args,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=_processing(given),
+    )
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    with torch.no_grad():
+        wanted = trainer.compute_loss(given.network, batch)
+        found = [objective("dft").losses(*answer_logits(given.network, one)).sum() for one in rows]
+    torch.testing.assert_close(
+        sum(found) / sum(one.tokens for one in rows), wanted, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_smoothed_labels_are_torchs():
@@ -204,7 +226,7 @@ def test_a_curriculum_goes_from_easy_to_hard(trained):
 
     def order(**params):
         folder = trained("curriculum", **params).folder("trace")
-        lines = map(strict_json.loads, (folder / "trace.jsonl").read_text().splitlines())
+        lines = map(strict_json.loads, (folder / "trace.jsonl").read_bytes().splitlines())
         return [number for line in lines if "step" in line for number in line["rows"]]
 
     assert order() == wanted * 2
