@@ -26,7 +26,10 @@ PARAMS = {
     "adalora": {"adalora_init_r": 4, "adalora_target_r": 2, "lora_alpha": 6},
     "boft": {"boft_block_size": 8, "boft_factors": 3},
     "dora": LOW_RANK,
+    "hra": {"hra_r": 4},
     "ia3": {},
+    "loha": LOW_RANK,
+    "lokr": LOW_RANK,
     "lora": LOW_RANK,
     "lora-fa": LOW_RANK,
     "oft": {"oft_block_size": 8},
@@ -192,7 +195,8 @@ def round_linear_layers(network):
 
 
 @pytest.mark.parametrize(
-    "name", ["adalora", "boft", "dora", "ia3", "lora", "oft", "rslora", "vera"]
+    "name",
+    ["adalora", "boft", "dora", "hra", "ia3", "loha", "lokr", "lora", "oft", "rslora", "vera"],
 )
 def test_an_adapter_begins_as_the_base(name, model):
     """Limiting case: B = 0, R = I, l = 1, m = ||W||."""
@@ -444,6 +448,7 @@ def test_a_bad_base_file_is_refused(tmp_path, model, change, where):
         ("ia3", {"feedforward_modules": "up_proj"}, "feedforward_modules"),
         ("adalora", {"adalora_target_r": 5}, "adalora_target_r"),
         ("freeze", {"trained_layers": 3}, "trained_layers"),
+        ("hra", {"hra_r": 3}, "hra_r"),
         ("vera", {"target_modules": "none"}, "target_modules"),
         ("lora", {"lora_r": 0}, "lora_r"),
     ],
