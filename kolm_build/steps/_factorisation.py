@@ -155,7 +155,8 @@ def _rounds(size: int) -> list[tuple[Array, Array]]:
             for pair in zip(players[:half], reversed(players[half:]), strict=True)
             if max(pair) < size
         ]
-        rounds.append((np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])))
+        both = np.array(pairs, dtype=np.intp).reshape(-1, 2)
+        rounds.append((both[:, 0], both[:, 1]))
         players = [players[0], players[-1], *players[1:-1]]
     return rounds
 

@@ -20,9 +20,11 @@ ALPHA = Integer(name="lora_alpha", default=32, least=1, help="they are scaled by
 DROPOUT = Decimal(name="lora_dropout", default="0", most="0.99", help="share of inputs dropped")
 TARGETS = Modules(name="target_modules", help="linear layers to adapt")
 
+RANK = Integer(name="lora_r", default=16, least=1, help="rank of the adapters")
+
 LOW_RANK: tuple[Parameter, ...] = (
     STORED,
-    Integer(name="lora_r", default=16, least=1, help="rank of the adapters"),
+    RANK,
     ALPHA,
     DROPOUT,
     TARGETS,
@@ -250,6 +252,49 @@ ROWS: tuple[Algorithm, ...] = (
         backing="kolm_build.steps.adapters.boft",
         oracle="peft.BOFTConfig, torch.linalg.solve",
         passes="as the objective's; no gradients of W; one product for each rotation",
+    ),
+    Algorithm(
+        id="loha",
+        axis=ADAPTER,
+        family="adapter",
+        title="Low-rank Hadamard product",
+        paper="arXiv:2108.06098, proposition 2",
+        minimises="trains both factors of W + (alpha / r) (A1 B1) * (A2 B2)",
+        schema="any",
+        parameters=(STORED, RANK, ALPHA, TARGETS),
+        backing="peft.LoHaConfig",
+        oracle="peft",
+        passes="as the objective's; no gradients of W; one product for each change",
+    ),
+    Algorithm(
+        id="lokr",
+        axis=ADAPTER,
+        family="adapter",
+        title="Low-rank Kronecker product",
+        paper="arXiv:2309.14859, equation 6",
+        minimises="trains C, A and B of W + (alpha / r) C x (A B), Kronecker's product",
+        schema="any",
+        parameters=(STORED, RANK, ALPHA, TARGETS),
+        backing="peft.LoKrConfig",
+        oracle="peft",
+        passes="as the objective's; no gradients of W; one product for each change",
+    ),
+    Algorithm(
+        id="hra",
+        axis=ADAPTER,
+        family="adapter",
+        title="Householder reflection adaptation",
+        paper="arXiv:2405.17484, equation 5",
+        minimises="trains the mirrors u of W H_1 ... H_r, H = I - 2 u u'",
+        schema="any",
+        parameters=(
+            STORED,
+            Integer(name="hra_r", default=8, least=2, help="reflections, an even number"),
+            TARGETS,
+        ),
+        backing="peft.HRAConfig",
+        oracle="peft",
+        passes="as the objective's; no gradients of W; one product for each change",
     ),
     Algorithm(
         id="prefix-tuning",

@@ -57,13 +57,12 @@ class Importance:
         self._betas = (beta1, beta2)
         self._means: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    @torch.no_grad()
     def note(self, name: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """Take the gradient of one optimiser step."""
         first, second = self._betas
         zero = torch.zeros_like(parameter)
         sensitivity, uncertainty = self._means.get(name, (zero, zero))
-        now = (parameter * gradient).abs()
+        now = (parameter.detach() * gradient.detach()).abs()
         sensitivity = first * sensitivity + (1 - first) * now
         apart = (now - sensitivity).abs()
         self._means[name] = (sensitivity, second * uncertainty + (1 - second) * apart)

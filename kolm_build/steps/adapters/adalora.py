@@ -201,7 +201,6 @@ class Allocator(TrainerCallback):
         if self._budget.allocates(step):
             self._mask(self._budget.at(step))
 
-    @torch.no_grad()
     def _mask(self, budget: int) -> None:
         of = self._importance.of
         scores = {
@@ -210,7 +209,7 @@ class Allocator(TrainerCallback):
         }
         stay = kept(scores, budget)
         for name, layer in self._layers:
-            layer.lora_E[ADAPTER].masked_fill_(~stay[name][:, None], 0.0)
+            layer.lora_E[ADAPTER].data.masked_fill_(~stay[name][:, None], 0.0)
 
 
 def _layers(network: Any) -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,8 @@ from kolm_build.steps._stage import Stage, train
 from kolm_build.steps._tensors import weight_of
 from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps._weights import write_weights
-from kolm_build.steps.adapters.lora import LoraParams, adapter_state
+from kolm_build.steps.adapters._files import adapter_state
+from kolm_build.steps.adapters.lora import LoraParams
 from kolm_build.steps.federated._local import (
     GlobalLora,
     LocalAnswers,
