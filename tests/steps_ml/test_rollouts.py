@@ -86,7 +86,7 @@ def grouped(name):
     from kolm_build.core.catalogue.table import OBJECTIVES
 
     asked = {one.name for one in OBJECTIVES[name].parameters}
-    return {"generations": 3} if "generations" in asked else {}
+    return {"generations": 2} if "generations" in asked else {}
 
 
 # --------------------------------------------------------------------------------------- drawing
