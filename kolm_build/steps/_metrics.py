@@ -17,17 +17,22 @@ class Metrics:
 
     Attributes:
         columns: Their names.
-        rows: For each step, from 1, its values; text holds no comma, quote or line end.
+        rows: For each step, from 1, its values.
+        names: Names of what was noted beside them.
+        notes: For each step what was noted: no comma, quote or line end is in it.
     """
 
     columns: tuple[str, ...]
-    rows: Sequence[Sequence[float | str]]
+    rows: Sequence[Sequence[float]]
+    names: tuple[str, ...]
+    notes: Sequence[Sequence[str]]
 
     def csv(self) -> bytes:
         """The table as CSV (RFC 4180, line feeds): each number as the shortest that reads back."""
-        lines = [",".join(("step", *self.columns))]
+        lines = [",".join(("step", *self.columns, *self.names))]
         lines += [
-            ",".join((str(step), *map(_shown, row))) for step, row in enumerate(self.rows, start=1)
+            ",".join((str(step), *map(repr, row), *notes))
+            for step, (row, notes) in enumerate(zip(self.rows, self.notes, strict=True), start=1)
         ]
         return "".join(line + "\n" for line in lines).encode()
 
@@ -44,14 +49,19 @@ class MetricsCallback(TrainerCallback):
     def __init__(self, trainer: Any, figures: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
         self._trainer = trainer
         self._figures = figures
-        self._notes = notes
-        self._rows: list[list[float | str]] = []
+        self._names = notes
+        self._rows: list[list[float]] = []
+        self._notes: list[list[str]] = []
 
     @property
     def metrics(self) -> Metrics:
         """The table so far."""
-        columns = (*_LOGGED, *self._figures, *self._notes)
-        return Metrics(columns=columns, rows=self._rows)
+        return Metrics(
+            columns=(*_LOGGED, *self._figures),
+            rows=self._rows,
+            names=self._names,
+            notes=self._notes,
+        )
 
     def on_log(
         self,
@@ -65,9 +75,5 @@ class MetricsCallback(TrainerCallback):
         if logs is None or "loss" not in logs:  # the last log is about wall clocks
             return
         own = [self._trainer.step_figures[name] for name in self._figures]
-        notes = [self._trainer.step_notes[name] for name in self._notes]
-        self._rows.append([*(float(logs[name]) for name in _LOGGED), *own, *notes])
-
-
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else repr(value)
+        self._rows.append([*(float(logs[name]) for name in _LOGGED), *own])
+        self._notes.append([self._trainer.step_notes[name] for name in self._names])
