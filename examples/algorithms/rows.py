@@ -2,9 +2,10 @@
 
 A description such as "Fracture of lower end of right radius" says right, left, bilateral or
 unspecified. What a row holds depends on `kind`: `answers`, `pairs` (the side, and a side that is
-not said), `feedback` (a side, and whether it is the one), `prompts` (with the side as the
-reference), `steps` (two steps of a solution, each right or wrong) or `wordings` (the first and the
-second half of any description). Rows are chosen and ordered by the SHA-256 of their text.
+not said), `feedback` (a side, and whether it is the one), `praised` (the side, with a weight),
+`prompts` (with the side as the reference), `steps` (two steps of a solution, each right or wrong)
+or `wordings` (the first and the second half of any description). Rows are chosen and ordered by the
+SHA-256 of their text.
 Standard library only.
 """
 
@@ -94,6 +95,12 @@ def feedback(row: tuple[str, str, str]) -> Row:
     return answers(row) | {"good": good, "said": row[2] if good else other(row[1], row[2])}
 
 
+def praised(row: tuple[str, str, str]) -> Row:
+    """The side, said to be right; a row of an unspecified side counts half."""
+    weight = "0.5" if row[2] == "unspecified" else "1"
+    return answers(row) | {"good": True, "said": row[2], "weight": weight}
+
+
 def steps(row: tuple[str, str, str]) -> Row:
     """Two steps: what is looked for, and what is found, which is wrong in every second row."""
     judged = feedback(row)
@@ -105,6 +112,7 @@ KINDS = {
     "answers": answers,
     "feedback": feedback,
     "pairs": pairs,
+    "praised": praised,
     "prompts": answers,
     "steps": steps,
 }

@@ -8,11 +8,12 @@ here, and travels with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from posixpath import basename
 from typing import Protocol
 
+from kolm_build.core import lock_version_1
 from kolm_build.core.bounded import unknown_name
 from kolm_build.core.closure import closure
 from kolm_build.core.derivation import (
@@ -27,7 +28,17 @@ from kolm_build.core.generic_step import LocalPath, NodeOutput, Reference, Step,
 from kolm_build.core.lock import Lock
 from kolm_build.core.numerics import Numerics, Platform
 from kolm_build.core.recipe import Recipe
-from kolm_build.core.sections import ADAPTER, Base, Data, Origin, Pipeline, Split, Train
+from kolm_build.core.sections import (
+    ADAPTER,
+    CHECKPOINT,
+    Base,
+    Data,
+    Origin,
+    Pipeline,
+    Split,
+    Train,
+    segment,
+)
 from kolm_build.core.source import is_local
 from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
 
@@ -202,6 +213,21 @@ class _Build:
         self.digests[name] = derivation.digest
         return NodeOutput(node=name)
 
+    def add_present(
+        self,
+        name: str,
+        step: str,
+        *,
+        inputs: Mapping[str, Input],
+        params: Mapping[str, Param],
+        outputs: Sequence[str] = (),
+    ) -> None:
+        """Add the node `name` of a step that was another when the lock's version was the first."""
+        if self.lock.version == 1:
+            params = lock_version_1.params(step, params)
+            outputs = lock_version_1.OUTPUTS.get(step, outputs)
+        self.add(name, step, inputs=inputs, params=params, outputs=outputs)
+
     def shape(self, name: str, step: str) -> tuple[StepShape, Digest]:
         """The shape and the locked code of `step`."""
         if step not in self.steps:
@@ -303,7 +329,7 @@ def _add_data(build: _Build, pipeline: Pipeline) -> NodeOutput:
     """The rows that the model is measured on, and trained on where a stage has no others."""
     rows = _add_origin(build, "data", pipeline.data.origin, script="rows")
     params = _data_params(pipeline.data, pipeline.split)
-    build.add("dataset", "dataset", inputs={"rows": rows}, params=params)
+    build.add_present("dataset", "dataset", inputs={"rows": rows}, params=params)
     return NodeOutput(node="dataset", output="holdout")
 
 
@@ -354,8 +380,27 @@ def _add_stage(
         inputs["train"] = build.node(NodeOutput(node=stage.rows, output="train"))
     shape, _ = build.shape(name, stage.step)
     outputs = [stage.output if one == ADAPTER else one for one in shape.outputs]
-    build.add(name, stage.step, inputs=inputs, params=dict(stage.params), outputs=outputs)
+    params = dict(stage.params)
+    inputs |= _add_segments(build, number, stage, inputs)
+    build.add_present(name, stage.step, inputs=inputs, params=params, outputs=outputs)
     return NodeOutput(node=name, output=stage.output)
+
+
+def _add_segments(
+    build: _Build, number: int, stage: Train, inputs: Mapping[str, Input]
+) -> Mapping[str, Input]:
+    """The parts of a stage that end before its last step; the input that goes on from them."""
+    before: dict[str, Input] = {}
+    for step in stage.checkpoints:
+        aside = build.add(
+            segment(number, step),
+            stage.step,
+            inputs={**inputs, **before},
+            params=dict(stage.params) | {"stop_after": step},
+            outputs=(CHECKPOINT,),
+        )
+        before = {CHECKPOINT: build.node(replace(aside, output=CHECKPOINT))}
+    return before
 
 
 def _add_evaluation(

@@ -17,23 +17,21 @@ class Metrics:
 
     Attributes:
         columns: Their names.
-        rows: For each step, from 1, its values.
-        names: Names of what was noted beside them.
-        notes: For each step what was noted: no comma, quote or line end is in it.
+        rows: For each step, from 1, its values; text holds no comma, quote or line end.
     """
 
     columns: tuple[str, ...]
-    rows: Sequence[Sequence[float]]
-    names: tuple[str, ...]
-    notes: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[float | str]]
+
+    @property
+    def shown(self) -> tuple[tuple[str, ...], ...]:
+        """The rows as text."""
+        return tuple(tuple(map(_shown, row)) for row in self.rows)
 
     def csv(self) -> bytes:
         """The table as CSV (RFC 4180, line feeds): each number as the shortest that reads back."""
-        lines = [",".join(("step", *self.columns, *self.names))]
-        lines += [
-            ",".join((str(step), *map(repr, row), *notes))
-            for step, (row, notes) in enumerate(zip(self.rows, self.notes, strict=True), start=1)
-        ]
+        lines = [",".join(("step", *self.columns))]
+        lines += [",".join((str(step), *row)) for step, row in enumerate(self.shown, start=1)]
         return "".join(line + "\n" for line in lines).encode()
 
 
@@ -44,24 +42,26 @@ class MetricsCallback(TrainerCallback):
         trainer: Whose `step_figures` it reads, if it has any.
         figures: Their names.
         notes: Names of its `step_notes`, which are text.
+        before: The rows of the steps before, as text.
     """
 
-    def __init__(self, trainer: Any, figures: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        figures: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+        before: Sequence[Sequence[str]] = (),
+    ) -> None:
         self._trainer = trainer
         self._figures = figures
-        self._names = notes
-        self._rows: list[list[float]] = []
-        self._notes: list[list[str]] = []
+        self._notes = notes
+        self._rows: list[list[float | str]] = [list(row) for row in before]
 
     @property
     def metrics(self) -> Metrics:
         """The table so far."""
-        return Metrics(
-            columns=(*_LOGGED, *self._figures),
-            rows=self._rows,
-            names=self._names,
-            notes=self._notes,
-        )
+        columns = (*_LOGGED, *self._figures, *self._notes)
+        return Metrics(columns=columns, rows=self._rows)
 
     def on_log(
         self,
@@ -75,5 +75,9 @@ class MetricsCallback(TrainerCallback):
         if logs is None or "loss" not in logs:  # the last log is about wall clocks
             return
         own = [self._trainer.step_figures[name] for name in self._figures]
-        self._rows.append([*(float(logs[name]) for name in _LOGGED), *own])
-        self._notes.append([self._trainer.step_notes[name] for name in self._names])
+        notes = [self._trainer.step_notes[name] for name in self._notes]
+        self._rows.append([*(float(logs[name]) for name in _LOGGED), *own, *notes])
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else repr(value)

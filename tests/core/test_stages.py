@@ -1,8 +1,12 @@
 """spec/recipe.md, "Stages" and their nodes, with a small catalogue of the tests' own."""
 
+import re
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kolm_build.core import stage_reader
 from kolm_build.core.catalogue.algorithm import ADAPTER, OPTIMISER, Algorithm, Decimal, Role
@@ -11,6 +15,7 @@ from kolm_build.core.catalogue.table import ADAPTERS, ALGORITHMS, OBJECTIVES, OP
 from kolm_build.core.lock import check
 from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import parse_recipe
+from kolm_build.core.schemas import SCHEMAS
 from kolm_build.errors import InvalidRecordError, StaleLockError
 from kolm_build.steps.table import INHERIT, STEPS, TRAINED, StepSpec
 from tests.core.samples import PLATFORM, digest, lock
@@ -47,6 +52,7 @@ ROWS = (
     ALGORITHMS["lora"],
     ALGORITHMS["full"],
     row("prefix", axis=ADAPTER, mergeable=False),
+    row("stateful", axis=ADAPTER, resumable=False),
     ALGORITHMS["adamw"],
     row("sgd", axis=OPTIMISER, parameters=(Decimal(name="momentum", default="0.9", help="m"),)),
 )
@@ -175,7 +181,7 @@ def test_a_stage_may_start_from_any_model_before_it():
 
 
 def test_roles_are_inputs_and_files_are_locked():
-    """RECIPE-19, RECIPE-22."""
+    """LOCK-15, RECIPE-19, RECIPE-22."""
     text = (
         stage("distil", teacher="big", log="path:./log", adapter="full")
         + stage("reward", rows="asked", reward="reward.py")
@@ -254,6 +260,38 @@ def test_changing_the_second_stage_changes_nothing_of_the_first():
     assert changed == {"train-2", "merge-2", "evaluation", "score", "gate", "package"}
 
 
+def test_a_stage_with_checkpoints_is_a_chain_of_segments():
+    """RECIPE-24."""
+    plain = made(stage("sft", max_steps=25))
+    instance = made(stage("sft", max_steps=25, checkpoint_steps=10))
+    found = edges(instance)
+    given = {"model": "base.out", "train": "dataset.train"}
+    assert found["train-1-after-10"] == given
+    assert found["train-1-after-20"] == {**given, "checkpoint": "train-1-after-10.checkpoint"}
+    assert found["train-1"] == {**given, "checkpoint": "train-1-after-20.checkpoint"}
+    nodes = instance.nodes
+    assert dict(nodes["train-1"].outputs) == dict(plain.nodes["train-1"].outputs)
+    assert nodes["train-1"].params == plain.nodes["train-1"].params
+    for step in (10, 20):
+        node = nodes[f"train-1-after-{step}"]
+        assert dict(node.params) == {**dict(nodes["train-1"].params), "stop_after": step}
+        assert [name for name, _ in node.outputs] == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"checkpoint_steps": 10},
+        {"checkpoint_steps": 10, "max_steps": 10},
+        {"checkpoint_steps": 1, "max_steps": 1002},
+        {"checkpoint_steps": 2, "max_steps": 9, "adapter": "stateful"},
+    ],
+)
+def test_checkpoints_that_cannot_be_are_refused(keys):
+    """RECIPE-24."""
+    assert refused(stage("sft", **keys)).where == "train[0].checkpoint_steps"
+
+
 def test_a_stage_that_is_not_named_is_not_depended_on():
     """RECIPE-23."""
     text = stage("sft") + stage("sft", from_="base")
@@ -261,6 +299,42 @@ def test_a_stage_that_is_not_named_is_not_depended_on():
     after = made(text.replace('"sft"', '"sft"\nepochs = 2', 1))
     assert before.digests["train-2"] == after.digests["train-2"]
     assert before.digests["train-1"] != after.digests["train-1"]
+
+
+@st.composite
+def _chains(draw):
+    """Stages that start from, and listen to, any models before them; and the number of one."""
+    count = draw(st.integers(1, 5))
+    stages = []
+    for number in range(count):
+        before = st.sampled_from(["base", "big", *(f"train-{n + 1}" for n in range(number))])
+        adapter = draw(st.sampled_from(["lora", "full"]))
+        keys = {"from_": draw(before), "adapter": adapter, "epochs": 1}
+        stages.append(("distil", keys | {"teacher": draw(before)}))
+    return stages, draw(st.integers(0, count - 1))
+
+
+@given(_chains())
+@settings(deadline=None, max_examples=60)
+def test_a_change_reaches_what_follows_from_it_and_nothing_else(chain):
+    """RECIPE-13, RECIPE-23."""
+    stages, index = chain
+    before = made("".join(stage(name, **keys) for name, keys in stages))
+    name, keys = stages[index]
+    stages[index] = name, keys | {"epochs": 2}
+    after = made("".join(stage(name, **keys) for name, keys in stages))
+    changed = {name for name in before.nodes if before.digests[name] != after.digests[name]}
+    assert changed == _follow(before, f"train-{index + 1}")
+
+
+def _follow(instance, node):
+    """The node and all that needs it."""
+    names = {digest: name for name, digest in instance.digests.items()}
+    found = {node}
+    for name, derivation in instance.nodes.items():
+        if found & {names[need.derivation] for need in derivation.needs}:
+            found.add(name)
+    return found | {"package"} if "gate" in found else found
 
 
 def test_a_label_of_a_stage_is_no_part_of_its_derivation():
@@ -315,7 +389,7 @@ def test_a_stage_that_does_not_fit_is_refused_at_its_path(text, where, reason):
 
 def test_a_misspelt_role_or_model_gets_a_suggestion():
     """RECIPE-1."""
-    assert refused(stage("prefer", rows="votes", juge="base")).advice == "Did you mean 'judge'?"
+    assert refused(stage("prefer", rows="votes", juudge="base")).advice == "Did you mean 'judge'?"
     assert refused(stage("distil", teacher="bigg")).advice == "Did you mean 'big'?"
 
 
@@ -404,6 +478,16 @@ def test_a_step_may_use_what_a_set_a_model_or_a_stage_gives():
         "b": "model-big.out",
         "c": "train-2.trace",
     }
+
+
+def test_the_recipe_of_the_docs_is_a_recipe(monkeypatch):
+    monkeypatch.undo()
+    page = (Path(__file__).parents[2] / "docs" / "stages.md").read_text("utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    pipeline = parse_recipe(text).pipeline
+    assert [one.name for one in pipeline.train] == ["taught", "train-2"]
+    rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert rows == set(SCHEMAS)
 
 
 def test_no_two_nodes_of_a_pipeline_have_one_name():

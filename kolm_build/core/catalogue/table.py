@@ -9,6 +9,7 @@ from kolm_build.core.catalogue import (
     adapters,
     distillation,
     merging,
+    mixture,
     optimisers,
     preference,
     reinforcement,
@@ -25,6 +26,7 @@ _ROWS: tuple[Algorithm, ...] = (
     *distillation.ROWS,
     *merging.ROWS,
     *adapters.ROWS,
+    *mixture.ROWS,
     *optimisers.ROWS,
 )
 

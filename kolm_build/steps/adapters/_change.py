@@ -45,6 +45,11 @@ class Change(ABC):
         del network
         return None
 
+    def row_penalty(self, network: Any) -> torch.Tensor | None:
+        """What is added to a row's loss, over the step's rows, after it was read; None for nothing."""
+        del network
+        return None
+
     def watchers(self, network: Any) -> Sequence[TrainerCallback]:
         """Callbacks that go with it, told of every step before the trace is."""
         del network
@@ -87,7 +92,7 @@ def adapted_layers(
 
     The output head is never among them.
     """
-    head = network.get_output_embeddings()  # type: ignore[operator]  # every language model has it
+    head = network.get_output_embeddings()
     return [
         (path, module)
         for path, module in network.named_modules()
