@@ -81,7 +81,19 @@ class Stage:
             stop_after=count(fields, "stop_after", 0, least=0),
         )
         fields.done()
+        stage.check()
         return stage
+
+    def check(self) -> None:
+        """Refuse to put a training aside while its completions are to be used again (RL-31)."""
+        if self.stop_after % self.objective.repeats:
+            raise InvalidRecordError(
+                "a training cannot be put aside between steps with the same completions",
+                where="stop_after",
+                expected=f"a multiple of {self.objective.repeats}, the iterations",
+                actual=str(self.stop_after),
+                advice="Make checkpoint_steps a multiple of iterations.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
