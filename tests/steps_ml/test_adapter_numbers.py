@@ -247,10 +247,10 @@ def test_importance_is_smoothed_sensitivity_times_uncertainty():
     """ADPT-40: two steps by hand (equations 8 to 11)."""
     from kolm_build.steps.adapters._budget import Importance, triplet_scores
 
-    importance = Importance(0.5, 0.25)
-    importance.note("x", torch.tensor([2.0]), torch.tensor([-3.0]))  # 6: mean 3, apart 3 -> 2.25
-    importance.note("x", torch.tensor([1.0]), torch.tensor([1.0]))  # 1: mean 2, apart 1
-    assert importance.of("x").item() == 2.0 * (0.25 * 2.25 + 0.75 * 1.0)
+    importance, state = Importance(beta1=0.5, beta2=0.25), {}
+    importance.note(state, torch.tensor([2.0]), torch.tensor([-3.0]))  # 6: mean 3, apart 3: 2.25
+    importance.note(state, torch.tensor([1.0]), torch.tensor([1.0]))  # 1: mean 2, apart 1
+    assert importance.of(state).item() == 2.0 * (0.25 * 2.25 + 0.75 * 1.0)
     scores = triplet_scores(
         torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 3.0], [0, 0]]), torch.ones(4, 2)
     )
@@ -278,17 +278,18 @@ def test_allocation_agrees_with_pefts():
         beta1, beta2, target_r = 0.85, 0.85, 2
 
     theirs = RankAllocator(network, Settings, "default")
-    ours = Importance(0.85, 0.85)
+    ours = Importance(beta1=0.85, beta2=0.85)
+    state = {name: {} for name, _ in network.named_parameters()}
     for _ in range(3):
         for one in network.parameters():
             one.grad = torch.randn(one.shape)
         theirs.update_ipt(network)
         for name, one in network.named_parameters():
-            ours.note(name, one, one.grad)
+            ours.note(state[name], one, one.grad)
     theirs.mask_to_budget(network, 5)
     scores = {
         layer: triplet_scores(
-            *(ours.of(f"{layer}.{side}.default") for side in ("lora_E", "lora_A", "lora_B"))
+            *(ours.of(state[f"{layer}.{side}.default"]) for side in ("lora_E", "lora_A", "lora_B"))
         )
         for layer in ("one", "two")
     }

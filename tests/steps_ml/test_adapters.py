@@ -211,13 +211,14 @@ def test_what_is_split_adds_up_to_the_weights(name, model):
     """ADPT-24: W_res + scale B A = W, and of full rank W_res is 0."""
     before = network_of(model).state_dict()
     for rank, full in ((4, False), (64, True)):
-        network = change_of(name, lora_r=rank, lora_alpha=3).attach(network_of(model))
+        alpha = rank if name == "olora" else 3  # of full rank R Q is W where the scale is 1
+        network = change_of(name, lora_r=rank, lora_alpha=alpha).attach(network_of(model))
         for path, layer in network.named_modules():
             if not path.endswith("q_proj"):
                 continue
             base = layer.base_layer.weight
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            whole = base + 3 / rank * up @ down
+            whole = base + alpha / rank * up @ down
             wanted = before[path.removeprefix("base_model.model.") + ".weight"]
             torch.testing.assert_close(whole, wanted, rtol=0, atol=1e-6)
             assert (base.abs().max() < 1e-6) == full

@@ -125,7 +125,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path, model, name, shape, re
     ("change", "where"),
     [
         ({"peft_type": "XLORA"}, "peft_type"),
-        ({"peft_type": "IA3"}, "feedforward_modules"),
+        ({"peft_type": "OFT"}, "block_share"),
         ({"bias": "all"}, "bias"),
         ({"use_dora": True}, "model.layers.0.mlp.down_proj"),
         ({"modules_to_save": []}, "modules_to_save"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -246,14 +247,20 @@ def test_the_mean_is_its_recurrence():
     from kolm_build.steps.optimisers.ema import Averager
 
     network = torch.nn.Linear(1, 1, bias=False)
-    averager = Averager(0.75)
+    averager, state = Averager(0.75), SimpleNamespace(global_step=2, max_steps=2)
+    optimizer = torch.optim.SGD(network.parameters())
+    given = {"model": network, "optimizer": optimizer}
     with torch.no_grad():
         network.weight.fill_(8.0)
-        averager.on_train_begin(None, None, None, model=network)
+        averager.on_train_begin(None, state, None, **given)
         for value in (4.0, 0.0):
             network.weight.fill_(value)
-            averager.on_step_end(None, None, None, model=network)
-    averager.on_train_end(None, None, None, model=network)
+            averager.on_step_end(None, state, None, **given)
+    state.max_steps = 3
+    averager.on_train_end(None, state, None, **given)
+    assert network.weight.item() == 0  # it is put aside, to go on
+    state.max_steps = 2
+    averager.on_train_end(None, state, None, **given)
     assert network.weight.item() == 0.75 * (0.75 * 8 + 0.25 * 4)
 
 
