@@ -71,7 +71,7 @@ def run(request: StepRequest, events: Events) -> None:
     made = _Made(method=method, mu=mu, start=start, end=end, server=server, own=own)
     _write(output_folder(request, "control") / CONTROL, made.control(stage.training, objective))
     _write(out / CONTROL, made.change(stage.training, objective))
-    losses = [row[0] for row in training.metrics.rows]
+    losses = [float(row[0]) for row in training.metrics.rows]
     _write_card(request, steps=objective.steps, losses=losses)
     for name, data in training.trace.files().items():
         (output_folder(request, "trace") / name).write_bytes(data)
