@@ -138,4 +138,11 @@ def open_aggregator(
         start: dict[str, Files] = {
             name: party.workshop.files(made[name]) for name in ("adapter", "state")
         }
-        yield Aggregator(workshop=party.workshop, plan=plan, peers=peers, base=base, start=start)
+        yield Aggregator(
+            workshop=party.workshop,
+            plan=plan,
+            peers=peers,
+            base=base,
+            start=start,
+            memory=folder / AGGREGATOR / MEMORY,
+        )
