@@ -329,7 +329,7 @@ def _check_lock(story: Story) -> None:
 def _check_split(rows: Iterable[Row], story: Story) -> bool:
     """Whether the split could be recomputed; every row is then on the held-out side."""
     with about(HOLDOUT):
-        params = story.params("dataset")
+        params = story.data
         if params is None:
             return False
         seed, modulus = str(params.get("split_seed", "")), params.get("modulus", MODULUS)

@@ -28,6 +28,23 @@ def parse_label(text: str) -> str:
     return text
 
 
+def parse_part(text: str) -> str:
+    """`text` as a name that others are made of, such as ``dataset-NAME`` and ``data-NAME-source``.
+
+    Raises:
+        InvalidRecordError: It is no label of at most 40 characters, has a dot, or has an end that
+            would give two things one name.
+    """
+    if len(text) > 40 or "." in text or text.endswith(("-source", "-script")):
+        raise InvalidRecordError(
+            "not a name for this",
+            expected="at most 40 lower-case letters and digits with single '-' or '_' between "
+            "them, not ending in -source or -script",
+            actual=repr(text)[:80],
+        )
+    return parse_label(text)
+
+
 def parse_entry(text: str) -> str:
     """`text` as the name of one entry of a tree.
 

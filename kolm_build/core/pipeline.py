@@ -27,7 +27,7 @@ from kolm_build.core.generic_step import LocalPath, NodeOutput, Reference, Step,
 from kolm_build.core.lock import Lock
 from kolm_build.core.numerics import Numerics, Platform
 from kolm_build.core.recipe import Recipe
-from kolm_build.core.sections import Origin, Pipeline
+from kolm_build.core.sections import ADAPTER, Base, Data, Origin, Pipeline, Split, Train
 from kolm_build.core.source import is_local
 from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
 
@@ -235,11 +235,14 @@ def _output(
 
 
 def _pipeline_steps(pipeline: Pipeline) -> set[str]:
-    used = {"dataset", "evaluate", "score", "gate", "package", _importer(pipeline)}
-    used |= {train.algorithm for train in pipeline.train}
-    if pipeline.train:
+    bases = [pipeline.base, *dict(pipeline.models).values()]
+    rows = [pipeline.data, *dict(pipeline.sets).values()]
+    used = {"dataset", "evaluate", "score", "gate", "package"}
+    used |= {_importer(base) for base in bases}
+    used |= {stage.step for stage in pipeline.train}
+    if any(stage.is_merged for stage in pipeline.train):
         used.add("merge")
-    for origin in (pipeline.base.origin, pipeline.data.origin):
+    for origin in (*(base.origin for base in bases), *(data.origin for data in rows)):
         if origin.script is not None:
             used.add("script")
         if origin.source is not None and not is_local(origin.source):
@@ -247,32 +250,35 @@ def _pipeline_steps(pipeline: Pipeline) -> set[str]:
     return used
 
 
-def _importer(pipeline: Pipeline) -> str:
-    return "import-gguf" if pipeline.base.format == "gguf" else "import-model"
+def _importer(base: Base) -> str:
+    return "import-gguf" if base.format == "gguf" else "import-model"
 
 
 def _add_pipeline(build: _Build, pipeline: Pipeline) -> None:
     """The nodes of the pipeline, all but the package."""
-    base = _add_base(build, pipeline)
-    holdout = build.node(_add_dataset(build, pipeline))
+    base = _add_base(build, "base", pipeline.base)
+    holdout = build.node(_add_data(build, pipeline))
+    for name, rows in pipeline.sets:
+        _add_set(build, pipeline.split, name, rows)
+    for name, section in pipeline.models:
+        _add_base(build, f"model-{name}", section)
     _add_evaluation(build, pipeline, "base-evaluation", base, holdout)
-    model = _add_training(build, pipeline, base)
+    model = _add_stages(build, pipeline, base)
     _add_evaluation(build, pipeline, "evaluation", model, holdout)
     _add_verdict(build, pipeline, model)
 
 
-def _add_base(build: _Build, pipeline: Pipeline) -> NodeOutput:
-    base = pipeline.base
-    source = _add_origin(build, "base", base.origin, node="base-source", script="base-source")
+def _add_base(build: _Build, name: str, base: Base) -> NodeOutput:
+    source = _add_origin(build, name, base.origin, script=f"{name}-source")
     params: dict[str, Param] = {} if base.dtype is None else {"dtype": base.dtype}
-    return build.add("base", _importer(pipeline), inputs={"source": source}, params=params)
+    return build.add(name, _importer(base), inputs={"source": source}, params=params)
 
 
-def _add_origin(build: _Build, name: str, origin: Origin, *, node: str, script: str) -> Input:
+def _add_origin(build: _Build, name: str, origin: Origin, *, script: str) -> Input:
     """What an origin gives: a local path, what is fetched, or what a script makes of either."""
     given: Input | None = None
     if origin.source is not None:
-        given = _add_source(build, name, origin.source, origin.files, node)
+        given = _add_source(build, name, origin.source, origin.files)
     if origin.script is None:
         assert given is not None, "an origin has a source or a script"
         return given
@@ -282,45 +288,74 @@ def _add_origin(build: _Build, name: str, origin: Origin, *, node: str, script: 
     return build.node(build.add(script, "script", inputs=inputs, params=params))
 
 
-def _add_source(build: _Build, name: str, source: str, files: Sequence[str], node: str) -> Input:
+def _add_source(build: _Build, name: str, source: str, files: Sequence[str]) -> Input:
     if is_local(source):
         return build.local(name)
     params: dict[str, Param] = {"source": source}
     if files:
         params["files"] = "\n".join(files)
     expect = build.lock.input(name).tree
-    return build.node(build.add(node, "fetch", inputs={}, params=params, expect=expect))
+    node = build.add(f"{name}-source", "fetch", inputs={}, params=params, expect=expect)
+    return build.node(node)
 
 
-def _add_dataset(build: _Build, pipeline: Pipeline) -> NodeOutput:
-    data, split = pipeline.data, pipeline.split
-    rows = _add_origin(build, "data", data.origin, node="data-source", script="rows")
-    params: dict[str, Param] = {
+def _add_data(build: _Build, pipeline: Pipeline) -> NodeOutput:
+    """The rows that the model is measured on, and trained on where a stage has no others."""
+    rows = _add_origin(build, "data", pipeline.data.origin, script="rows")
+    params = _data_params(pipeline.data, pipeline.split)
+    build.add("dataset", "dataset", inputs={"rows": rows}, params=params)
+    return NodeOutput(node="dataset", output="holdout")
+
+
+def _add_set(build: _Build, split: Split, name: str, data: Data) -> None:
+    """Further rows: none of them may be like a row that the model is measured on."""
+    rows = _add_origin(build, f"data-{name}", data.origin, script=f"rows-{name}")
+    against = build.node(NodeOutput(node="dataset", output="compared"))
+    inputs = {"rows": rows, "against": against}
+    build.add(f"dataset-{name}", "dataset", inputs=inputs, params=_data_params(data, split))
+
+
+def _data_params(data: Data, split: Split) -> dict[str, Param]:
+    return {
+        **dict(data.parts),
         "format": data.format,
+        "schema": data.schema,
         "system": data.system,
-        "prompt": data.prompt,
-        "answer": data.answer,
         "group": data.group,
         "split_seed": split.seed,
         "modulus": split.modulus,
         "leakage": split.leakage,
     }
-    build.add("dataset", "dataset", inputs={"rows": rows}, params=params)
-    return NodeOutput(node="dataset", output="holdout")
 
 
-def _add_training(build: _Build, pipeline: Pipeline, base: NodeOutput) -> NodeOutput:
-    """Each training and its merge, one after the other; the last model."""
+def _add_stages(build: _Build, pipeline: Pipeline, base: NodeOutput) -> NodeOutput:
+    """Each stage, and the merge of what it changed; the model of the last one."""
+    models = {"base": base}
+    models |= {f"model-{name}": NodeOutput(node=f"model-{name}") for name, _ in pipeline.models}
     model = base
-    train = build.node(NodeOutput(node="dataset", output="train"))
-    for index, training in enumerate(pipeline.train, start=1):
-        name = f"train-{index}"
-        inputs: dict[str, Input] = {"model": build.node(model), "train": train}
-        build.add(name, training.algorithm, inputs=inputs, params=dict(training.params))
-        adapter = build.node(NodeOutput(node=name, output="adapter"))
-        inputs = {"model": build.node(model), "adapter": adapter}
-        model = build.add(f"merge-{index}", "merge", inputs=inputs, params={})
+    for number, stage in enumerate(pipeline.train, start=1):
+        start = build.node(models[dict(stage.models)["model"]])
+        made = _add_stage(build, number, stage, models)
+        if stage.is_merged:
+            inputs: dict[str, Input] = {"model": start, "adapter": build.node(made)}
+            made = build.add(f"merge-{number}", "merge", inputs=inputs, params={})
+        models[f"train-{number}"] = model = made
     return model
+
+
+def _add_stage(
+    build: _Build, number: int, stage: Train, models: Mapping[str, NodeOutput]
+) -> NodeOutput:
+    """The node of a stage; its adapter, or its model."""
+    name = f"train-{number}"
+    inputs: dict[str, Input] = {role: build.node(models[node]) for role, node in stage.models}
+    inputs |= {role: build.local(f"{name}.{role}") for role, _ in (*stage.code, *stage.data)}
+    if stage.rows is not None:
+        inputs["train"] = build.node(NodeOutput(node=stage.rows, output="train"))
+    shape, _ = build.shape(name, stage.step)
+    outputs = [stage.output if one == ADAPTER else one for one in shape.outputs]
+    build.add(name, stage.step, inputs=inputs, params=dict(stage.params), outputs=outputs)
+    return NodeOutput(node=name, output=stage.output)
 
 
 def _add_evaluation(

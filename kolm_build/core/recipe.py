@@ -73,34 +73,64 @@ class Recipe:
     @property
     def sources(self) -> tuple[Source, ...]:
         """Everything that a lock has to pin, in the order of the recipe."""
-        found: list[Source] = []
-        if self.pipeline is not None:
-            found += _origin_sources("base", "weights", self.pipeline.base.origin)
-            found += _origin_sources("data", "data", self.pipeline.data.origin)
+        found = [] if self.pipeline is None else list(_pipeline_sources(self.pipeline))
         for step in self.steps:
             found += _step_sources(step)
         return tuple(found)
 
 
-def _origin_sources(name: str, kind: str, origin: Origin) -> Iterator[Source]:
+def _pipeline_sources(pipeline: Pipeline) -> Iterator[Source]:
+    yield from _origin_sources("base", "weights", "base", pipeline.base.origin)
+    yield from _origin_sources("data", "data", "data", pipeline.data.origin)
+    for name, rows in pipeline.sets:
+        yield from _origin_sources(f"data-{name}", "data", "sets", rows.origin)
+    for name, model in pipeline.models:
+        yield from _origin_sources(f"model-{name}", "weights", "models", model.origin)
+    for number, stage in enumerate(pipeline.train, 1):
+        for kind, files in (("code", stage.code), ("data", stage.data)):
+            for role, path in files:
+                name = f"train-{number}.{role}"
+                yield Source(name=name, kind=kind, section="train", text=PATH + path)
+
+
+def _origin_sources(name: str, kind: str, section: str, origin: Origin) -> Iterator[Source]:
     licence = origin.licence
     if origin.source is not None:
-        yield Source(name=name, kind=kind, text=origin.source, licence=licence, files=origin.files)
+        yield Source(
+            name=name,
+            kind=kind,
+            section=section,
+            text=origin.source,
+            licence=licence,
+            files=origin.files,
+        )
     if origin.script is not None:
         # What a script makes of nothing carries the licence of the script's section.
         owed = "" if origin.source is not None else licence
-        yield Source(name=f"{name}-script", kind="code", text=PATH + origin.script, licence=owed)
+        yield Source(
+            name=f"{name}-script",
+            kind="code",
+            section=section,
+            text=PATH + origin.script,
+            licence=owed,
+        )
 
 
 def _step_sources(step: Step) -> Iterator[Source]:
     params = dict(step.params)
     if step.step == "fetch":
-        files = str(params.get("files", "")).split()
-        yield Source(name=step.name, kind="data", text=str(params["source"]), files=tuple(files))
+        yield Source(
+            name=step.name,
+            kind="data",
+            section="step",
+            text=str(params["source"]),
+            files=tuple(str(params.get("files", "")).split()),
+        )
     for role, reference in step.inputs:
         if isinstance(reference, LocalPath):
             kind = "code" if reference.path.endswith(".py") else "data"
-            yield Source(name=f"{step.name}.{role}", kind=kind, text=str(reference))
+            name = f"{step.name}.{role}"
+            yield Source(name=name, kind=kind, section="step", text=str(reference))
 
 
 def parse_recipe(text: str, *, file: str = FILE, numerics_class: str = PORTABLE) -> Recipe:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TypeVar
 
 from kolm_build.core import strict_json
 from kolm_build.core.bounded import choice, integer, params, texts
 from kolm_build.core.decimals import render_decimal
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import Thresholds
+from kolm_build.core.name import parse_part
+from kolm_build.core.schemas import ANSWERS, SCHEMAS, Schema
 from kolm_build.core.sections import (
+    BASE,
+    NUMBERED,
     Base,
     Data,
     Device,
@@ -21,13 +28,14 @@ from kolm_build.core.sections import (
     Split,
     Train,
 )
-from kolm_build.core.source import PATH, parse_path, parse_source
+from kolm_build.core.source import parse_script, parse_source
 from kolm_build.core.strict_json import MAX_INTEGER
-from kolm_build.core.training import ALGORITHMS, sft_params
 from kolm_build.errors import InvalidRecordError
 
 DTYPES = ("bf16", "fp16", "fp32")
-SECTIONS = ("base", "data", "split", "train", "evaluate", "score", "gate")
+SECTIONS = ("base", "data", "sets", "models", "split", "train", "evaluate", "score", "gate")
+
+T = TypeVar("T")
 
 
 def read_pipeline(fields: Fields) -> Pipeline | None:
@@ -46,11 +54,15 @@ def read_pipeline(fields: Fields) -> Pipeline | None:
             raise InvalidRecordError(
                 "missing section", where=name, expected=f"[{name}], since there is [{given[0]}]"
             )
+    sets = fields.record("sets", partial(_named, parse_part, _set))
+    models = fields.record("models", partial(_named, _model_name, _base))
     return Pipeline(
         base=fields.record("base", _base),
         data=fields.record("data", _data),
+        sets=sets,
+        models=models,
         split=fields.record("split", _split),
-        train=fields.records("train", _train),
+        train=_train(fields, dict(sets), dict(models)),
         evaluate=fields.record("evaluate", _evaluate),
         score=fields.record("score", _score),
         gate=fields.record("gate", _gate),
@@ -59,7 +71,7 @@ def read_pipeline(fields: Fields) -> Pipeline | None:
 
 def _origin(fields: Fields) -> Origin:
     source = fields.parsed("from", parse_source) if fields.has("from") else None
-    script = fields.parsed("script", _script) if fields.has("script") else None
+    script = fields.parsed("script", parse_script) if fields.has("script") else None
     if source is None and script is None:
         raise InvalidRecordError(
             "no source", where="from", expected="from = …, or script = … that makes it"
@@ -73,13 +85,6 @@ def _origin(fields: Fields) -> Origin:
         args=params(fields, "args"),
         licence=fields.text("licence", default=""),
     )
-
-
-def _script(text: str) -> str:
-    text = text.removeprefix(PATH)
-    if not text.endswith(".py"):
-        raise InvalidRecordError("not a Python file", expected="such as rows.py", actual=text[:80])
-    return parse_path(text)
 
 
 def _glob(text: str) -> str:
@@ -111,18 +116,70 @@ def _dtype(fields: Fields, form: str) -> str | None:
     return choice(fields, "dtype", DTYPES, default="bf16")
 
 
-def _data(value: object) -> Data:
+def _named(
+    parse: Callable[[str], str], read: Callable[[object], T], value: object
+) -> tuple[tuple[str, T], ...]:
+    """Sorted (name, section) pairs of a table of sections."""
     fields = Fields(value)
+    names = sorted(value)  # type: ignore[call-overload]  # Fields has checked that it is a map
+    for name in names:
+        try:
+            parse(name)
+        except InvalidRecordError as error:
+            raise error.under(name) from None
+    return tuple((name, fields.record(name, read)) for name in names)
+
+
+def _model_name(text: str) -> str:
+    if text == BASE or NUMBERED.fullmatch(text):
+        raise InvalidRecordError("a name that another model has")
+    return parse_part(text)
+
+
+def _data(value: object) -> Data:
+    return _rows(Fields(value), (ANSWERS,), ANSWERS)
+
+
+def _set(value: object) -> Data:
+    return _rows(Fields(value), tuple(SCHEMAS), None)
+
+
+def _rows(fields: Fields, schemas: tuple[str, ...], default: str | None) -> Data:
+    name = choice(fields, "schema", schemas, default=default)
+    schema = SCHEMAS[name]
     made = Data(
         origin=_origin(fields),
         format=choice(fields, "format", ("jsonl", "csv", "parquet"), default="jsonl"),
-        system=fields.text("system", default=""),
-        prompt=fields.parsed("prompt", _template),
-        answer=fields.parsed("answer", _template),
+        schema=name,
+        system=fields.text("system", default="") if schema.turns else "",
+        parts=tuple(sorted(_parts(fields, schema))),
         group=fields.text("group", default=""),
     )
     fields.done()
     return made
+
+
+def _parts(fields: Fields, schema: Schema) -> Iterator[tuple[str, str]]:
+    """What the schema asks for: templates, names of columns, lines of names."""
+    for name in schema.templates:
+        yield name, fields.parsed(name, _template)
+    for name, default in schema.optional:
+        yield name, fields.text(name, default=default)
+    for name in schema.columns:
+        yield name, fields.parsed(name, _column)
+    if schema.more:
+        columns = texts(fields, "fields", _column)
+        if len(set(columns)) != len(columns):
+            raise InvalidRecordError("a column is there twice", where="fields")
+        yield "fields", "\n".join(sorted(columns))
+
+
+def _column(text: str) -> str:
+    if not text or "\n" in text or "{" in text:
+        raise InvalidRecordError(
+            "not the name of a column", expected="a name without braces", actual=repr(text)[:80]
+        )
+    return text
 
 
 def _template(text: str) -> str:
@@ -144,11 +201,16 @@ def _split(value: object) -> Split:
     return made
 
 
-def _train(value: object) -> Train:
-    fields = Fields(value)
-    made = Train(algorithm=choice(fields, "algorithm", ALGORITHMS), params=sft_params(fields))
-    fields.done()
-    return made
+def _train(
+    fields: Fields, sets: Mapping[str, Data], models: Mapping[str, Base]
+) -> tuple[Train, ...]:
+    """The stages. The catalogue is large: a recipe without any does not import it."""
+    if not fields.has("train"):
+        fields.array("train")  # asked for, so that a misspelt section gets a suggestion
+        return ()
+    from kolm_build.core.stage_reader import read_stages
+
+    return read_stages(fields, sets=sets, models=models.keys())
 
 
 def _evaluate(value: object) -> Evaluate:

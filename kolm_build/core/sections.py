@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import Params
+
+ADAPTER = "adapter"
+MODEL = "model"
+BASE = "base"
+NUMBERED = re.compile(r"train-[0-9]+")
+"""How a stage is called by its number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,22 +50,23 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """The section ``[data]``.
+    """The section ``[data]``, or one ``[sets.NAME]``.
 
     Attributes:
         origin: Where the rows come from.
         format: ``jsonl``, ``csv`` or ``parquet``.
+        schema: What a row holds, one of `schemas.SCHEMAS`.
         system: System message of every row; empty for none.
-        prompt: Template of the user message, columns in braces.
-        answer: Template of the answer.
+        parts: What the schema asks for, sorted by name: templates with columns in braces, and
+            names of columns.
         group: Column whose values never cross the split; empty for none.
     """
 
     origin: Origin
     format: str
+    schema: str
     system: str
-    prompt: str
-    answer: str
+    parts: tuple[tuple[str, str], ...]
     group: str
 
 
@@ -79,15 +87,43 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """One entry of ``[[train]]``.
+    """One stage: an entry of ``[[train]]``, its references resolved.
 
     Attributes:
-        algorithm: The training step, ``sft``.
+        name: What other stages may call it.
+        algorithm: The objective.
+        step: The step that runs it.
+        rows: The node of its rows; None where it has none.
+        models: Sorted (input, node) pairs of the models it is given. The node is ``base``,
+            ``model-NAME``, or ``train-K`` for what that stage made.
+        code: Sorted (input, path) pairs of the Python files it is given.
+        data: Sorted (input, path) pairs of the other files and folders it is given.
+        output: What it makes: ``adapter``, which a node ``merge-K`` puts into the weights, or
+            ``model``.
+        mergeable: Whether an adapter of it can be put into the weights.
         params: Its parameters, sorted, defaults filled in; decimal numbers in plain form.
     """
 
+    name: str
     algorithm: str
+    step: str
+    rows: str | None
+    models: tuple[tuple[str, str], ...]
+    code: tuple[tuple[str, str], ...]
+    data: tuple[tuple[str, str], ...]
+    output: str
+    mergeable: bool
     params: Params
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether a node ``merge-K`` puts what it made into the weights."""
+        return self.output == ADAPTER and self.mergeable
+
+    @property
+    def gives_model(self) -> bool:
+        """Whether a model comes of it, by itself or by that node."""
+        return self.output == MODEL or self.mergeable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +176,17 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """The sections that make up the pipeline from base model to artifact."""
+    """The sections that make up the pipeline from base model to artifact.
+
+    Attributes:
+        sets: The sections ``[sets.NAME]``, as sorted (name, section) pairs.
+        models: The sections ``[models.NAME]``, as sorted (name, section) pairs.
+    """
 
     base: Base
     data: Data
+    sets: tuple[tuple[str, Data], ...]
+    models: tuple[tuple[str, Base], ...]
     split: Split
     train: tuple[Train, ...]
     evaluate: Evaluate
@@ -153,16 +196,28 @@ class Pipeline:
     @property
     def nodes(self) -> tuple[str, ...]:
         """The names of the pipeline's nodes (spec/recipe.md), reserved for it."""
-        trained = [f"{kind}-{at + 1}" for at in range(len(self.train)) for kind in _TRAINED]
-        return (*_BEFORE, *trained, *_AFTER)
+        sets = [node.format(name) for name, _ in self.sets for node in _OF_A_SET]
+        models = [node.format(name) for name, _ in self.models for node in _OF_A_MODEL]
+        stages = [node for at, stage in enumerate(self.train, 1) for node in _stage(at, stage)]
+        return (*_BEFORE, *sets, *models, *stages, *_AFTER)
 
     @property
     def reserved(self) -> tuple[str, ...]:
         """The names that no generic step may have beside it: those of its nodes and inputs."""
-        return (*self.nodes, *_INPUTS)
+        sets = [name.format(of) for of, _ in self.sets for name in _INPUTS_OF_A_SET]
+        models = [name.format(of) for of, _ in self.models for name in _INPUTS_OF_A_MODEL]
+        return (*self.nodes, *_INPUTS, *sets, *models)
+
+
+def _stage(number: int, stage: Train) -> tuple[str, ...]:
+    trained = f"train-{number}"
+    return (trained, f"merge-{number}") if stage.is_merged else (trained,)
 
 
 _BEFORE = ("base-source", "base", "data-source", "rows", "dataset", "base-evaluation")
-_TRAINED = ("train", "merge")
 _AFTER = ("evaluation", "score", "gate", "package")
 _INPUTS = ("base", "base-script", "data", "data-script")
+_OF_A_SET = ("data-{}-source", "rows-{}", "dataset-{}")
+_OF_A_MODEL = ("model-{}-source", "model-{}")
+_INPUTS_OF_A_SET = ("data-{}", "data-{}-script")
+_INPUTS_OF_A_MODEL = ("model-{}", "model-{}-script")

@@ -24,6 +24,7 @@ class Source:
     Attributes:
         name: Its name in the lock.
         kind: ``weights``, ``data`` or ``code``.
+        section: The section of the recipe that names it.
         text: Where it comes from.
         licence: What its licence is said to be; empty for one's own.
         files: Globs that choose among the files of a repository; empty for all of them.
@@ -31,9 +32,15 @@ class Source:
 
     name: str
     kind: str
+    section: str
     text: str
     licence: str = ""
     files: tuple[str, ...] = ()
+
+    @property
+    def node(self) -> str:
+        """The node that fetches it, where it is not local."""
+        return self.name if self.section == "step" else f"{self.name}-source"
 
     @property
     def is_local(self) -> bool:
@@ -77,6 +84,18 @@ def parse_path(text: str) -> str:
             "not a path beside the recipe", expected="such as ./rows.jsonl", actual=repr(text)[:90]
         )
     return text
+
+
+def parse_script(text: str) -> str:
+    """`text` as the path of a Python file beside the recipe.
+
+    Raises:
+        InvalidRecordError: It is not one.
+    """
+    text = text.removeprefix(PATH)
+    if not text.endswith(".py"):
+        raise InvalidRecordError("not a Python file", expected="such as rows.py", actual=text[:80])
+    return parse_path(text)
 
 
 def _advice(text: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kolm_build.core import cbor
@@ -19,12 +19,14 @@ RECIPE = "kolm.toml"
 LOCK = "kolm.lock"
 DERIVATIONS = "derivations/"
 
-_BASE_SCRIPT = "base-script"
+_SCRIPT_OF_A_MODEL = re.compile("(base|model-.+)-script")
+_AGAINST = "against"
 _EXACT = "exact-1"
 _FILE = re.compile(DERIVATIONS + r"[0-9a-f]{64}\.cbor")
 _DIGEST = re.compile("b3:[0-9a-f]{64}")
 
 Table = Mapping[str, object]
+Params = Mapping[str, str | int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +41,36 @@ class Story:
     lock: Table
     derivations: tuple[Table, ...]
 
-    def params(self, step: str) -> Mapping[str, str | int] | None:
+    def params(self, step: str) -> Params | None:
         """The parameters of the one derivation of `step`; None where there is none.
 
         Raises:
             InvalidRecordError: There are several, so that nobody can tell which one counts.
         """
-        found = self.all_params(step)
+        return self._one(step, self.all_params(step))
+
+    @property
+    def data(self) -> Params | None:
+        """The parameters of the derivation that split the rows of `[data]`, as `params` has them.
+
+        Other sets of rows are split against those: that is an input which these do not have.
+        """
+        found = [each for each in self._of("dataset") if not _has_input(each, _AGAINST)]
+        return self._one("dataset", [_params(each) for each in found])
+
+    def all_params(self, step: str) -> tuple[Params, ...]:
+        """The parameters of every derivation of `step`."""
+        return tuple(_params(record) for record in self._of(step))
+
+    def _of(self, step: str) -> Iterator[Table]:
+        return (record for record in self.derivations if record["step"] == step)
+
+    def _one(self, step: str, found: Sequence[Params]) -> Params | None:
         if len(found) > 1:
             raise InvalidRecordError(
                 f"several derivations of the step {step}", where="build/derivations"
             )
         return found[0] if found else None
-
-    def all_params(self, step: str) -> tuple[Mapping[str, str | int], ...]:
-        """The parameters of every derivation of `step`."""
-        return tuple(
-            record["params"]  # type: ignore[misc]  # a table of text and integers: it was checked
-            for record in self.derivations
-            if record["step"] == step
-        )
 
     @property
     def numerics(self) -> str:
@@ -72,11 +84,11 @@ class Story:
 
     @property
     def licence(self) -> str:
-        """The licences of the locked weights or of the script that makes them, sorted, joined."""
+        """The licences of the locked weights or of the scripts that make them, sorted, joined."""
         found = {
             _text(entry, "licence")
             for entry in self.inputs
-            if entry.get("kind") == "weights" or entry.get("name") == _BASE_SCRIPT
+            if entry.get("kind") == "weights" or _SCRIPT_OF_A_MODEL.fullmatch(_text(entry, "name"))
         }
         return " AND ".join(sorted(found - {""}))
 
@@ -110,6 +122,15 @@ class Story:
     def distributions(self) -> tuple[Table, ...]:
         """The lock's ``[[distribution]]`` tables."""
         return _tables(self.lock, "distribution")
+
+
+def _params(record: Table) -> Params:
+    return record["params"]  # type: ignore[return-value]  # a table of text and integers: it was checked
+
+
+def _has_input(record: Table, role: str) -> bool:
+    inputs = record.get("inputs")
+    return isinstance(inputs, dict) and role in inputs
 
 
 def needed_derivations(record: Table) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Greedy generation and likelihoods (spec/evaluation.md).
+"""Generation, token by token, and likelihoods (spec/evaluation.md).
 
 Prompts are never padded: those of equal length are read together, so that every row is computed
 on its own tokens and nothing else. What was read can be joined and continued together. Ties go to
@@ -7,11 +7,11 @@ the lowest token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass
 from math import fsum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,9 +19,20 @@ from kolm_build.errors import BuildError
 from kolm_build.runtime.ragged import RaggedCache
 
 
+class Reader(Protocol):
+    """What has read some prompts and can read on."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """What it expects after the prompts, float32, rows by vocabulary."""
+
+    def read(self, chosen: torch.Tensor) -> torch.Tensor:
+        """What it expects after one token more of each row, `chosen`; float32."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix:
-    """Prompts that a network has read.
+    """Prompts that a network has read; a `Reader`.
 
     Attributes:
         network: The network.
@@ -32,6 +43,23 @@ class Prefix:
     network: Any
     cache: Any
     logits: torch.Tensor
+
+    def read(self, chosen: torch.Tensor) -> torch.Tensor:
+        """What the network expects after one token more of each row; float32."""
+        return _next(self, chosen)
+
+    def repeated(self, times: int) -> Prefix:
+        """Each prompt `times` times, one after the other; this prefix is used up."""
+        self.cache.batch_repeat_interleave(times)
+        return Prefix(
+            network=self.network,
+            cache=self.cache,
+            logits=self.logits.repeat_interleave(times, dim=0),
+        )
+
+
+Choose = Callable[[torch.Tensor, int], torch.Tensor]
+"""Of logits, rows by vocabulary, and the number of a token, from 0, a token for each row."""
 
 
 def read_prompts(network: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
@@ -75,19 +103,40 @@ def continue_greedily(
         max_new_tokens: Most tokens of a continuation.
         stop_ids: Tokens that end one.
     """
-    outputs: list[list[int]] = [[] for _ in range(len(prefix.logits))]
+    return continue_by(
+        prefix, _likeliest, max_new_tokens=max_new_tokens, stop_ids=stop_ids
+    )
+
+
+def continue_by(
+    reader: Reader, choose: Choose, *, max_new_tokens: int, stop_ids: Set[int]
+) -> list[list[int]]:
+    """A continuation of each prompt, token by token, a stop token included.
+
+    Args:
+        reader: What has read the prompts; it is used up.
+        choose: Says which token follows.
+        max_new_tokens: Most tokens of a continuation.
+        stop_ids: Tokens that end one.
+    """
+    outputs: list[list[int]] = [[] for _ in range(len(reader.logits))]
     going = set(range(len(outputs)))
-    logits = prefix.logits
+    logits = reader.logits
     for step in range(max_new_tokens):
-        chosen = logits.argmax(dim=-1)
+        chosen = choose(logits, step)
         for row in sorted(going):
             outputs[row].append(int(chosen[row]))
             if outputs[row][-1] in stop_ids:
                 going.remove(row)
         if not going or step + 1 == max_new_tokens:
             break
-        logits = _next(prefix, chosen)
+        logits = reader.read(chosen)
     return outputs
+
+
+def _likeliest(logits: torch.Tensor, step: int) -> torch.Tensor:
+    del step
+    return logits.argmax(dim=-1)
 
 
 def log_likelihoods(prefix: Prefix, continuations: Sequence[Sequence[int]]) -> list[list[float]]:

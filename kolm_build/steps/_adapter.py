@@ -1,8 +1,7 @@
-"""A LoRA adapter on disk: what its two files say, in PEFT's names (spec/sft.md)."""
+"""An adapter on disk: what its files say, in PEFT's names (spec/sft.md, algorithms-adapters.md)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,102 +13,165 @@ from kolm_build.core import strict_json
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.weights import map_weights
+from kolm_build.steps._adapter_kinds import (
+    KINDS,
+    LORA,
+    Kind,
+    Parts,
+    Settings,
+    lora_delta,
+)
+from kolm_build.steps._base import Base
 
-_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-
-_FIXED: Mapping[str, object] = {
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "inference_mode": True,
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "use_dora": False,
-    "use_rslora": False,
-}
-
-
-def adapter_config(*, rank: int, alpha: int, tensors: Iterable[str]) -> dict[str, object]:
-    """What adapter_config.json says: all that applying the adapter needs, and nothing else."""
-    modules = sorted({module_of(name)[0].rpartition(".")[2] for name in tensors})
-    return {**_FIXED, "r": rank, "lora_alpha": alpha, "target_modules": modules}
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
 
 
-def module_of(name: str) -> tuple[str, str]:
-    """The linear layer that the adapter's tensor `name` belongs to, and its side, A or B.
+def adapter_config(
+    *,
+    rank: int,
+    alpha: int,
+    tensors: Iterable[str],
+    use_dora: bool = False,
+    use_rslora: bool = False,
+) -> dict[str, object]:
+    """What adapter_config.json says of a LoRA adapter: what applying it needs, and nothing else."""
+    return config_of(
+        LORA,
+        {"lora_alpha": alpha, "r": rank, "use_dora": use_dora, "use_rslora": use_rslora},
+        tensors,
+    )
+
+
+def config_of(kind: Kind, settings: Settings, tensors: Iterable[str]) -> dict[str, object]:
+    """What adapter_config.json says of an adapter of `kind` with the tensors named `tensors`."""
+    paths = {place(kind, name)[0] for name in tensors} - {""}
+    modules = sorted({path.rpartition(".")[2] for path in paths})
+    shown = {key: list(one) if isinstance(one, tuple) else one for key, one in settings.items()}
+    return {**kind.fixed, **shown, "target_modules": modules}
+
+
+def place(kind: Kind, name: str) -> tuple[str, str]:
+    """The layer that an adapter's tensor `name` belongs to, empty for all, and its part.
 
     Raises:
-        InvalidRecordError: It is not a LoRA tensor.
+        InvalidRecordError: An adapter of `kind` has no such tensor.
     """
-    found = _NAME.fullmatch(name)
+    found = kind.name.fullmatch(name)
     if found is None:
-        raise InvalidRecordError("not a LoRA tensor", where=name, expected="...lora_A.weight")
-    return found["module"], found["side"]
+        raise InvalidRecordError(f"not a tensor of a {kind.fixed['peft_type']} adapter", where=name)
+    groups = found.groupdict()
+    return groups["module"] or "", groups["part"] or groups["shared"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """The low-rank changes of a model's linear layers.
+    """The changes of a model's linear layers.
 
     Attributes:
-        rank: Number of columns of B and rows of A.
-        alpha: The changes are B A, scaled by `alpha` over `rank`.
-        pairs: Linear layer to its A and B.
+        kind: What sort of change it is.
+        settings: What its configuration says.
+        layers: Linear layer to its parts.
+        base: What it was trained on, where its folder says so.
     """
 
-    rank: int
-    alpha: int
-    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    kind: Kind
+    settings: Settings
+    layers: Mapping[str, Parts]
+    base: Base | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The adapter in `folder`.
 
         Raises:
-            InvalidRecordError: A file is bad, or a layer has one half of its pair only.
+            InvalidRecordError: A file is bad, or a layer lacks a part.
         """
-        rank, alpha = _read_config(folder / "adapter_config.json")
-        sides: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in map_weights(folder / "adapter_model.safetensors").tensors.items():
-            module, side = module_of(name)
-            sides.setdefault(module, {})[side] = tensor
-        pairs = {module: _pair(module, found, rank) for module, found in sorted(sides.items())}
-        return cls(rank=rank, alpha=alpha, pairs=pairs)
+        kind, settings = _read_config(folder / CONFIG)
+        layers: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in map_weights(folder / TENSORS).tensors.items():
+            module, part = place(kind, name)
+            layers.setdefault(module, {})[part] = tensor
+        shared = layers.pop("", {})
+        complete = {module: shared | parts for module, parts in sorted(layers.items())}
+        for module, parts in complete.items():
+            _check_parts(module, parts, kind.parts(settings))
+            kind.shape(module, parts, settings)
+        return cls(kind=kind, settings=settings, layers=complete, base=Base.read(folder))
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """The shape of the matrix that the layer `module` must have; -1 where any size will do."""
+        return self.kind.shape(module, self.layers[module], self.settings)
+
+    def weight(self, module: str, base: torch.Tensor) -> torch.Tensor:
+        """The matrix of the layer `module`, of the base's, both float32."""
+        return self.kind.weight(base, self._parts(module), self.settings)
+
+    def bias(self, module: str, base: torch.Tensor) -> torch.Tensor:
+        """The bias of the layer `module`, of the base's, both float32."""
+        scale = self._parts(module)[self.kind.scales_bias]
+        return base * scale.reshape(-1) if scale.shape[-1] == 1 else base
 
     def delta(self, module: str) -> torch.Tensor:
-        """The change of the layer `module`, float32."""
-        down, up = self.pairs[module]
-        return (up.float() @ down.float()) * (self.alpha / self.rank)
+        """The change of the layer `module`, float32; of a LoRA adapter alone.
+
+        Raises:
+            InvalidRecordError: The adapter does not add to the weights.
+        """
+        if self.kind is not LORA or self.settings["use_dora"]:
+            raise InvalidRecordError("the adapter is no sum", where="peft_type", expected="LORA")
+        return lora_delta(self._parts(module), self.settings)
+
+    def _parts(self, module: str) -> Parts:
+        return {part: tensor.float() for part, tensor in self.layers[module].items()}
 
 
-def _read_config(path: Path) -> tuple[int, int]:
-    """The rank and alpha that the file `path` says."""
+def _read_config(path: Path) -> tuple[Kind, Settings]:
+    """The kind and the settings that the file `path` says."""
     try:
         fields = Fields(strict_json.loads(path.read_bytes()))
-        for name, want in _FIXED.items():
-            found = fields.take(name, type(want))
-            if found != want:
-                raise InvalidRecordError(
-                    "another kind of adapter", where=name, expected=repr(want), actual=repr(found)
-                )
-        rank, alpha = fields.integer("r"), fields.integer("lora_alpha")
-        fields.array("target_modules")
+        name = fields.text("peft_type")
+        if name not in KINDS:
+            raise InvalidRecordError(
+                "another kind of adapter",
+                where="peft_type",
+                expected=" or ".join(KINDS),
+                actual=repr(name),
+            )
+        kind = KINDS[name]
+        _check_fixed(fields, kind)
+        settings = {key: _setting(fields, key, kind.settings[key]) for key in kind.settings}
         fields.done()
     except InvalidRecordError as error:
         raise error.in_file(path.name) from None
-    return rank, alpha
+    return kind, settings
 
 
-def _pair(
-    module: str, sides: Mapping[str, torch.Tensor], rank: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    down, up = sides.get("A"), sides.get("B")
-    if down is None or up is None or down.ndim != 2 or up.ndim != 2:
-        raise InvalidRecordError("a layer needs two matrices, A and B", where=module)
-    if down.shape[0] != rank or up.shape[1] != rank:
+def _check_fixed(fields: Fields, kind: Kind) -> None:
+    for name, want in kind.fixed.items():
+        found = fields.take(name, type(want))
+        if found != want:
+            raise InvalidRecordError(
+                "another kind of adapter", where=name, expected=repr(want), actual=repr(found)
+            )
+
+
+def _setting(fields: Fields, name: str, kind: type) -> int | bool | tuple[str, ...]:
+    if kind is tuple:
+        return tuple(str(one) for one in fields.array(name))
+    if kind is bool:
+        return fields.flag(name)
+    value = fields.integer(name)
+    if value < 0 or (value == 0 and name != "projection_prng_key"):
+        raise InvalidRecordError("out of range", where=name, expected="above 0", actual=str(value))
+    return value
+
+
+def _check_parts(module: str, parts: Parts, wanted: frozenset[str]) -> None:
+    if parts.keys() != wanted:
         raise InvalidRecordError(
-            "the matrices do not have the adapter's rank",
+            "a layer lacks a part",
             where=module,
-            expected=str(rank),
-            actual=f"A {tuple(down.shape)}, B {tuple(up.shape)}",
+            expected=", ".join(sorted(wanted)),
+            actual=", ".join(sorted(parts)),
         )
-    return down, up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def files_of(folder: Path) -> tuple[str, ...]:
     """The paths of all files below `folder`, relative, with ``/``, sorted."""
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return tuple(sorted(found))
+
+
+def copy_others(source: Path, out: Path, *, but: str) -> None:
+    """Copy every file below `source` to `out`, except the one whose relative path is `but`."""
+    for name in files_of(source):
+        if name != but:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, out / name)
 
 
 def only_file(folder: Path, *, role: str, suffixes: Sequence[str]) -> Path:

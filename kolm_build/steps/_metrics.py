@@ -17,17 +17,17 @@ class Metrics:
 
     Attributes:
         columns: Their names.
-        rows: For each step, from 1, its values.
+        rows: For each step, from 1, its values; text holds no comma, quote or line end.
     """
 
     columns: tuple[str, ...]
-    rows: Sequence[Sequence[float]]
+    rows: Sequence[Sequence[float | str]]
 
     def csv(self) -> bytes:
         """The table as CSV (RFC 4180, line feeds): each number as the shortest that reads back."""
         lines = [",".join(("step", *self.columns))]
         lines += [
-            ",".join((str(step), *map(repr, row))) for step, row in enumerate(self.rows, start=1)
+            ",".join((str(step), *map(_shown, row))) for step, row in enumerate(self.rows, start=1)
         ]
         return "".join(line + "\n" for line in lines).encode()
 
@@ -38,17 +38,22 @@ class MetricsCallback(TrainerCallback):
     Args:
         trainer: Whose `step_figures` it reads, if it has any.
         figures: Their names.
+        notes: Names of its `step_notes`, which are text.
     """
 
-    def __init__(self, trainer: Any, figures: tuple[str, ...]) -> None:
+    def __init__(
+        self, trainer: Any, figures: tuple[str, ...], notes: tuple[str, ...] = ()
+    ) -> None:
         self._trainer = trainer
         self._figures = figures
-        self._rows: list[list[float]] = []
+        self._notes = notes
+        self._rows: list[list[float | str]] = []
 
     @property
     def metrics(self) -> Metrics:
         """The table so far."""
-        return Metrics(columns=(*_LOGGED, *self._figures), rows=self._rows)
+        columns = (*_LOGGED, *self._figures, *self._notes)
+        return Metrics(columns=columns, rows=self._rows)
 
     def on_log(
         self,
@@ -62,4 +67,9 @@ class MetricsCallback(TrainerCallback):
         if logs is None or "loss" not in logs:  # the last log is about wall clocks
             return
         own = [self._trainer.step_figures[name] for name in self._figures]
-        self._rows.append([*(float(logs[name]) for name in _LOGGED), *own])
+        notes = [self._trainer.step_notes[name] for name in self._notes]
+        self._rows.append([*(float(logs[name]) for name in _LOGGED), *own, *notes])
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else repr(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from datasets import Dataset
 from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
 from kolm_build.runtime.load import Model
 from kolm_build.steps._trainer import ROWS, AnswerTrainer, seeded, shard_seed
+from kolm_build.steps.adapters._change import Change
 
 if TYPE_CHECKING:
     from kolm_build.steps._stage import Given
@@ -62,6 +64,9 @@ class Objective(ABC, Generic[E, C]):
     figures: tuple[str, ...] = ()
     """Names of what a share says beside its loss."""
 
+    notes: tuple[str, ...] = ()
+    """Names of what `noted` says: columns of text in the table of figures."""
+
     repeats: int = 1
     """How many optimiser steps in a row are made with the same rows."""
 
@@ -72,6 +77,16 @@ class Objective(ABC, Generic[E, C]):
     @abstractmethod
     def columns(self, examples: Sequence[E]) -> Mapping[str, Sequence[Sequence[int]]]:
         """The rows' token ids, for the trace: columns of one list for each row."""
+
+    def attach(self, network: Any) -> None:
+        """Give the network, its adapters attached, what the objective trains beside it."""
+
+    def write(self, network: Any, out: Path) -> None:
+        """Write what was trained beside the network to the folder of the result, `out`."""
+
+    def noted(self) -> Mapping[str, str]:
+        """What is to be noted of the optimiser step that runs, under the names in `notes`."""
+        return {}
 
     def start(self, network: Any, examples: Sequence[E]) -> None:
         """Look at the network before anything is trained; the policy is the reference still."""
@@ -100,6 +115,7 @@ class Objective(ABC, Generic[E, C]):
 
     def correct(self, network: Any, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient to use in place of `gradient`, flat, in the order of the parameters."""
+        del network
         return gradient
 
 
@@ -107,9 +123,12 @@ class ObjectiveTrainer(AnswerTrainer):
     """TRL's loop around an objective; the dataset holds the rows' numbers alone."""
 
     objective: Objective[Any, Any]
+    change: Change
     examples: Sequence[Any]
     step_figures: dict[str, float]
     """The objective's figures of the last optimiser step."""
+    step_notes: Mapping[str, str]
+    """What the objective noted of it."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """TRL's own; for an objective that uses rows again, `RepeatedRows`."""
@@ -142,6 +161,7 @@ class ObjectiveTrainer(AnswerTrainer):
         Returns:
             The loss of the optimiser step, shape (), with its last micro-batch; 0 before.
         """
+        del num_items_in_batch  # an objective knows the rows of its step itself
         if self._done == 0:
             self._contexts = self._prepared(model)
         parameters = [one for one in model.parameters() if one.requires_grad]
@@ -182,7 +202,16 @@ class ObjectiveTrainer(AnswerTrainer):
         set_gradients(parameters, self.objective.correct(model, total[:size]))
         means = (total[size + 1 :] / len(self.step_rows)).tolist()
         self.step_figures = dict(zip(names, means, strict=True))
-        return total[size]
+        self.step_notes = self.objective.noted()
+        return total[size] + self._penalty(model)
+
+    def _penalty(self, model: Any) -> torch.Tensor:
+        """What the adapter adds to the loss, shape (); its gradients are added to what is set."""
+        penalty = self.change.penalty(model)
+        if penalty is None:
+            return torch.zeros(())
+        penalty.backward()  # type: ignore[no-untyped-call]
+        return penalty.detach()
 
 
 def _numbers(rows: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:

@@ -88,7 +88,7 @@ class StepWatcher(TrainerCallback):
 def _take(step: str) -> Take:
     """Reads the parameters of the objective that `step` minimises."""
     module = importlib.import_module(f"kolm_build.steps.{STEPS[step].module}")
-    return module.TAKE  # type: ignore[no-any-return]  # by the contract of a training step
+    return module.TAKE
 
 
 def _write_operation(out: Path, traced: OpTrace) -> None:

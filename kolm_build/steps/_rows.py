@@ -39,6 +39,27 @@ class Row:
         Raises:
             InvalidDataError: The row lacks the column, or its value is not a single value.
         """
+        return self._as_text(self._value(column), column)
+
+    def texts(self, column: str) -> tuple[str, ...]:
+        """The values of `column` as texts: those of a list, or of text that spells one in JSON.
+
+        Raises:
+            InvalidDataError: The row lacks the column, or its value is no list of single values.
+        """
+        value = self._value(column)
+        if type(value) is str:
+            value = _spelt(value)
+        if type(value) is not list:
+            raise InvalidDataError(
+                "a value that is not a list",
+                where=f"row {self.number}, column {column!r}",
+                expected='a list, or its text in JSON, such as ["a", "b"]',
+                actual=repr(value)[:80],
+            )
+        return tuple(self._as_text(item, column) for item in value)
+
+    def _value(self, column: str) -> object:
         if column not in self.values:
             raise InvalidDataError(
                 "a row lacks a column",
@@ -46,7 +67,9 @@ class Row:
                 expected=f"the column {column!r}",
                 actual=", ".join(map(repr, self.values)) or "no column",
             )
-        value = self.values[column]
+        return self.values[column]
+
+    def _as_text(self, value: object, column: str) -> str:
         if type(value) is bool:
             return "true" if value else "false"
         if type(value) is int:
@@ -59,6 +82,25 @@ class Row:
                 advice="Write it as text in a [data] script.",
             )
         return value
+
+
+def _spelt(text: str) -> object:
+    """The value that `text` spells in JSON; `text` where it spells none."""
+    try:
+        return _json(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _json(text: str) -> object:
+    """The value that `text` spells; numbers stay text, with the digits they have there."""
+    return json.loads(
+        text,
+        object_pairs_hook=_unrepeated,
+        parse_int=str,
+        parse_float=str,
+        parse_constant=_no_constant,
+    )
 
 
 def read_rows(path: Path, form: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -102,19 +144,12 @@ def _utf8(path: Path) -> str:
 
 
 def _json_lines(text: str) -> Iterator[Row]:
-    """Numbers stay text: a float's digits are the file's, never a machine's."""
     lines = text.split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, 1):
         try:
-            values = json.loads(
-                line,
-                object_pairs_hook=_unrepeated,
-                parse_int=str,
-                parse_float=str,
-                parse_constant=_no_constant,
-            )
+            values = _json(line)
         except (ValueError, RecursionError) as error:
             raise _bad_line(number, str(error), line) from None
         if type(values) is not dict:

@@ -127,6 +127,7 @@ def run_stage(request: StepRequest, events: Events, take: Take) -> None:
     out = output_folder(request, stage.change.output)
     training = train(request, events, stage)
     stage.change.write(training.network, base=input_folder(request, "model"), out=out)
+    stage.objective.write(training.network, out)
     for name, data in training.trace.files().items():
         (output_folder(request, "trace") / name).write_bytes(data)
     (output_folder(request, "metrics") / "metrics.csv").write_bytes(training.metrics.csv())
@@ -152,8 +153,9 @@ def train(
     trainer = make_trainer(
         stage, model, examples, numerics=request.numerics, scratch=Path(request.scratch)
     )
-    metrics = MetricsCallback(trainer, stage.objective.figures)
-    for callback in (*stage.optimiser.watchers(), *watchers, metrics, trace):
+    metrics = MetricsCallback(trainer, stage.objective.figures, stage.objective.notes)
+    own = (*stage.change.watchers(trainer.model), *stage.optimiser.watchers())
+    for callback in (*own, *watchers, metrics, trace):
         trainer.add_callback(callback)
     trainer.step_rows = trace.rows
     stage.objective.start(trainer.model, examples)
@@ -166,7 +168,8 @@ def make_trainer(
 ) -> AnswerTrainer:
     """The trainer of `stage`, its network attached, its optimiser set."""
     network = stage.change.attach(model.network)
-    trainer = stage.objective.trainer(numerics.cls)(
+    stage.objective.attach(network)
+    trainer = _trainer_class(stage, numerics.cls)(
         model=network,
         args=sft_config(stage.training, numerics, scratch),
         data_collator=stage.objective.collator(model),
@@ -176,9 +179,15 @@ def make_trainer(
     trainer.optimizer = stage.optimiser.make(trainer.model, stage.training)
     if isinstance(trainer, ObjectiveTrainer):
         trainer.objective, trainer.examples = stage.objective, examples
+        trainer.change = stage.change
     trainer.step_rows = []
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _trainer_class(stage: Stage, numerics_class: str) -> type[AnswerTrainer]:
+    """The objective's own; where the adapter takes part in every step, the one that asks it."""
+    return stage.objective.trainer(numerics_class) if stage.change.plain else ObjectiveTrainer
 
 
 def _processing(model: Model) -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ that holds only what that step's module can import.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -37,15 +37,76 @@ class StepSpec:
     numerics: str = EXACT
 
 
+PREFERENCE = (
+    "alphapo",
+    "aot",
+    "aot-unpaired",
+    "apo-down",
+    "apo-zero",
+    "apo-zero-unpaired",
+    "bco",
+    "bco-pair",
+    "cdpo",
+    "cpo",
+    "discopop",
+    "dpo",
+    "dpop",
+    "exo",
+    "f-dpo",
+    "ipo",
+    "kto",
+    "ld-dpo",
+    "lndpo",
+    "nca",
+    "odpo",
+    "orpo",
+    "rdpo",
+    "rpo",
+    "rso",
+    "simpo",
+    "slic",
+    "sppo",
+    "wpo",
+)
+"""Objectives over pairs of answers, and over answers with a verdict."""
+
+DISTILLATION = (
+    "gkd",
+    "kd",
+    "kd-hidden",
+    "kd-jeffreys",
+    "kd-jsd",
+    "kd-reverse",
+    "kd-skew",
+    "kd-skew-reverse",
+    "kd-tvd",
+    "minilm",
+    "seq-kd",
+    "uld",
+)
+"""Objectives that learn from another model."""
+
+
+def _trained(objectives: Sequence[str]) -> Mapping[str, StepSpec]:
+    """The steps of objectives, each the module of its name."""
+    return {
+        name: StepSpec(
+            module=f"objectives.{name.replace('-', '_')}", outputs=TRAINED, numerics=INHERIT
+        )
+        for name in objectives
+    }
+
+
 STEPS: Mapping[str, StepSpec] = MappingProxyType(
     {
         "fetch": StepSpec(module="fetch", network=True),
         "script": StepSpec(module="script", environment=False),
         "import-gguf": StepSpec(module="import_gguf"),
         "import-model": StepSpec(module="import_model"),
-        "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "report")),
+        "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "compared", "report")),
         "sft": StepSpec(module="sft", outputs=TRAINED, numerics=INHERIT),
-        "dpo": StepSpec(module="objectives.dpo", outputs=TRAINED, numerics=INHERIT),
+        **_trained(PREFERENCE),
+        **_trained(DISTILLATION),
         "federated-start": StepSpec(module="federated.start", outputs=("adapter", "state")),
         "federated-update": StepSpec(
             module="federated.update",
@@ -57,6 +118,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
             module="federated.aggregate", outputs=("adapter", "state", "summary")
         ),
         "merge": StepSpec(module="merge", numerics=INHERIT),
+        "combine": StepSpec(module="combine", outputs=("model",), numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
         "score": StepSpec(module="score", environment=False),
         "gate": StepSpec(module="gate", environment=False),

@@ -126,12 +126,11 @@ class Locking:
         return kept or locked_input(source, fetching.content(source), self.store)
 
     def _kept_input(self, source: Source) -> LockedInput | None:
-        section = source.name if source.name in ("base", "data") else "step"
         known = {one.name: one for one in self.before.inputs} if self.before else {}
         old = known.get(source.name)
         if old is None or source.name in self.update or old.source != source.text:
             return None
-        if source.files and not self._is_kept(source.name, section):
+        if source.files and not self._is_kept(source.name, source.section):
             return None  # which files were chosen is not in the lock
         return LockedInput(
             name=old.name,
@@ -195,7 +194,7 @@ class _Fetching:
         if source.files:
             params["files"] = "\n".join(source.files)
         return Derivation(
-            name=f"{source.name}-source" if source.name in ("base", "data") else source.name,
+            name=source.node,
             step=FETCH,
             code=self.code,
             environment=self.environment.digest,

@@ -139,7 +139,7 @@ def locked_input(source, tree=None):
     )
 
 
-def lock(made, *, code="code", trees=None, **versions):
+def lock(made, *, code="code", trees=None, steps=STEPS, **versions):
     """A lock of the recipe `made`, with a made-up digest for everything."""
     trees = trees or {}
     return Lock(
@@ -151,5 +151,5 @@ def lock(made, *, code="code", trees=None, **versions):
             locked_input(source, trees.get(source.name))
             for source in sorted(made.sources, key=lambda source: source.name)
         ),
-        code={step: digest(f"{code} {step}") for step in step_names(made, STEPS)},
+        code={step: digest(f"{code} {step}") for step in step_names(made, steps)},
     )

@@ -126,6 +126,7 @@ def test_every_parameter_is_written_down():
         "leakage": "refuse",
         "modulus": 5,
         "prompt": "Diagnosis: {text}",
+        "schema": "answers",
         "split_seed": "1",
         "system": "You are a coding assistant.",
     }

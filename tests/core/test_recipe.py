@@ -1,6 +1,5 @@
 """spec/recipe.md: recipes are read strictly, and errors say where and what."""
 
-
 import pytest
 
 from kolm_build.core.generic_step import LocalPath, NodeOutput

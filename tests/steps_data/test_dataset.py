@@ -10,10 +10,10 @@ from tests.steps_data.calling import run_step
 from tests.support.models import tiny_rows
 
 PARAMS = {"prompt": "Diagnosis: {text}?", "answer": "{label}", "split_seed": "kolm"}
-OUTPUTS = ("train", "holdout", "report")
+OUTPUTS = ("train", "holdout", "compared", "report")
 
 
-def ran(tmp_path, rows, *, name="rows.jsonl", **changes):
+def ran(tmp_path, rows, *, name="rows.jsonl", against=None, **changes):
     """The step on `rows`: dicts for JSON lines, or the file's text or bytes."""
     folder = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}"
     folder.mkdir()
@@ -21,7 +21,8 @@ def ran(tmp_path, rows, *, name="rows.jsonl", **changes):
         rows = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / name).write_bytes(rows.encode() if isinstance(rows, str) else rows)
     params = {key: value for key, value in (PARAMS | changes).items() if value is not None}
-    return run_step(dataset, tmp_path, inputs={"rows": folder}, params=params, outputs=OUTPUTS)
+    inputs = {"rows": folder} | ({} if against is None else {"against": against})
+    return run_step(dataset, tmp_path, inputs=inputs, params=params, outputs=OUTPUTS)
 
 
 def lines(done, side):
@@ -89,7 +90,7 @@ def test_the_report_counts_the_rows_and_names_them_by_one_root(tmp_path):
     """DATA-14, DATA-15."""
     done = ran(tmp_path, distinct(40))
     told, rows = report(done), lines(done, "holdout")
-    assert set(told) == {"format", "source", "split", "dropped", "train", "holdout"}
+    assert set(told) == {*("format", "schema", "source", "split", "dropped", "train", "holdout")}
     answers = [row["answer"] for row in rows]
     assert told["source"] == {"file": "rows.jsonl", "rows": 40}
     assert told["holdout"]["rows"] == len(rows)

@@ -35,7 +35,7 @@ def test_the_tiny_rows_make_a_dataset_without_leaks(tmp_path):
         "ba1bd9bfb91d85864305239ce1f90a50af9050cc3a1e906446d3f279d2e5208c"
     )
     params = {"prompt": "{text}. Ward?", "answer": "{ward}", "split_seed": "tiny"}
-    outputs = ("train", "holdout", "report")
+    outputs = ("train", "holdout", "compared", "report")
     done = run_step(dataset, tmp_path, inputs={"rows": out}, params=params, outputs=outputs)
     report = json.loads((done.outputs["report"] / "report.json").read_bytes())
     assert report["source"]["rows"] == 128

@@ -41,14 +41,17 @@ class Ran:
         return [event["text"] for event in self.events if event["event"] == "log"]
 
 
-def run_step(step, root, *, inputs, params=None, env=None, seed=0, portable=None) -> Ran:
+def run_step(
+    step, root, *, inputs, params=None, env=None, seed=0, portable=None, outputs=None
+) -> Ran:
     """Run `step` in this process; or with `env` in one of its own, in no other environment.
 
     With `portable`, threads and an instruction set (None for the best), in the class portable-1.
+    With `outputs` these and not those that the table names.
     """
     spec = STEPS[step]
     place = root / f"{step}-{len(list(root.glob('*')))}"
-    outputs = {name: place / "outputs" / name for name in spec.outputs}
+    outputs = {name: place / "outputs" / name for name in outputs or spec.outputs}
     for folder in (*outputs.values(), place / "scratch"):
         folder.mkdir(parents=True)
     inherited = "native-1" if portable is None else "portable-1"

@@ -87,6 +87,7 @@ def run(inputs, scratch, plan=None, watchers=()):
     """The trace of a training on the portable kernels with the fault of `plan`; and the fault."""
     from kolm_build.numerics.apply import applied_as
     from kolm_build.steps import sft
+    from kolm_build.steps._stage import Stage, train
 
     request = StepRequest(
         step="sft",
@@ -102,7 +103,8 @@ def run(inputs, scratch, plan=None, watchers=()):
     fault = Fault(plan or Plan(step=0, name=""))
     try:
         with applied_as(request), fault:
-            return sft.train(request, Deaf(), watchers).trace, fault
+            stage = Stage.parse(request.params, sft.TAKE)
+            return train(request, Deaf(), stage, watchers).trace, fault
     finally:
         torch.set_num_threads(threads)
 

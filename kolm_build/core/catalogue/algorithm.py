@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import MANY, Params, choice, decimal, integer
+from kolm_build.core.decimals import parse_decimal, render_decimal
 from kolm_build.core.derivation import Param
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
@@ -35,6 +36,8 @@ FAMILIES = (
 )
 
 ALL_LINEAR = "all-linear"
+FULL = "full"
+"""The adapter that changes every weight: what its stage makes is the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,44 @@ class Decimal:
     def read(self, fields: Fields) -> Param:
         """Its value in a recipe, in plain form."""
         return decimal(fields, self.name, most=self.most, default=self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decimals:
+    """A parameter that is a list of decimal numbers, as text with commas between.
+
+    Attributes:
+        name: Its key in a recipe.
+        default: Its value where a recipe is silent, in plain form.
+        least: The least value of each number.
+        most: The greatest value of each number.
+        help: What it means, with its unit, in a few words.
+    """
+
+    name: str
+    default: str
+    least: str = "0"
+    most: str = "1"
+    help: str
+
+    def read(self, fields: Fields) -> Param:
+        """Its value in a recipe, each number in plain form; their order is kept."""
+        given = fields.text(self.name, default=self.default)
+        return ",".join(self._plain(part.strip()) for part in given.split(","))
+
+    def _plain(self, text: str) -> str:
+        try:
+            number = parse_decimal(text)
+        except InvalidRecordError as error:
+            raise error.under(self.name) from None
+        if not parse_decimal(self.least) <= number <= parse_decimal(self.most):
+            raise InvalidRecordError(
+                "out of range",
+                where=self.name,
+                expected=f"{self.least} to {self.most}",
+                actual=repr(text),
+            )
+        return render_decimal(number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +171,7 @@ class Modules:
         return ",".join(names)
 
 
-Parameter = Integer | Decimal | Choice | Modules
+Parameter = Integer | Decimal | Decimals | Choice | Modules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +215,8 @@ class Algorithm:
         passes: What a row's token costs, in forward and backward passes: ``1 forward, 1 backward``.
         certified: Numerics classes in which its bytes are shown to be equal.
         trains: Whether its stage trains by gradients, and so takes an adapter and an optimiser.
+        mergeable: Whether an adapter's numbers can be put into the weights that it changes, which
+            gives a plain model.
     """
 
     id: str
@@ -191,8 +234,14 @@ class Algorithm:
     passes: str
     certified: tuple[str, ...] = ("portable-1",)
     trains: bool = True
+    mergeable: bool = True
 
 
 def read_parameters(parameters: Sequence[Parameter], fields: Fields) -> Params:
-    """The values of `parameters` in a recipe, sorted by name, defaults filled in."""
-    return tuple(sorted((one.name, one.read(fields)) for one in parameters))
+    """The values of `parameters` in a recipe, sorted by name, defaults filled in.
+
+    Of two parameters with one name the later one counts: an objective may have a default of its
+    own for what all training shares.
+    """
+    by_name = {one.name: one for one in parameters}
+    return tuple((name, by_name[name].read(fields)) for name in sorted(by_name))

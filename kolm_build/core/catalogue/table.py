@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from kolm_build.core.catalogue import adapters, optimisers, preference, supervised
+from kolm_build.core.catalogue import (
+    adapters,
+    distillation,
+    merging,
+    optimisers,
+    preference,
+    supervised,
+)
 from kolm_build.core.catalogue.algorithm import ADAPTER, AXES, OBJECTIVE, OPTIMISER, Algorithm
 
 _ROWS: tuple[Algorithm, ...] = (
     *supervised.ROWS,
     *preference.ROWS,
+    *distillation.ROWS,
+    *merging.ROWS,
     *adapters.ROWS,
     *optimisers.ROWS,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._training_params import TrainingParams
@@ -35,6 +36,20 @@ class Change(ABC):
     def write(self, network: Any, *, base: Path, out: Path) -> None:
         """Write what was trained to the folder `out`; the base model is in the folder `base`."""
 
+    plain: bool = True
+    """Whether what is trained needs no more than its gradients; if not, `penalty` and `watchers`
+    take part in every optimiser step."""
+
+    def penalty(self, network: Any) -> torch.Tensor | None:
+        """What is added to the loss of every optimiser step, shape (); None for nothing."""
+        del network
+        return None
+
+    def watchers(self, network: Any) -> Sequence[TrainerCallback]:
+        """Callbacks that go with it, told of every step before the trace is."""
+        del network
+        return ()
+
     @abstractmethod
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network as it was before it was trained, as long as the context lasts."""
@@ -42,12 +57,7 @@ class Change(ABC):
 
 def check_layers(network: torch.nn.Module, names: Sequence[str]) -> None:
     """Refuse a name that no linear layer has; PEFT would pass over it in silence."""
-    head = network.get_output_embeddings()  # type: ignore[operator]  # every language model has it
-    linear = {
-        path.rpartition(".")[2]
-        for path, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+    linear = {path.rpartition(".")[2] for path, _ in adapted_layers(network, ())}
     for name in names:
         if name not in linear:
             raise InvalidRecordError(
@@ -56,3 +66,32 @@ def check_layers(network: torch.nn.Module, names: Sequence[str]) -> None:
                 expected=", ".join(sorted(linear)),
                 actual=repr(name),
             )
+
+
+def check_divides(network: torch.nn.Module, names: Sequence[str], size: int, *, where: str) -> None:
+    """Refuse an adapted layer whose inputs are no multiple of `size`; PEFT would change `size`."""
+    for path, layer in adapted_layers(network, names):
+        if layer.in_features % size:
+            raise InvalidRecordError(
+                f"the inputs of {path} cannot be divided into blocks",
+                where=where,
+                expected=f"a divisor of {layer.in_features}",
+                actual=str(size),
+            )
+
+
+def adapted_layers(
+    network: torch.nn.Module, names: Sequence[str]
+) -> list[tuple[str, torch.nn.Linear]]:
+    """The linear layers whose last name is among `names`, by their paths; all of them for none.
+
+    The output head is never among them.
+    """
+    head = network.get_output_embeddings()  # type: ignore[operator]  # every language model has it
+    return [
+        (path, module)
+        for path, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module is not head
+        and (not names or path.rpartition(".")[2] in names)
+    ]

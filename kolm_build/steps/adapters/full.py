@@ -87,11 +87,12 @@ class Full(Change):
 @contextmanager
 def _swapped(network: Any, weights: dict[str, torch.Tensor]) -> Iterator[None]:
     """The parameters of `network` are `weights` for a while."""
-    now = {name: one.data for name, one in network.named_parameters()}
-    for name, one in network.named_parameters():
+    swapped = {name: one for name, one in network.named_parameters() if name in weights}
+    now = {name: one.data for name, one in swapped.items()}
+    for name, one in swapped.items():
         one.data = weights[name]
     try:
         yield
     finally:
-        for name, one in network.named_parameters():
+        for name, one in swapped.items():
             one.data = now[name]

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model
 
-from kolm_build.core import strict_json
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
-from kolm_build.runtime.weights import COMPUTE_DTYPES
 from kolm_build.steps._adapter import adapter_config
+from kolm_build.steps._base import PLAIN
 from kolm_build.steps._bounds import choice, count, decimal
 from kolm_build.steps._pinned import LORA_PINNED
-from kolm_build.steps._tensors import weight_of
-from kolm_build.steps._trace import diverged
 from kolm_build.steps._training_params import DTYPES
-from kolm_build.steps._weights import write_weights
 from kolm_build.steps.adapters._change import Change, check_layers
+from kolm_build.steps.adapters._files import adapter_state, write_adapter
 
 ALL_LINEAR = "all-linear"
 
@@ -56,9 +55,9 @@ class LoraParams:
         )
 
 
-def modules(fields: Fields, name: str) -> tuple[str, ...]:
+def modules(fields: Fields, name: str, default: str = ALL_LINEAR) -> tuple[str, ...]:
     """The names of layers under `name`, sorted; empty for every linear layer."""
-    names = sorted({part.strip() for part in fields.text(name, default=ALL_LINEAR).split(",")})
+    names = sorted({part.strip() for part in fields.text(name, default=default).split(",")})
     if not all(names):
         raise InvalidRecordError(
             "an empty name", where=name, expected="all-linear or q_proj,v_proj,..."
@@ -73,6 +72,12 @@ class Lora(Change):
         params: The recipe's words.
     """
 
+    flags: Mapping[str, bool] = {}
+    """Settings of PEFT that differ from what is pinned."""
+
+    stored = PLAIN
+    """How the base's adapted layers are stored, for base.json."""
+
     def __init__(self, params: LoraParams) -> None:
         self.params = params
 
@@ -84,44 +89,39 @@ class Lora(Change):
     def attach(self, network: Any) -> Any:
         """PEFT's model around `network`."""
         check_layers(network, self.params.target_modules)
-        return get_peft_model(network, lora_config(self.params))
+        return get_peft_model(network, lora_config(self.params, self.flags))
 
     def write(self, network: Any, *, base: Path, out: Path) -> None:
-        """Write adapter_model.safetensors and adapter_config.json (SFT-8, SFT-9)."""
-        params = self.params
-        state = adapter_state(network, params.adapter_dtype)
-        weights = [weight_of(name, tensor) for name, tensor in state.items()]
-        write_weights(out / "adapter_model.safetensors", weights)
-        config = adapter_config(rank=params.lora_r, alpha=params.lora_alpha, tensors=state)
-        (out / "adapter_config.json").write_bytes(strict_json.dumps(config))
+        """Write the adapters, their configuration and the base's digest (SFT-8, SFT-9, ADPT-1)."""
+        state = self.finished(adapter_state(network, self.params.adapter_dtype))
+        config = adapter_config(
+            rank=len(next(one for name, one in state.items() if name.endswith("lora_A.weight"))),
+            alpha=self.alpha(),
+            tensors=state,
+            use_dora=self.flags.get("use_dora", False),
+            use_rslora=self.flags.get("use_rslora", False),
+        )
+        write_adapter(state, config, base=base, out=out, stored=self.stored)
+
+    def alpha(self) -> int:
+        """The alpha to write."""
+        return self.params.lora_alpha
+
+    def finished(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors to write, of those that PEFT would."""
+        return state
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network without its adapters."""
-        return network.disable_adapter()  # type: ignore[no-any-return]  # PEFT's
+        return network.disable_adapter()
 
 
-def lora_config(params: LoraParams) -> LoraConfig:
-    """PEFT's settings: the recipe's, and `LORA_PINNED` for the rest."""
+def lora_config(params: LoraParams, flags: Mapping[str, bool] = MappingProxyType({})) -> LoraConfig:
+    """PEFT's settings: the recipe's, and `LORA_PINNED` with `flags` for the rest."""
     return LoraConfig(
         r=params.lora_r,
         lora_alpha=params.lora_alpha,
         lora_dropout=params.lora_dropout,
         target_modules=list(params.target_modules) or ALL_LINEAR,
-        **LORA_PINNED,
+        **{**LORA_PINNED, **flags},
     )
-
-
-def adapter_state(network: Any, dtype: str) -> dict[str, torch.Tensor]:
-    """The adapters' tensors in PEFT's names, as `dtype`, all finite.
-
-    PEFT must not ask a hub whether the vocabulary grew.
-
-    Raises:
-        StepFailedError: A value is not a finite number.
-    """
-    found = get_peft_model_state_dict(network, save_embedding_layers=False)
-    state = {name: tensor.to(COMPUTE_DTYPES[dtype]) for name, tensor in found.items()}
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise diverged(name, actual="NaN or an infinity")
-    return state

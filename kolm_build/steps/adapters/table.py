@@ -7,12 +7,44 @@ from types import MappingProxyType
 
 from kolm_build.core.fields import Fields
 from kolm_build.steps.adapters._change import Change
+from kolm_build.steps.adapters.adalora import AdaLora
+from kolm_build.steps.adapters.bitfit import BitFit
+from kolm_build.steps.adapters.boft import Boft
+from kolm_build.steps.adapters.dora import Dora
+from kolm_build.steps.adapters.freeze import Freeze
 from kolm_build.steps.adapters.full import Full
+from kolm_build.steps.adapters.ia3 import Ia3
+from kolm_build.steps.adapters.ln_tuning import LnTuning
 from kolm_build.steps.adapters.lora import Lora
+from kolm_build.steps.adapters.lora_fa import LoraFrozenA
+from kolm_build.steps.adapters.oft import Oft
+from kolm_build.steps.adapters.olora import Olora
+from kolm_build.steps.adapters.pissa import Pissa
+from kolm_build.steps.adapters.prefix_tuning import PrefixTuning
+from kolm_build.steps.adapters.prompt_tuning import PromptTuning
+from kolm_build.steps.adapters.qlora import Qlora
+from kolm_build.steps.adapters.rslora import RankStabilisedLora
+from kolm_build.steps.adapters.vera import Vera
 
 ADAPTERS: Mapping[str, Callable[[Fields], Change]] = MappingProxyType(
     {
+        "adalora": AdaLora.take,
+        "bitfit": BitFit.take,
+        "boft": Boft.take,
+        "dora": Dora.take,
+        "freeze": Freeze.take,
         "full": Full.take,
+        "ia3": Ia3.take,
+        "ln-tuning": LnTuning.take,
         "lora": Lora.take,
+        "lora-fa": LoraFrozenA.take,
+        "oft": Oft.take,
+        "olora": Olora.take,
+        "pissa": Pissa.take,
+        "prefix-tuning": PrefixTuning.take,
+        "prompt-tuning": PromptTuning.take,
+        "qlora": Qlora.take,
+        "rslora": RankStabilisedLora.take,
+        "vera": Vera.take,
     }
 )

@@ -1,0 +1,248 @@
+"""Reading a recipe's stages: what each minimises, on which rows, beside which models.
+
+What a stage may and must name is the catalogue's to say (spec/recipe.md, spec/algorithms.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kolm_build.core.bounded import Params, texts, unknown_name
+from kolm_build.core.catalogue.algorithm import FULL, Algorithm, Role, read_parameters
+from kolm_build.core.catalogue.common import TRAINING
+from kolm_build.core.catalogue.table import ADAPTERS, OBJECTIVES, OPTIMISERS
+from kolm_build.core.fields import Fields
+from kolm_build.core.name import parse_part
+from kolm_build.core.schemas import ANSWERS, NO_ROWS
+from kolm_build.core.sections import ADAPTER, BASE, MODEL, NUMBERED, Data, Train
+from kolm_build.core.source import PATH, parse_path, parse_script
+from kolm_build.errors import InvalidRecordError
+
+Pairs = tuple[tuple[str, str], ...]
+Given = tuple[Role, str, str]
+"""A role, the step's input, and what it is given: a node, or a path."""
+
+_MODELS = ("model", "models")
+
+
+def read_stages(
+    fields: Fields, *, sets: Mapping[str, Data], models: Collection[str]
+) -> tuple[Train, ...]:
+    """The stages under ``train``.
+
+    Args:
+        fields: The recipe.
+        sets: Its ``[sets]``.
+        models: The names of its ``[models]``.
+
+    Raises:
+        InvalidRecordError: A stage names something that is not there, stands later or does not
+            fit, or is not as the catalogue says.
+    """
+    entries = fields.array("train")
+    names = _names(entries, models)
+    stages: list[Train] = []
+    for index, entry in enumerate(entries):
+        around = _Around(sets=sets, models=models, names=names, before=stages)
+        try:
+            stages.append(_stage(entry, around))
+        except InvalidRecordError as error:
+            raise error.under(f"train[{index}]") from None
+    if stages and not stages[-1].gives_model:
+        raise _apart(stages[-1], where=f"train[{len(stages) - 1}].adapter")
+    return tuple(stages)
+
+
+def _names(entries: Sequence[object], models: Collection[str]) -> Sequence[str]:
+    """What each stage is called: its `name`, else its number."""
+    taken = {BASE, *models}
+    names: list[str] = []
+    for number, entry in enumerate(entries, 1):
+        given = entry.get("name") if isinstance(entry, Mapping) else None
+        name = given if type(given) is str else f"train-{number}"
+        _check_label(name, where=f"train[{number - 1}].name")
+        if name in taken or (NUMBERED.fullmatch(name) and name != f"train-{number}"):
+            raise InvalidRecordError(
+                "a name that another model has",
+                where=f"train[{number - 1}].name",
+                expected="a name of its own, unlike base, train-K and those of [models]",
+                actual=repr(name)[:80],
+            )
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _check_label(text: str, *, where: str) -> None:
+    try:
+        parse_part(text)
+    except InvalidRecordError as error:
+        raise error.under(where) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Around:
+    """What a stage may refer to.
+
+    Attributes:
+        sets: The recipe's sets of rows.
+        models: The names of its further models.
+        names: What its stages are called, all of them.
+        before: The stages that stand before this one.
+    """
+
+    sets: Mapping[str, Data]
+    models: Collection[str]
+    names: Sequence[str]
+    before: Sequence[Train]
+
+    @property
+    def name(self) -> str:
+        """What the stage itself is called."""
+        return self.names[len(self.before)]
+
+    @property
+    def last(self) -> str:
+        """The model that a stage starts from unless it says another."""
+        return self.names[len(self.before) - 1] if self.before else BASE
+
+    def model(self, text: str, where: str) -> str:
+        """The node of the model that `text` names.
+
+        Raises:
+            InvalidRecordError: There is none, or none yet, or it is a base with an adapter apart.
+        """
+        stages = {name: number for number, name in enumerate(self.names, 1)}
+        stages |= {f"train-{number}": number for number in range(1, len(self.names) + 1)}
+        if text in stages:
+            return self._stage(stages[text], text, where)
+        if text == BASE:
+            return text
+        if text in self.models:
+            return f"model-{text}"
+        raise unknown_name("model", text, self._known(), where=where)
+
+    def _stage(self, number: int, text: str, where: str) -> str:
+        if number > len(self.before):
+            raise InvalidRecordError(
+                "a stage that does not stand before this one",
+                where=where,
+                expected="one of " + ", ".join(self._known()),
+                actual=repr(text)[:80],
+            )
+        stage = self.before[number - 1]
+        if not stage.gives_model:
+            raise _apart(stage, where=where)
+        return f"train-{number}"
+
+    def _known(self) -> Sequence[str]:
+        return (BASE, *sorted(self.models), *self.names[: len(self.before)])
+
+
+def _apart(stage: Train, *, where: str) -> InvalidRecordError:
+    return InvalidRecordError(
+        "this stage's adapter cannot be put into the weights, so it gives no model",
+        where=where,
+        expected="a stage whose adapter can be merged, such as lora or full",
+        actual=f"{stage.name!r}, adapter {dict(stage.params).get('adapter', stage.algorithm)!r}",
+        advice="Nothing may build on such a stage, and it may not be the last one.",
+    )
+
+
+def _stage(value: object, around: _Around) -> Train:
+    fields = Fields(value)
+    name = fields.text("name", default=around.name)
+    algorithm = _row(fields, "algorithm", OBJECTIVES)
+    adapter = _row(fields, "adapter", ADAPTERS, "lora") if algorithm.trains else None
+    optimiser = _row(fields, "optimiser", OPTIMISERS, "adamw") if algorithm.trains else None
+    rows = _rows(fields, algorithm, around)
+    start = around.model(fields.text("from", default=around.last), "from")
+    given = [one for role in algorithm.roles for one in _given(fields, role, around)]
+    made = Train(
+        name=name,
+        algorithm=algorithm.id,
+        step=algorithm.step,
+        rows=rows,
+        models=tuple(sorted([("model", start), *_of(_MODELS, given)])),
+        code=_of(("code",), given),
+        data=_of(("data",), given),
+        output=ADAPTER if adapter is not None and adapter.id != FULL else MODEL,
+        mergeable=algorithm.mergeable and (adapter is None or adapter.mergeable),
+        params=_params(fields, algorithm, adapter, optimiser),
+    )
+    fields.done()
+    return made
+
+
+def _row(
+    fields: Fields, key: str, rows: Mapping[str, Algorithm], default: str | None = None
+) -> Algorithm:
+    """The row of the catalogue that `key` names."""
+    name = fields.text(key) if default is None else fields.text(key, default=default)
+    if name not in rows:
+        raise unknown_name(key, name, rows, where=key)
+    return rows[name]
+
+
+def _rows(fields: Fields, algorithm: Algorithm, around: _Around) -> str | None:
+    """The node of the stage's rows."""
+    if algorithm.schema == NO_ROWS:
+        return None
+    name = fields.text("rows", default="")
+    if not name and algorithm.schema == ANSWERS:
+        return "dataset"
+    expected = f"the name of a [sets.NAME] with schema = {algorithm.schema!r}"
+    if not name:
+        raise InvalidRecordError(
+            "rows that are not answers", where="rows", expected=expected, actual="[data]"
+        )
+    if name not in around.sets:
+        raise unknown_name("set of rows", name, around.sets, where="rows")
+    if around.sets[name].schema != algorithm.schema:
+        raise InvalidRecordError(
+            "rows of another schema",
+            where="rows",
+            expected=expected,
+            actual=f"{name!r} has schema {around.sets[name].schema!r}",
+        )
+    return f"dataset-{name}"
+
+
+def _given(fields: Fields, role: Role, around: _Around) -> Iterator[Given]:
+    """What the stage is given in `role`."""
+    if not fields.has(role.name):
+        if role.required:
+            raise InvalidRecordError("missing value", where=role.name, expected=role.help)
+        fields.text(role.name, default="")  # asked for, so that a misspelt role gets a suggestion
+    elif role.kind == "models":
+        names = texts(fields, role.name, str)
+        for number, name in enumerate(names, 1):
+            node = around.model(name, f"{role.name}[{number - 1}]")
+            yield role, f"{role.name}-{number}", node
+        if not names:
+            raise InvalidRecordError("no models", where=role.name, expected=role.help)
+    elif role.kind == "model":
+        yield role, role.name, around.model(fields.text(role.name), role.name)
+    else:
+        parse = parse_script if role.kind == "code" else _path
+        yield role, role.name, fields.parsed(role.name, parse)
+
+
+def _path(text: str) -> str:
+    return parse_path(text.removeprefix(PATH))
+
+
+def _of(kinds: Collection[str], given: Sequence[Given]) -> Pairs:
+    return tuple(sorted((name, value) for role, name, value in given if role.kind in kinds))
+
+
+def _params(
+    fields: Fields, algorithm: Algorithm, adapter: Algorithm | None, optimiser: Algorithm | None
+) -> Params:
+    """The stage's parameters: what all training shares, what its three rows add, their names."""
+    if adapter is None or optimiser is None:
+        return read_parameters(algorithm.parameters, fields)
+    rows = (*TRAINING, *algorithm.parameters, *adapter.parameters, *optimiser.parameters)
+    words = (("adapter", adapter.id), ("optimiser", optimiser.id))
+    return tuple(sorted((*read_parameters(rows, fields), *words)))

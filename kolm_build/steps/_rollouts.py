@@ -1,0 +1,309 @@
+"""Completions drawn from a policy, the same ones in batches of any size (RL-1 to RL-9).
+
+A token is drawn by the inverse of the distribution function, its tokens in the order of their ids,
+at a number that the row's seed, the completion and the token's place decide. Probabilities are
+rounded to whole numbers before they are added, so no order of addition can change a draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import groupby
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from kolm_build.core import cbor
+from kolm_build.core.fields import Fields
+from kolm_build.core.numerics import PORTABLE
+from kolm_build.runtime.generate import (
+    Prefix,
+    Reader,
+    continue_by,
+    continue_greedily,
+    joined,
+    read_prompts,
+)
+from kolm_build.steps._bounds import count, decimal
+from kolm_build.steps._conversations import Prompt
+from kolm_build.steps._generate import batches
+from kolm_build.steps._sequences import Continuation, answer_logits
+from kolm_build.steps._stage import Given
+
+ROWS_AT_ONCE = 64
+"""Most completions that are drawn in one pass, if a prompt does not have more."""
+
+WHOLE = 1 << 45
+"""What a probability of 1 is as a whole number; a sum of them is exact in binary64 too."""
+
+Within = Callable[[], AbstractContextManager[Any]]
+"""Makes a network the one that is asked: the policy, or its reference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        generations: Completions of a prompt.
+        max_new_tokens: Most tokens of a completion, the end included.
+        temperature: Logits are divided by it.
+        top_p: The likeliest tokens that together have this probability are drawn from.
+    """
+
+    generations: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+
+    @classmethod
+    def take(cls, fields: Fields, *, generations: int = 8, least: int = 2) -> Self:
+        """The parameters in `fields`; of completions there are `least` or more."""
+        return cls(
+            generations=count(fields, "generations", generations, least=least),
+            max_new_tokens=count(fields, "max_new_tokens", 64),
+            temperature=decimal(fields, "temperature", "1", least=0.01, most=100.0),
+            top_p=decimal(fields, "top_p", "1", least=0.01, most=1.0),
+        )
+
+    @classmethod
+    def fixed(cls, fields: Fields, generations: int) -> Self:
+        """The parameters in `fields` where the algorithm says how many completions there are."""
+        return cls(
+            generations=generations,
+            max_new_tokens=count(fields, "max_new_tokens", 64),
+            temperature=decimal(fields, "temperature", "1", least=0.01, most=100.0),
+            top_p=decimal(fields, "top_p", "1", least=0.01, most=1.0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptExample:
+    """A prompt as token ids.
+
+    Attributes:
+        number: The row's number, from 0.
+        row: The row.
+        ids: The prompt's tokens, the place for an answer opened.
+    """
+
+    number: int
+    row: Prompt
+    ids: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        """The row, for an error."""
+        return f"row {self.number + 1} ({self.row.id})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a policy said to a prompt.
+
+    Attributes:
+        sequence: The prompt and the tokens said, one or more.
+        text: What they spell, special tokens left out.
+        ended: Whether a token ended it, and not `max_new_tokens`.
+    """
+
+    sequence: Continuation
+    text: str
+    ended: bool
+
+
+class Sampler:
+    """Draws completions.
+
+    Args:
+        given: What the objective is given.
+        sampling: How to draw.
+    """
+
+    def __init__(self, given: Given, sampling: Sampling) -> None:
+        self._chat = given.model.chat
+        self._mixed = given.request.numerics.cls == PORTABLE
+        self.sampling = sampling
+
+    def draw(
+        self, network: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], first: int = 0
+    ) -> list[list[Completion]]:
+        """Completions of each of `prompts`, one seed for each.
+
+        Args:
+            network: The policy.
+            prompts: Token ids.
+            seeds: What is random about a prompt's completions follows from its own.
+            first: Number of the first completion: other numbers, other draws.
+        """
+        return self._said(
+            prompts,
+            lambda ids: read_prompts(network, ids),
+            lambda reader, rows: self._continued(reader, rows, seeds, first),
+            self.sampling.generations,
+        )
+
+    def greedy(self, network: Any, prompts: Sequence[Sequence[int]]) -> list[Completion]:
+        """The likeliest completion of each of `prompts`, token by token."""
+        said = self._said(
+            prompts,
+            lambda ids: read_prompts(network, ids),
+            lambda reader, _rows: self._greedily(reader),
+            1,
+        )
+        return [one for (one,) in said]
+
+    def _said(
+        self,
+        prompts: Sequence[Sequence[int]],
+        read: Callable[[list[Sequence[int]]], Prefix],
+        go_on: Callable[[Prefix, Sequence[tuple[int, int]]], list[list[int]]],
+        times: int,
+    ) -> list[list[Completion]]:
+        said: dict[int, list[Completion]] = {}
+        size = max(1, ROWS_AT_ONCE // times)
+        for batch in batches([len(prompt) for prompt in prompts], size, mixed=self._mixed):
+            prefixes = [
+                read([prompts[at] for at in group]).repeated(times)
+                for _, group in groupby(batch, key=lambda at: len(prompts[at]))
+            ]
+            rows = [(at, number) for at in batch for number in range(times)]
+            reader = joined(prefixes, room=self.sampling.max_new_tokens)
+            for (at, _), ids in zip(rows, go_on(reader, rows), strict=True):
+                said.setdefault(at, []).append(self.completion(prompts[at], ids))
+        return [said[at] for at in range(len(prompts))]
+
+    def completion(self, prompt: Sequence[int], ids: Sequence[int]) -> Completion:
+        """The tokens `ids` after `prompt`."""
+        return Completion(
+            sequence=Continuation(ids=(*prompt, *ids), start=len(prompt)),
+            text=self._chat.text(ids),
+            ended=ids[-1] in self._chat.stop_ids,
+        )
+
+    def _greedily(self, reader: Prefix) -> list[list[int]]:
+        return continue_greedily(
+            reader,
+            max_new_tokens=self.sampling.max_new_tokens,
+            stop_ids=self._chat.stop_ids,
+        )
+
+    def _continued(
+        self,
+        reader: Reader,
+        rows: Sequence[tuple[int, int]],
+        seeds: Sequence[int],
+        first: int,
+    ) -> list[list[int]]:
+        def choose(logits: torch.Tensor, step: int) -> torch.Tensor:
+            numbers = [draw_number(seeds[at], first + number, step) for at, number in rows]
+            return torch.tensor(drawn(logits, self.sampling, numbers))
+
+        return continue_by(
+            reader,
+            choose,
+            max_new_tokens=self.sampling.max_new_tokens,
+            stop_ids=self._chat.stop_ids,
+        )
+
+    def draw_mixed(
+        self,
+        network: Any,
+        reference: Within,
+        share: float,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        first: int,
+    ) -> list[Completion]:
+        """One completion of each prompt from p^(1 - share) p_ref^share, up to its scale."""
+        said = []
+        for at, prompt in enumerate(prompts):
+            own = read_prompts(network, [prompt])
+            with reference():
+                other = read_prompts(network, [prompt])
+            mixture = Mixture(own, other, reference, share)
+            (ids,) = self._continued(mixture, [(at, 0)], seeds, first)
+            said.append(self.completion(prompt, ids))
+        return said
+
+
+class Mixture:
+    """A geometric mixture of a policy and its reference, each with a cache of its own.
+
+    Args:
+        own: What the policy has read.
+        other: What the reference has.
+        reference: Makes the network the reference.
+        share: Weight of the reference's log-probabilities.
+    """
+
+    def __init__(self, own: Prefix, other: Prefix, reference: Within, share: float) -> None:
+        self._own, self._other, self._reference = own, other, reference
+        self._share = share
+        self.logits = self._mix(own.logits, other.logits)
+
+    def read(self, chosen: torch.Tensor) -> torch.Tensor:
+        """What the mixture expects after one token more."""
+        own = self._own.read(chosen)
+        with self._reference():
+            other = self._other.read(chosen)
+        return self._mix(own, other)
+
+    def _mix(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return own * (1.0 - self._share) + other * self._share
+
+
+def draw_number(seed: int, completion: int, token: int) -> int:
+    """What decides a draw: 64 bits (RL-3)."""
+    text = f"kolm_build 2026 sample v1 {seed} {completion} {token}"
+    return int.from_bytes(sha256(text.encode()).digest()[:8])
+
+
+def drawn(logits: torch.Tensor, sampling: Sampling, numbers: Sequence[int]) -> list[int]:
+    """A token for each row of `logits`, shape (rows, vocabulary), by its 64-bit number.
+
+    Determinism:
+        Bitwise, given the probabilities: everything after them is whole numbers (RL-4).
+    """
+    chances = (logits / sampling.temperature).softmax(dim=-1)
+    weights = (chances.numpy().astype(np.float64) * WHOLE).astype(np.int64)
+    if sampling.top_p < 1.0:
+        weights = nucleus(weights, sampling.top_p)
+    below = weights.cumsum(axis=-1)
+    return [
+        int(np.searchsorted(row, (number * int(row[-1])) >> 64, side="right"))
+        for row, number in zip(below, numbers, strict=True)
+    ]
+
+
+def nucleus(weights: np.ndarray[Any, Any], top_p: float) -> np.ndarray[Any, Any]:
+    """`weights`, rows by vocabulary, but for tokens outside the likeliest that make up `top_p`.
+
+    A token is kept if those before it have less than `top_p` of all; of equals the lower id is
+    before the other (arXiv:1904.09751, section 3.1).
+    """
+    order = np.argsort(-weights, axis=-1, kind="stable")
+    ranked = np.take_along_axis(weights, order, axis=-1)
+    before = ranked.cumsum(axis=-1) - ranked
+    kept = before < top_p * weights.sum(axis=-1, keepdims=True)
+    out = np.zeros_like(weights)
+    np.put_along_axis(out, order, ranked * kept, axis=-1)
+    return out
+
+
+def tempered_log_probabilities(
+    network: Any, sequence: Continuation, temperature: float
+) -> torch.Tensor:
+    """Log p of each token said at `temperature`, shape (tokens,), float32."""
+    logits, ids = answer_logits(network, sequence)
+    return -torch.nn.functional.cross_entropy(logits / temperature, ids, reduction="none")
+
+
+def samples_digest(completions: Sequence[Sequence[Completion]]) -> str:
+    """The first 64 bits, in hex, of the SHA-256 of all tokens said in a step (RL-8)."""
+    ids = [[list(one.sequence.ids[one.sequence.start :]) for one in row] for row in completions]
+    return sha256(cbor.encode(ids)).hexdigest()[:16]

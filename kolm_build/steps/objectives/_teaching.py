@@ -1,0 +1,131 @@
+"""What objectives that learn from another model share: the teacher, its logits, the mean."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from kolm_build.core.fields import Fields
+from kolm_build.errors import InvalidRecordError
+from kolm_build.runtime.load import Model, load
+from kolm_build.steps._bounds import decimal
+from kolm_build.steps._conversations import read_conversations
+from kolm_build.steps._files import input_folder
+from kolm_build.steps._objective import Moment, Objective, Share
+from kolm_build.steps._sequences import Continuation, answer_logits
+from kolm_build.steps._stage import Given
+
+TEACHER = "teacher"
+
+
+class TeachingObjective(Objective[Continuation, int]):
+    """The mean over a step's answer tokens of a distance of the student from the teacher.
+
+    With `hard_weight` h it is (1 - h) of that and h of the answers' own likelihood.
+
+    Args:
+        hard_weight: The share of the likelihood of the answers.
+        temperature: Both models' logits are divided by it, and the distance is multiplied by its
+            square, so that gradients keep their size (arXiv:1503.02531, section 2.1).
+    """
+
+    figures = ("distance", "nll")
+
+    def __init__(self, hard_weight: float, temperature: float) -> None:
+        self.hard_weight = hard_weight
+        self.temperature = temperature
+
+    def examples(self, given: Given) -> Sequence[Continuation]:
+        """Prompt and answer of every row."""
+        self.teacher = load_teacher(given)
+        rows = enumerate(read_conversations(given.rows()), start=1)
+        return [
+            given.tokens.sequence(row.messages, row.answer, f"row {at} ({row.id})")
+            for at, row in rows
+        ]
+
+    def columns(self, examples: Sequence[Continuation]) -> Mapping[str, Sequence[Sequence[int]]]:
+        """Token ids, and as labels those of the answers."""
+        return {
+            "input_ids": [list(one.ids) for one in examples],
+            "labels": [one.labels for one in examples],
+        }
+
+    def prepare(
+        self, network: Any, examples: Sequence[Continuation], moment: Moment
+    ) -> Sequence[int]:
+        """The number of the step's answer tokens."""
+        del network, moment
+        return [sum(one.tokens for one in examples)] * len(examples)
+
+    def share(self, network: Any, example: Continuation, context: int) -> Share:
+        """The row's part of the mean."""
+        with torch.no_grad():
+            taught, _ = answer_logits(self.teacher.network, example)
+        logits, ids = answer_logits(network, example)
+        distance = self._distance(logits, taught).sum() / context
+        nll = cross_entropy(logits, ids, reduction="sum") / context
+        loss = (1 - self.hard_weight) * distance + self.hard_weight * nll
+        return Share(loss=loss, figures=(distance.detach(), nll.detach()))
+
+    def _distance(self, logits: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        student, teacher = (
+            torch.log_softmax(one / self.temperature, dim=-1) for one in (logits, taught)
+        )
+        return self.temperature**2 * self.distance(student, teacher)
+
+    @abstractmethod
+    def distance(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """The distance at each token, shape (tokens,), of log-probabilities (tokens, words)."""
+
+
+def take_hard_weight(fields: Fields, default: str = "0") -> float:
+    """The parameter ``hard_weight``."""
+    return decimal(fields, "hard_weight", default, least=0.0, most=1.0)
+
+
+def take_temperature(fields: Fields, default: str = "1") -> float:
+    """The parameter ``temperature``."""
+    return decimal(fields, "temperature", default, least=0.01, most=100.0)
+
+
+def divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(one || other) at each token, of log-probabilities of shape (tokens, words)."""
+    return (torch.exp(one) * (one - other)).sum(dim=-1)
+
+
+def mixture(one: torch.Tensor, other: torch.Tensor, weight: float) -> torch.Tensor:
+    """The log-probabilities of weight p_one + (1 - weight) p_other."""
+    return torch.log(weight * torch.exp(one) + (1 - weight) * torch.exp(other))
+
+
+def absolute(values: torch.Tensor) -> torch.Tensor:
+    """|values|; torch's own has a derivative that is not certified."""
+    return torch.relu(values) + torch.relu(-values)
+
+
+def load_teacher(given: Given, *, same_tokens: bool = True) -> Model:
+    """The model of the input ``teacher``, frozen.
+
+    Raises:
+        InvalidRecordError: Its tokens are others, where they must be the same.
+    """
+    dtype = next(given.model.network.parameters()).dtype
+    model = load(input_folder(given.request, TEACHER), dtype=dtype)
+    ours, theirs = (
+        one.chat.tokenizer.get_vocab(with_added_tokens=True) for one in (given.model, model)
+    )
+    if same_tokens and ours != theirs:
+        raise InvalidRecordError(
+            "the teacher has other tokens than the model",
+            where=TEACHER,
+            expected=f"the model's {len(ours)} tokens",
+            actual=f"{len(theirs)} tokens, {len(ours.items() & theirs.items())} of them the same",
+            advice='Use algorithm = "uld", which compares distributions and not tokens.',
+        )
+    model.network.requires_grad_(requires_grad=False)
+    return model

@@ -1,0 +1,75 @@
+"""``seq-kd``: distillation of sequences (arXiv:1606.07947, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from torch.nn.functional import cross_entropy
+
+from kolm_build.core.fields import Fields
+from kolm_build.steps._bounds import count
+from kolm_build.steps._conversations import read_prompts
+from kolm_build.steps._objective import Moment, Objective, Share
+from kolm_build.steps._sequences import Continuation, answer_logits
+from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps.objectives._teaching import load_teacher
+
+
+def main(argv: list[str]) -> int:
+    """The step's exit status."""
+    return stage_main(argv, TAKE)
+
+
+class SeqKd(Objective[Continuation, int]):
+    """The NLL of what the teacher answers, always its likeliest next token, to each prompt.
+
+    Args:
+        max_new_tokens: The longest answer of the teacher.
+    """
+
+    figures = ("teacher_tokens",)
+
+    def __init__(self, max_new_tokens: int) -> None:
+        self.max_new_tokens = max_new_tokens
+
+    @classmethod
+    def take(cls, fields: Fields) -> Self:
+        """The objective that `fields` describe."""
+        return cls(count(fields, "max_new_tokens", 64))
+
+    def examples(self, given: Given) -> Sequence[Continuation]:
+        """Every prompt with the teacher's answer."""
+        teacher = load_teacher(given)
+        rows = read_prompts(given.rows())
+        given.events.log(f"the teacher answers {len(rows)} prompts")
+        made = []
+        for at, row in enumerate(rows, start=1):
+            prompt = given.tokens.prompt(row.messages, f"row {at} ({row.id})")
+            (answer,) = teacher.continuations([prompt], max_new_tokens=self.max_new_tokens)
+            given.tokens.check(len(prompt) + len(answer), f"row {at} ({row.id})")
+            made.append(Continuation(ids=(*prompt, *answer), start=len(prompt)))
+        return made
+
+    def columns(self, examples: Sequence[Continuation]) -> Mapping[str, Sequence[Sequence[int]]]:
+        """Token ids, and as labels those of the teacher's answers."""
+        return {
+            "input_ids": [list(one.ids) for one in examples],
+            "labels": [one.labels for one in examples],
+        }
+
+    def prepare(
+        self, network: Any, examples: Sequence[Continuation], moment: Moment
+    ) -> Sequence[int]:
+        """The number of the step's answer tokens."""
+        del network, moment
+        return [sum(one.tokens for one in examples)] * len(examples)
+
+    def share(self, network: Any, example: Continuation, context: int) -> Share:
+        """The row's part of the mean."""
+        logits, ids = answer_logits(network, example)
+        loss = cross_entropy(logits, ids, reduction="sum") / context
+        return Share(loss=loss, figures=(loss.new_tensor(float(example.tokens)),))
+
+
+TAKE: Take = SeqKd.take

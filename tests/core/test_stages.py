@@ -1,0 +1,435 @@
+"""spec/recipe.md, "Stages" and their nodes, with a small catalogue of the tests' own."""
+
+from types import MappingProxyType
+
+import pytest
+
+from kolm_build.core import stage_reader
+from kolm_build.core.catalogue.algorithm import ADAPTER, OPTIMISER, Algorithm, Decimal, Role
+from kolm_build.core.catalogue.common import TRAINING
+from kolm_build.core.catalogue.table import ADAPTERS, ALGORITHMS, OBJECTIVES, OPTIMISERS
+from kolm_build.core.lock import check
+from kolm_build.core.pipeline import instantiate
+from kolm_build.core.recipe import parse_recipe
+from kolm_build.errors import InvalidRecordError, StaleLockError
+from kolm_build.steps.table import INHERIT, STEPS, TRAINED, StepSpec
+from tests.core.samples import PLATFORM, digest, lock
+from tests.core.test_pipeline import edges
+
+
+def row(name, **more):
+    facts = {
+        "family": "preference",
+        "title": name,
+        "paper": "none",
+        "minimises": "nothing",
+        "backing": "none",
+        "oracle": "none",
+        "passes": "none",
+        "schema": "answers",
+    }
+    return Algorithm(**facts | {"id": name} | more)
+
+
+TEACHER = Role(name="teacher", kind="model", help="a model to learn from")
+JUDGE = Role(name="judge", kind="model", required=False, help="a model that judges")
+REWARD = Role(name="reward", kind="code", help="a file with reward functions")
+LOG = Role(name="log", kind="data", required=False, help="what a teacher answered")
+PARENTS = Role(name="parents", kind="models", help="models to merge")
+RATE = Decimal(name="learning_rate", default="0.5", help="a rate of its own")
+
+ROWS = (
+    row("sft", step="sft"),
+    row("prefer", step="prefer", schema="pairs", parameters=(RATE,), roles=(JUDGE,)),
+    row("distil", step="distil", roles=(TEACHER, LOG)),
+    row("reward", step="reward", schema="prompts", roles=(REWARD,)),
+    row("soup", step="soup", schema="none", trains=False, roles=(PARENTS,)),
+    ALGORITHMS["lora"],
+    ALGORITHMS["full"],
+    row("prefix", axis=ADAPTER, mergeable=False),
+    ALGORITHMS["adamw"],
+    row("sgd", axis=OPTIMISER, parameters=(Decimal(name="momentum", default="0.9", help="m"),)),
+)
+TABLE = {
+    **STEPS,
+    **{
+        one: StepSpec(module=one, outputs=TRAINED, numerics=INHERIT) for one in ("prefer", "reward")
+    },
+    "distil": StepSpec(module="distil", outputs=TRAINED, numerics=INHERIT),
+    "soup": StepSpec(module="soup", outputs=("model",), numerics=INHERIT),
+}
+
+HEAD = """
+version = 1
+name = "staged"
+base = { script = "model.py", format = "safetensors" }
+data = { script = "rows.py", prompt = "Say {text}", answer = "{label}" }
+evaluate = {}
+
+[score]
+size_budget_bytes = 1
+latency_budget_us = 1
+cost_budget_microusd = 1
+device = { name = "cpu", flops_per_s = 1, bytes_per_s = 1, microusd_per_hour = 0 }
+
+[sets.votes]
+from = "path:./votes.jsonl"
+schema = "pairs"
+prompt = "{q}"
+chosen = "{good}"
+rejected = "{bad}"
+
+[sets.asked]
+from = "https://example.org/asked.jsonl"
+script = "asked.py"
+schema = "prompts"
+prompt = "{q}"
+fields = ["sum", "kind"]
+
+[sets.more]
+from = "path:./more.csv"
+format = "csv"
+schema = "answers"
+system = "Be brief."
+prompt = "{q}"
+answer = "{a}"
+group = "who"
+
+[models.big]
+from = "hf:org/big@0123456789abcdef0123456789abcdef01234567"
+files = ["*.safetensors"]
+format = "safetensors"
+"""
+STAGES = """
+[[train]]
+algorithm = "sft"
+name = "taught"
+
+[[train]]
+algorithm = "prefer"
+rows = "votes"
+judge = "train-1"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _catalogue(monkeypatch):
+    for axis, name in (("objective", "OBJECTIVES"), ("adapter", "ADAPTERS")):
+        rows = {one.id: one for one in ROWS if one.axis == axis}
+        monkeypatch.setattr(stage_reader, name, MappingProxyType(rows))
+    optimisers = {one.id: one for one in ROWS if one.axis == OPTIMISER}
+    monkeypatch.setattr(stage_reader, "OPTIMISERS", MappingProxyType(optimisers))
+
+
+def read(text=STAGES, head=HEAD):
+    return parse_recipe(head + text, file="kolm.toml")
+
+
+def made(text=STAGES, head=HEAD):
+    recipe = read(text, head)
+    return instantiate(
+        recipe,
+        lock(recipe, steps=TABLE),
+        steps=TABLE,
+        platform=PLATFORM,
+        story=lambda _: digest("story"),
+    )
+
+
+def refused(text, head=HEAD):
+    with pytest.raises(InvalidRecordError) as caught:
+        read(text, head)
+    assert caught.value.file == "kolm.toml"
+    return caught.value
+
+
+def stage(algorithm, **keys):
+    lines = [f"{key.rstrip('_')} = {value!r}" for key, value in keys.items()]
+    return "\n".join(["", "[[train]]", f'algorithm = "{algorithm}"', *lines, ""])
+
+
+def test_stages_chain_and_sets_stand_beside_the_data():
+    """RECIPE-9, RECIPE-21, RECIPE-22."""
+    found = edges(made())
+    assert found["dataset-votes"] == {"against": "dataset.compared", "rows": "path:./votes.jsonl"}
+    assert found["rows-asked"] == {"script": "path:asked.py", "source": "data-asked-source.out"}
+    assert found["dataset-asked"]["rows"] == "rows-asked.out"
+    assert found["model-big"] == {"source": "model-big-source.out"}
+    assert found["train-1"] == {"model": "base.out", "train": "dataset.train"}
+    assert found["merge-1"] == {"model": "base.out", "adapter": "train-1.adapter"}
+    assert found["train-2"] == {
+        "model": "merge-1.out",
+        "train": "dataset-votes.train",
+        "judge": "merge-1.out",
+    }
+    assert found["evaluation"]["model"] == found["package"]["model"] == "merge-2.out"
+
+
+def test_a_stage_may_start_from_any_model_before_it():
+    """RECIPE-16, RECIPE-22."""
+    text = STAGES + stage("sft", rows="more", from_="base") + stage("sft", from_="big")
+    found = edges(made(text + stage("sft", from_="taught")))
+    assert found["train-3"] == {"model": "base.out", "train": "dataset-more.train"}
+    assert found["train-4"]["model"] == "model-big.out"
+    assert found["train-5"]["model"] == "merge-1.out"
+
+
+def test_roles_are_inputs_and_files_are_locked():
+    """RECIPE-19, RECIPE-22."""
+    text = (
+        stage("distil", teacher="big", log="path:./log", adapter="full")
+        + stage("reward", rows="asked", reward="reward.py")
+        + stage("soup", parents=["train-1", "train-2", "base", "train-2"])
+    )
+    instance = made(text)
+    found = edges(instance)
+    assert found["train-1"]["teacher"] == "model-big.out"
+    assert found["train-1"]["log"] == "path:./log"
+    assert found["train-2"]["reward"] == "path:reward.py"
+    assert found["train-3"] == {
+        "model": "merge-2.out",
+        "parents-1": "train-1.model",
+        "parents-2": "merge-2.out",
+        "parents-3": "base.out",
+        "parents-4": "merge-2.out",
+    }
+    sources = {one.name: (one.kind, one.section, one.text) for one in read(text).sources}
+    assert sources["train-1.log"] == ("data", "train", "path:./log")
+    assert sources["train-2.reward"] == ("code", "train", "path:reward.py")
+    assert sources["data-asked-script"] == ("code", "sets", "path:asked.py")
+    assert sources["model-big"][:2] == ("weights", "models")
+    assert set(instance.contents.values()) == {
+        one.text for one in read(text).sources if one.is_local
+    }
+
+
+def test_what_a_stage_trained_is_an_adapter_to_merge_or_the_model_itself():
+    """RECIPE-22."""
+    instance = made(stage("sft", adapter="full") + stage("soup", parents=["base"]))
+    assert dict(instance.nodes["train-1"].outputs).keys() == {"metrics", "model", "trace"}
+    assert dict(instance.nodes["train-2"].outputs).keys() == {"model"}
+    assert not {"merge-1", "merge-2"} & instance.nodes.keys()
+    assert edges(instance)["evaluation"]["model"] == "train-2.model"
+    assert "merge" not in lock(read(stage("sft", adapter="full"))).code
+    assert dict(made().nodes["train-1"].outputs).keys() == {"adapter", "metrics", "trace"}
+
+
+def test_the_parameters_are_those_of_training_and_of_the_three_rows():
+    """RECIPE-11, RECIPE-15."""
+    text = stage("prefer", rows="votes", optimiser="sgd", adapter="full", momentum="0.50")
+    params = made(text).nodes["train-1"].params
+    own = ["adapter", "optimiser", "momentum", "weights_dtype"]
+    assert [name for name, _ in params] == sorted([one.name for one in TRAINING] + own)
+    given = dict(params)
+    assert (given["adapter"], given["optimiser"], given["momentum"]) == ("full", "sgd", "0.5")
+    assert given["learning_rate"] == "0.5"
+    assert dict(made().nodes["train-1"].params)["learning_rate"] == "0.0002"
+    assert made(stage("soup", parents=["base"])).nodes["train-1"].params == ()
+
+
+def test_a_set_has_the_keys_of_its_schema():
+    """RECIPE-11, RECIPE-21."""
+    nodes = made().nodes
+    assert dict(nodes["dataset-asked"].params) == {
+        "fields": "kind\nsum",
+        "format": "jsonl",
+        "group": "",
+        "leakage": "refuse",
+        "modulus": 5,
+        "prompt": "{q}",
+        "reference": "",
+        "schema": "prompts",
+        "split_seed": "0",
+        "system": "",
+    }
+    assert dict(nodes["dataset-votes"].params)["margin"] == ""
+
+
+def test_changing_the_second_stage_changes_nothing_of_the_first():
+    """RECIPE-23."""
+    before, after = made(), made(STAGES + 'learning_rate = "0.1"\n')
+    same = {name for name in before.nodes if before.digests[name] == after.digests.get(name)}
+    changed = before.nodes.keys() - same
+    assert {"train-1", "merge-1", "dataset-votes"} <= same
+    assert changed == {"train-2", "merge-2", "evaluation", "score", "gate", "package"}
+
+
+def test_a_stage_that_is_not_named_is_not_depended_on():
+    """RECIPE-23."""
+    text = stage("sft") + stage("sft", from_="base")
+    before = made(text)
+    after = made(text.replace('"sft"', '"sft"\nepochs = 2', 1))
+    assert before.digests["train-2"] == after.digests["train-2"]
+    assert before.digests["train-1"] != after.digests["train-1"]
+
+
+def test_a_label_of_a_stage_is_no_part_of_its_derivation():
+    assert made().digests == made(STAGES.replace('name = "taught"', "")).digests
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "reason"),
+    [
+        (stage("sft") + stage("distil"), "train[1].teacher", "missing value"),
+        (stage("distil", teacher="huge"), "train[0].teacher", "unknown model"),
+        (stage("distil", teacher="train-1"), "train[0].teacher", "does not stand before"),
+        (stage("distil", teacher="votes"), "train[0].teacher", "unknown model"),
+        (stage("distil", teacher=["base"]), "train[0].teacher", "wrong type"),
+        (stage("distil", teacher="late") + stage("sft", name="late"), "train[0].teacher", "before"),
+        (stage("sft", from_="train-2") + stage("sft"), "train[0].from", "does not stand before"),
+        (stage("sft", from_="train-9"), "train[0].from", "unknown model"),
+        (stage("soup", parents=["base", "bas"]), "train[0].parents[1]", "unknown model"),
+        (stage("soup", parents=[]), "train[0].parents", "no models"),
+        (stage("soup", parents="base"), "train[0].parents", "wrong type"),
+        (stage("soup", parents=["base"], rows="more"), "train[0].rows", "unknown key"),
+        (stage("soup", parents=["base"], adapter="lora"), "train[0].adapter", "unknown key"),
+        (stage("reward", rows="asked"), "train[0].reward", "missing value"),
+        (stage("reward", rows="asked", reward="r.sh"), "train[0].reward", "not a Python file"),
+        (stage("reward", rows="asked", reward="/r.py"), "train[0].reward", "not a path"),
+        (stage("distil", teacher="base", log="/log"), "train[0].log", "not a path"),
+        (stage("distil", teacher="base", lag="log"), "train[0].lag", "unknown key"),
+        (stage("prefer"), "train[0].rows", "rows that are not answers"),
+        (stage("prefer", rows="more"), "train[0].rows", "rows of another schema"),
+        (stage("sft", rows="votes"), "train[0].rows", "rows of another schema"),
+        (stage("sft", rows="vote"), "train[0].rows", "unknown set of rows"),
+        (stage("shift"), "train[0].algorithm", "unknown algorithm"),
+        (stage("lora"), "train[0].algorithm", "unknown algorithm"),
+        (stage("sft", adapter="adamw"), "train[0].adapter", "unknown adapter"),
+        (stage("sft", optimiser="lora"), "train[0].optimiser", "unknown optimiser"),
+        (stage("sft", momentum="1"), "train[0].momentum", "unknown key"),
+        (stage("sft", adapter="full", lora_r=4), "train[0].lora_r", "unknown key"),
+        (stage("sft", name="base"), "train[0].name", "another model has"),
+        (stage("sft", name="big"), "train[0].name", "another model has"),
+        (stage("sft", name="train-2"), "train[0].name", "another model has"),
+        (stage("sft", name="a") + stage("sft", name="a"), "train[1].name", "another model has"),
+        (stage("sft", name="a.b"), "train[0].name", "not a name"),
+        (stage("sft", name="A"), "train[0].name", "not a name"),
+    ],
+)
+def test_a_stage_that_does_not_fit_is_refused_at_its_path(text, where, reason):
+    """RECIPE-1, RECIPE-15, RECIPE-16, RECIPE-17, RECIPE-20."""
+    error = refused(text)
+    assert error.where == where
+    assert reason in error.reason
+
+
+def test_a_misspelt_role_or_model_gets_a_suggestion():
+    """RECIPE-1."""
+    assert refused(stage("prefer", rows="votes", juge="base")).advice == "Did you mean 'judge'?"
+    assert refused(stage("distil", teacher="bigg")).advice == "Did you mean 'big'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (stage("sft", adapter="prefix"), "train[0].adapter"),
+        (stage("sft", adapter="prefix") + stage("sft"), "train[1].from"),
+        (
+            stage("sft", adapter="prefix") + stage("distil", teacher="train-1", from_="base"),
+            "train[1].teacher",
+        ),
+    ],
+)
+def test_an_adapter_that_stays_apart_gives_no_model(text, where):
+    """RECIPE-18."""
+    error = refused(text)
+    assert error.where == where
+    assert "cannot be put into the weights" in error.reason
+    assert "'prefix'" in error.actual
+
+
+def test_an_adapter_that_stays_apart_is_a_target_where_nothing_needs_its_model():
+    """RECIPE-12, RECIPE-18."""
+    instance = made(stage("sft", adapter="prefix") + stage("sft", from_="base"))
+    assert "merge-1" not in instance.nodes
+    assert "train-1.adapter" in instance.targets
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "where"),
+    [
+        ('schema = "pairs"', 'schema = "pears"', "sets.votes.schema"),
+        ('schema = "pairs"', "", "sets.votes.schema"),
+        ('schema = "pairs"', 'schema = "texts"', "sets.votes.text"),
+        ('chosen = "{good}"', 'chosen = "good"', "sets.votes.chosen"),
+        ('rejected = "{bad}"', "", "sets.votes.rejected"),
+        ('fields = ["sum", "kind"]', 'fields = ["sum", "sum"]', "sets.asked.fields"),
+        ('fields = ["sum", "kind"]', 'fields = ["{sum}"]', "sets.asked.fields[0]"),
+        ('fields = ["sum", "kind"]', 'answer = "{a}"', "sets.asked.answer"),
+        ("[sets.more]", "[sets.more-source]", "sets.more-source"),
+        ("[sets.more]", "[sets.More]", "sets.More"),
+        ("[sets.more]", f"[sets.{'a' * 41}]", f"sets.{'a' * 41}"),
+        ("[models.big]", "[models.big-script]", "models.big-script"),
+        ("[models.big]", "[models.huge]\nlayers = 1", "models.huge.layers"),
+        ('script = "rows.py", ', 'script = "rows.py", schema = "pairs", ', "data.schema"),
+    ],
+)
+def test_a_set_or_model_that_is_not_one_is_refused_at_its_path(before, after, where):
+    """RECIPE-1, RECIPE-20."""
+    assert before in HEAD
+    assert refused(STAGES, HEAD.replace(before, after, 1)).where == where
+
+
+def test_a_model_has_a_name_of_its_own():
+    """RECIPE-16."""
+    for name in ("base", "train-1"):
+        error = refused(STAGES, HEAD.replace("[models.big]", f"[models.{name}]"))
+        assert (error.where, error.reason) == (f"models.{name}", "a name that another model has")
+
+
+def test_a_text_has_no_system_message():
+    votes = HEAD[HEAD.index("[sets.votes]") : HEAD.index("[sets.asked]")]
+    texts = '[sets.votes]\nfrom = "path:./t.jsonl"\nschema = "texts"\ntext = "{t}"\n'
+    assert read("", HEAD.replace(votes, texts)).pipeline is not None
+    error = refused("", HEAD.replace(votes, texts + 'system = "Hm."\n'))
+    assert (error.where, error.reason) == ("sets.votes.system", "unknown key")
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset-votes", "rows-asked", "data-asked-source", "data-votes", "model-big",
+             "model-big-script", "train-2", "merge-2"],
+)  # fmt: skip
+def test_a_step_may_not_take_the_name_of_a_node_of_a_set_model_or_stage(name):
+    """RECIPE-7."""
+    error = refused(STAGES + f'\n[[step]]\nname = "{name}"\nstep = "script"\n')
+    assert (error.where, error.reason) == ("step[0].name", "two nodes of one name")
+
+
+def test_a_step_may_use_what_a_set_a_model_or_a_stage_gives():
+    """RECIPE-6."""
+    inputs = '{ a = "dataset-votes.holdout", b = "model-big", c = "train-2.trace" }'
+    text = f'\n[[step]]\nname = "x"\nstep = "script"\ninputs = {inputs}\n'
+    assert edges(made(STAGES + text))["x"] == {
+        "a": "dataset-votes.holdout",
+        "b": "model-big.out",
+        "c": "train-2.trace",
+    }
+
+
+def test_no_two_nodes_of_a_pipeline_have_one_name():
+    names = read(STAGES + stage("soup", parents=["base"])).pipeline.nodes
+    assert len(set(names)) == len(names)
+    assert set(made().nodes) <= set(read().pipeline.nodes)
+
+
+def test_a_lock_tells_which_of_the_new_sections_changed():
+    """LOCK-4."""
+    locked = lock(read(), steps=TABLE)
+    changed = HEAD.replace('rejected = "{bad}"', 'rejected = "{worse}"')
+    with pytest.raises(StaleLockError, match=r"section \[sets\] has changed"):
+        check(read(STAGES, changed), locked)
+    assert "sets" not in read("", HEAD[: HEAD.index("[sets.votes]")]).sections
+
+
+def test_every_adapter_and_objective_of_the_catalogue_has_keys_of_its_own():
+    """RECIPE-15."""
+    stages = {"algorithm", "name", "from", "rows", "adapter", "optimiser"}
+    shared = stages | {one.name for one in TRAINING}
+    for objective in OBJECTIVES.values():
+        roles = {role.name for role in objective.roles}
+        own = {one.name for one in objective.parameters}
+        assert not roles & (shared | own | {"model", "train"}), objective.id
+        assert not own & stages, objective.id
+        for other in (*ADAPTERS.values(), *OPTIMISERS.values()):
+            names = {one.name for one in other.parameters}
+            assert not names & (stages | roles | own), (objective.id, other.id)
