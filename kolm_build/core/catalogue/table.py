@@ -8,6 +8,7 @@ from types import MappingProxyType
 from kolm_build.core.catalogue import (
     adapters,
     distillation,
+    federated,
     merging,
     optimisers,
     preference,
@@ -20,6 +21,7 @@ _ROWS: tuple[Algorithm, ...] = (
     *preference.ROWS,
     *distillation.ROWS,
     *merging.ROWS,
+    *federated.ROWS,
     *adapters.ROWS,
     *optimisers.ROWS,
 )

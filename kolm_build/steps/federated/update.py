@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 def run(request: StepRequest, events: Events) -> None:
     """Train; write the update, the site's control variate and a card that says how many rows."""
     fields = Fields(request.params)
-    method = choice(fields, "method", "avg", METHODS)
+    method = choice(fields, "method", "fed-avg", METHODS)
     mu = decimal(fields, "mu", "0", least=0.0, most=1000.0)
     optimiser = choice(fields, "optimiser", "adamw", OPTIMISERS)
     start = read_tensors(input_folder(request, "global") / ADAPTER)
@@ -57,7 +57,7 @@ def run(request: StepRequest, events: Events) -> None:
     objective = LocalAnswers(mu=mu, start=start, shift=_shift(method, server, own))
     stage = Stage(
         training=TrainingParams.take(fields),
-        change=GlobalLora(LoraParams.take(fields), start=start, freeze_a=method == "ffa"),
+        change=GlobalLora(LoraParams.take(fields), start=start, freeze_a=method == "ffa-lora"),
         optimiser=_optimiser(optimiser),
         objective=objective,
     )
@@ -110,7 +110,7 @@ def _shift(method: str, server: Tensors, own: Tensors) -> Tensors:
     if method == "scaffold":
         names = server.keys() | own.keys()
         return {name: _of(server, name) - _of(own, name) for name in sorted(names)}
-    if method == "dyn":
+    if method == "fed-dyn":
         return {name: -one for name, one in own.items()}
     return {}
 
@@ -135,7 +135,7 @@ class _Made:
 
         SCAFFOLD's option II: c_i - c + (x - y) / (steps * rate); FedDyn: g_i - mu (y - x).
         """
-        if self._method == "dyn":
+        if self._method == "fed-dyn":
             return {
                 name: _of(self._own, name) - self._mu * (one - self._start[name])
                 for name, one in self._end.items()

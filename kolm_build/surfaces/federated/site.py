@@ -394,7 +394,7 @@ class SiteParty:
 
 def _control_of(current: _Current) -> Digest | None:
     """The control variate that the site keeps, where its method has one and it took part."""
-    if current.update is None or current.opening.plan.method not in ("scaffold", "dyn"):
+    if current.update is None or current.opening.plan.method not in ("scaffold", "fed-dyn"):
         return None
     return current.update.contents["control"]
 
