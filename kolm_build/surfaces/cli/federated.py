@@ -33,7 +33,7 @@ def describe(parser: Parser) -> None:
         ("kolm federated --site /srv/f/north", "be one site, on standard input and output"),
     )
     parser.add_argument("federation", metavar="FOLDER", nargs="?", default=".")
-    parser.add_argument("--method", metavar="NAME", help="avg, prox, scaffold, … (the plan's)")
+    parser.add_argument("--method", metavar="NAME", help="fed-avg, scaffold, flora, … (the plan's)")
     parser.add_argument("--rounds", metavar="N", type=positive, help="how many (the file's)")
     parser.add_argument(
         "--no-masks", action="store_true", help="send updates as they are: the aggregator sees each"
