@@ -103,9 +103,7 @@ def continue_greedily(
         max_new_tokens: Most tokens of a continuation.
         stop_ids: Tokens that end one.
     """
-    return continue_by(
-        prefix, _likeliest, max_new_tokens=max_new_tokens, stop_ids=stop_ids
-    )
+    return continue_by(prefix, _likeliest, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
 
 
 def continue_by(

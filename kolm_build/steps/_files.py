@@ -10,6 +10,9 @@ from pathlib import Path
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
 
+REWARD_HEAD = ("reward_head.json", "reward_head.safetensors")
+"""Files that a reward model has beside a model's own, or beside its adapter (RL-22)."""
+
 
 def input_folder(request: StepRequest, role: str) -> Path:
     """The folder of the input `role`.

@@ -41,9 +41,7 @@ class MetricsCallback(TrainerCallback):
         notes: Names of its `step_notes`, which are text.
     """
 
-    def __init__(
-        self, trainer: Any, figures: tuple[str, ...], notes: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, trainer: Any, figures: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
         self._trainer = trainer
         self._figures = figures
         self._notes = notes

@@ -18,13 +18,12 @@ from kolm_build.core import strict_json
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.load import Model
+from kolm_build.steps._files import REWARD_HEAD
 from kolm_build.steps._tensors import tensor_of, weight_of
 from kolm_build.steps._trace import diverged
 from kolm_build.steps._weights import read_weights, write_weights
 
-WEIGHTS_FILE = "reward_head.safetensors"
-HEAD_FILE = "reward_head.json"
-FILES = (HEAD_FILE, WEIGHTS_FILE)
+HEAD_FILE, WEIGHTS_FILE = REWARD_HEAD
 FORMAT = "reward-head/1"
 OUTCOME, PROCESS = "outcome", "process"
 WEIGHT = "weight"
@@ -62,7 +61,7 @@ def hidden_states(network: Any, ids: Sequence[int]) -> torch.Tensor:
         output_hidden_states=True,
         logits_to_keep=1,
     )
-    return seen.hidden_states[-1][0]  # type: ignore[no-any-return]  # a tensor
+    return seen.hidden_states[-1][0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +116,9 @@ class RewardHead:
         return (hidden.float() * self.weight).sum(dim=-1)
 
 
-def step_ends(chat: Any, prompt: Sequence[int], steps: Sequence[str]) -> tuple[list[int], list[int]]:
+def step_ends(
+    chat: Any, prompt: Sequence[int], steps: Sequence[str]
+) -> tuple[list[int], list[int]]:
     """The tokens of an answer in steps, and where each step ends.
 
     Args:

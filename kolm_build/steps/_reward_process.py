@@ -47,7 +47,9 @@ def _function(path: str) -> Reward:
 def _answer(function: Reward, request: dict[str, object]) -> dict[str, object]:
     random.seed(0)
     try:
-        value = function(*(request[name] for name in ("prompt", "completion", "reference", "fields")))
+        value = function(
+            *(request[name] for name in ("prompt", "completion", "reference", "fields"))
+        )
     except BaseException as error:  # noqa: BLE001  # the door to the user's code
         return {"failed": f"{type(error).__name__}: {error}"}
     if isinstance(value, float):

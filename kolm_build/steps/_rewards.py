@@ -36,7 +36,8 @@ class Reward(ABC):
     """Judges completions."""
 
     def check(self, examples: Sequence[PromptExample]) -> None:
-        """Refuse rows that it cannot judge."""
+        """Refuse rows that it cannot judge; by itself it judges any."""
+        del examples
 
     @abstractmethod
     def judging(self) -> AbstractContextManager[Judge]:

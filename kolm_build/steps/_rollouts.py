@@ -214,9 +214,10 @@ class Sampler:
         self,
         network: Any,
         reference: Within,
-        share: float,
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
+        *,
+        share: float,
         first: int,
     ) -> list[Completion]:
         """One completion of each prompt from p^(1 - share) p_ref^share, up to its scale."""

@@ -19,10 +19,9 @@ from kolm_build.numerics.apply import applied_as
 from kolm_build.steps._adapter import Adapter
 from kolm_build.steps._base import NF4
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._files import copy_others, input_folder, output_folder
+from kolm_build.steps._files import REWARD_HEAD, copy_others, input_folder, output_folder
 from kolm_build.steps._nf4 import rounded
 from kolm_build.steps._params import check_none
-from kolm_build.steps._reward_head import FILES as HEAD_FILES
 from kolm_build.steps._tensors import changed
 from kolm_build.steps._weights import Weight, read_weights, write_weights
 
@@ -96,6 +95,6 @@ def _check_targets(base: Sequence[Weight], adapter: Adapter) -> None:
 
 def _copy_head(adapter: Path, out: Path) -> None:
     """A reward model's head, which was trained beside the adapter (RL-22)."""
-    for name in HEAD_FILES:
+    for name in REWARD_HEAD:
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, out / name)

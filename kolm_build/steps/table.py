@@ -87,6 +87,30 @@ DISTILLATION = (
 """Objectives that learn from another model."""
 
 
+REINFORCEMENT = (
+    "bnpo",
+    "cispo",
+    "dapo",
+    "dr-grpo",
+    "grpo",
+    "gspo",
+    "nash-md",
+    "online-dpo",
+    "ppo",
+    "prm",
+    "raft",
+    "reinforce-pp",
+    "remax",
+    "reward-bt",
+    "rloo",
+    "self-rewarding",
+    "spin",
+    "star",
+    "xpo",
+)
+"""Objectives over what a policy says itself, and reward models."""
+
+
 def _trained(objectives: Sequence[str]) -> Mapping[str, StepSpec]:
     """The steps of objectives, each the module of its name."""
     return {
@@ -117,6 +141,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "federated-aggregate": StepSpec(
             module="federated.aggregate", outputs=("adapter", "state", "summary")
         ),
+        **_trained(REINFORCEMENT),
         "merge": StepSpec(module="merge", numerics=INHERIT),
         "combine": StepSpec(module="combine", outputs=("model",), numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),

@@ -12,6 +12,8 @@ from kolm_build.core.catalogue import (
     merging,
     optimisers,
     preference,
+    reinforcement,
+    reward,
     supervised,
 )
 from kolm_build.core.catalogue.algorithm import ADAPTER, AXES, OBJECTIVE, OPTIMISER, Algorithm
@@ -19,6 +21,8 @@ from kolm_build.core.catalogue.algorithm import ADAPTER, AXES, OBJECTIVE, OPTIMI
 _ROWS: tuple[Algorithm, ...] = (
     *supervised.ROWS,
     *preference.ROWS,
+    *reward.ROWS,
+    *reinforcement.ROWS,
     *distillation.ROWS,
     *merging.ROWS,
     *federated.ROWS,

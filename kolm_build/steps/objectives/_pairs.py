@@ -81,6 +81,21 @@ class StepSize:
     chosen_tokens: int
 
 
+def pair_examples(given: Given) -> list[PairExample]:
+    """Both answers of every row."""
+    return [_example(given.tokens, at, row) for at, row in enumerate(read_pairs(given.rows()))]
+
+
+def pair_columns(examples: Sequence[PairExample]) -> dict[str, list[list[int]]]:
+    """Token ids and labels of both answers."""
+    return {
+        "chosen_ids": [list(one.chosen.ids) for one in examples],
+        "chosen_labels": [one.chosen.labels for one in examples],
+        "rejected_ids": [list(one.rejected.ids) for one in examples],
+        "rejected_labels": [one.rejected.labels for one in examples],
+    }
+
+
 class PairObjective(Objective[PairExample, StepSize]):
     """The mean over a step's rows of a loss of the log-probabilities of the two answers.
 
@@ -95,17 +110,11 @@ class PairObjective(Objective[PairExample, StepSize]):
 
     def examples(self, given: Given) -> Sequence[PairExample]:
         """Both answers of every row."""
-        rows = enumerate(read_pairs(given.rows()))
-        return [_example(given.tokens, at, row) for at, row in rows]
+        return pair_examples(given)
 
     def columns(self, examples: Sequence[PairExample]) -> Mapping[str, Sequence[Sequence[int]]]:
         """Token ids and labels of both answers."""
-        return {
-            "chosen_ids": [list(one.chosen.ids) for one in examples],
-            "chosen_labels": [one.chosen.labels for one in examples],
-            "rejected_ids": [list(one.rejected.ids) for one in examples],
-            "rejected_labels": [one.rejected.labels for one in examples],
-        }
+        return pair_columns(examples)
 
     def start(self, network: Any, examples: Sequence[PairExample]) -> None:
         """Note the reference's log-probabilities."""

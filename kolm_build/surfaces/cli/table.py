@@ -30,6 +30,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "show": "show a node, a digest or an artifact",
         "diff": "compare two artifacts, trees or derivations",
         "bisect": "find the step, operation and element where two trainings part",
+        "algorithms": "show what a stage of a recipe can train with",
         "numerics": "show which operations give the same bits everywhere",
     },
     "keep house": {
