@@ -294,7 +294,7 @@ def rows_of(name, count):
 
 def record(made=None, *, rows=None, number=1):
     """A round's record with keys that are only pretended."""
-    rows = rows or ROWS
+    rows = ROWS if rows is None else rows
     opening = Opening(
         number=number,
         nonce=b"n" * 32,

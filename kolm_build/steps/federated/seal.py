@@ -109,7 +109,7 @@ def seal(vector: Sequence[int], record: Round, site: str, secret: Secret) -> Vec
 
 
 def _check(record: Round, site: str, secret: Secret) -> None:
-    others = {one.name for one in record.sites} - {site}
+    others = {one.name for one in record.sites} - {record.site(site).name}
     if not secret.pairs.keys() <= others:
         raise InvalidRecordError("a mask for no site of this round", where="pairs")
     masked = secret.own is not None and bool(secret.pairs)
