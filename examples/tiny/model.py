@@ -30,10 +30,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def run(_inputs: Mapping[str, Path], out: Path, _params: Mapping[str, str | int]) -> None:
-    """Write the model folder to `out`."""
+def run(_inputs: Mapping[str, Path], out: Path, params: Mapping[str, str | int]) -> None:
+    """Write the model folder to `out`; with `biases` = 1 the attention has some, all 0."""
+    biases = params.get("biases") == 1
     files = {
-        "config.json": config(),
+        "config.json": config() | {"attention_bias": biases},
         "generation_config.json": {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD},
         "tokenizer.json": tokenizer(),
         "tokenizer_config.json": tokenizer_config(),
@@ -41,7 +42,7 @@ def run(_inputs: Mapping[str, Path], out: Path, _params: Mapping[str, str | int]
     for name, value in files.items():
         (out / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
-    (out / "model.safetensors").write_bytes(safetensors(shapes()))
+    (out / "model.safetensors").write_bytes(safetensors(shapes(biases=biases)))
 
 
 def config() -> dict[str, object]:
@@ -72,7 +73,7 @@ def config() -> dict[str, object]:
     }
 
 
-def shapes() -> Shapes:
+def shapes(*, biases: bool = False) -> Shapes:
     """Name to shape of every tensor of the model."""
     keys = KV_HEADS * HIDDEN // HEADS
     layer = {
@@ -89,6 +90,9 @@ def shapes() -> Shapes:
     table = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
     for index in range(LAYERS):
         table |= {f"model.layers.{index}.{part}.weight": shape for part, shape in layer.items()}
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj") if biases else ():
+            rows = layer[f"self_attn.{part}"][0]
+            table[f"model.layers.{index}.self_attn.{part}.bias"] = (rows,)
     return dict(sorted(table.items()))
 
 
@@ -109,10 +113,10 @@ def safetensors(table: Shapes) -> bytes:
 
 
 def weights(name: str, shape: tuple[int, ...]) -> bytes:
-    """Ones for a norm; else uniform values with the variance that keeps a signal's size."""
+    """Ones for a norm, zeros for a bias; else uniform values that keep a signal's variance."""
     count = math.prod(shape)
     if len(shape) == 1:
-        return struct.pack(f"<{count}f", *[1.0] * count)
+        return struct.pack(f"<{count}f", *[0.0 if name.endswith(".bias") else 1.0] * count)
     bound = math.sqrt(3 / shape[1])
     draws = struct.unpack(f"<{count}H", shake_256(name.encode()).digest(2 * count))
     return struct.pack(f"<{count}f", *(bound * (draw - 32767.5) / 32768 for draw in draws))

@@ -125,18 +125,19 @@ class Fields:
         """The table under `name`, as `read` reads it."""
         return _under(name, read, self.table(name))
 
-    def version(self, supported: int) -> None:
-        """Take the key ``v`` or ``version`` and refuse any but `supported`."""
+    def version(self, *supported: int) -> int:
+        """The version under ``v`` or ``version``, one of `supported`."""
         name = "version" if self.has("version") else "v"
         found = self.integer(name)
-        if found != supported:
+        if found not in supported:
             raise UnsupportedVersionError(
                 "another format version",
                 where=name,
-                expected=str(supported),
+                expected=" or ".join(map(str, supported)),
                 actual=str(found),
                 advice="A newer kolm wrote this; read it with that version or a later one.",
             )
+        return found
 
     def done(self) -> None:
         """Refuse every key that was not taken.

@@ -21,7 +21,10 @@ from kolm_build.core.toml import read_toml
 from kolm_build.core.toml_writer import render
 from kolm_build.errors import InvalidRecordError, KolmError, StaleLockError
 
-VERSION = 1
+VERSION = 2
+READ = (1, VERSION)
+"""The versions that are read. A lock of an earlier one means what it meant then."""
+
 FILE = "kolm.lock"
 MAX_LISTED_FILES = 64
 """An input of more files is locked by its tree alone: nobody reviews thousands of lines."""
@@ -151,6 +154,7 @@ class Lock:
         code: The tree of every step's code, by the step's name.
         kernels: The digest of the portable kernels' sources in that code; None in other classes
             and where no step computes.
+        version: The version of its form, which says what its recipe's sections and nodes are.
     """
 
     name: str
@@ -160,6 +164,7 @@ class Lock:
     inputs: tuple[LockedInput, ...]
     code: Mapping[str, Digest] = field(hash=False)
     kernels: Sha256 | None = None
+    version: int = VERSION
 
     def __post_init__(self) -> None:
         _check_sorted([one.name for one in self.inputs], "input")
@@ -178,7 +183,7 @@ class Lock:
     def to_value(self) -> dict[str, object]:
         """The plain value, blocks sorted."""
         return {
-            "version": VERSION,
+            "version": self.version,
             "name": self.name,
             "recipe": _texts(self.sections),
             "numerics": self.numerics.to_value()
@@ -199,8 +204,8 @@ class Lock:
     def from_value(cls, value: object) -> Lock:
         """The inverse of `to_value`, strict."""
         fields = Fields(value)
-        fields.version(VERSION)
         made = cls(
+            version=fields.version(*READ),
             name=fields.parsed("name", parse_label),
             sections=fields.record("recipe", _digests),
             **fields.record("numerics", _numerics),
@@ -236,8 +241,9 @@ def check(recipe: Recipe, lock: Lock, *, file: str = FILE) -> None:
     Raises:
         StaleLockError: The first section that changed since, by name.
     """
-    for section in sorted(recipe.sections.keys() | lock.sections.keys()):
-        now, then = recipe.sections.get(section), lock.sections.get(section)
+    sections = _sections(recipe, lock)
+    for section in sorted(sections.keys() | lock.sections.keys()):
+        now, then = sections.get(section), lock.sections.get(section)
         if now != then:
             what = "is new" if then is None else "is gone" if now is None else "has changed"
             raise StaleLockError(
@@ -252,6 +258,15 @@ def check(recipe: Recipe, lock: Lock, *, file: str = FILE) -> None:
     for name in sorted(names ^ {one.name for one in lock.inputs}):
         what = "is not locked" if name in names else "is not in the recipe"
         raise StaleLockError(f"an input {what}", file=file, where=f"input {name}", advice=_ADVICE)
+
+
+def _sections(recipe: Recipe, lock: Lock) -> Mapping[str, Digest]:
+    """The digests of the recipe's sections, as a lock of that version has them."""
+    if lock.version == VERSION:
+        return recipe.sections
+    from kolm_build.core.lock_version_1 import sections
+
+    return sections(recipe.pipeline, recipe.sections)
 
 
 def check_inputs(lock: Lock, found: Mapping[str, Digest], *, file: str = FILE) -> None:

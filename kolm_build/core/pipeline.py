@@ -13,6 +13,7 @@ from functools import partial
 from posixpath import basename
 from typing import Protocol
 
+from kolm_build.core import lock_version_1
 from kolm_build.core.bounded import unknown_name
 from kolm_build.core.closure import closure
 from kolm_build.core.derivation import (
@@ -202,6 +203,21 @@ class _Build:
         self.digests[name] = derivation.digest
         return NodeOutput(node=name)
 
+    def add_present(
+        self,
+        name: str,
+        step: str,
+        *,
+        inputs: Mapping[str, Input],
+        params: Mapping[str, Param],
+        outputs: Sequence[str] = (),
+    ) -> None:
+        """Add the node `name` of a step that was another when the lock's version was the first."""
+        if self.lock.version == 1:
+            params = lock_version_1.params(step, params)
+            outputs = lock_version_1.OUTPUTS.get(step, outputs)
+        self.add(name, step, inputs=inputs, params=params, outputs=outputs)
+
     def shape(self, name: str, step: str) -> tuple[StepShape, Digest]:
         """The shape and the locked code of `step`."""
         if step not in self.steps:
@@ -303,7 +319,7 @@ def _add_data(build: _Build, pipeline: Pipeline) -> NodeOutput:
     """The rows that the model is measured on, and trained on where a stage has no others."""
     rows = _add_origin(build, "data", pipeline.data.origin, script="rows")
     params = _data_params(pipeline.data, pipeline.split)
-    build.add("dataset", "dataset", inputs={"rows": rows}, params=params)
+    build.add_present("dataset", "dataset", inputs={"rows": rows}, params=params)
     return NodeOutput(node="dataset", output="holdout")
 
 
@@ -354,7 +370,8 @@ def _add_stage(
         inputs["train"] = build.node(NodeOutput(node=stage.rows, output="train"))
     shape, _ = build.shape(name, stage.step)
     outputs = [stage.output if one == ADAPTER else one for one in shape.outputs]
-    build.add(name, stage.step, inputs=inputs, params=dict(stage.params), outputs=outputs)
+    params = dict(stage.params)
+    build.add_present(name, stage.step, inputs=inputs, params=params, outputs=outputs)
     return NodeOutput(node=name, output=stage.output)
 
 

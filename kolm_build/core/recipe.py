@@ -8,8 +8,7 @@ disk: `parse_recipe` reads text, and names what `kolm lock` has to pin as `Recip
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
-from dataclasses import fields as fields_of
+from dataclasses import dataclass, field
 from functools import partial
 from unicodedata import is_normalized
 
@@ -21,6 +20,7 @@ from kolm_build.core.fields import Fields
 from kolm_build.core.generic_step import LocalPath, Step, check_graph, read_step
 from kolm_build.core.name import parse_label
 from kolm_build.core.numerics import PORTABLE, Numerics
+from kolm_build.core.plain import plain
 from kolm_build.core.section_reader import SECTIONS, read_pipeline
 from kolm_build.core.sections import Origin, Pipeline
 from kolm_build.core.source import PATH, Source
@@ -219,19 +219,10 @@ def _recipe(raw: dict[str, object], numerics_class: str) -> Recipe:
 def _section_digests(sections: Mapping[str, object]) -> Mapping[str, Digest]:
     """The digest of each section's value, defaults filled in; empty arrays are left out."""
     return {
-        name: Digest.of_record(cbor.encode(_plain(value)), RecordKind.RECIPE)
+        name: Digest.of_record(cbor.encode(plain(value)), RecordKind.RECIPE)
         for name, value in sorted(sections.items())
         if value not in ((), [])
     }
-
-
-def _plain(value: object) -> object:
-    """A section as a plain value: records as maps, tuples as arrays."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields_of(value)}
-    return value
 
 
 def _distributions(value: object) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import Params, texts, unknown_name
-from kolm_build.core.catalogue.algorithm import FULL, Algorithm, Role, read_parameters
+from kolm_build.core.catalogue.algorithm import Algorithm, Role, read_parameters
 from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, OBJECTIVES, OPTIMISERS
 from kolm_build.core.fields import Fields
@@ -52,6 +52,12 @@ def read_stages(
     if stages and not stages[-1].gives_model:
         raise _apart(stages[-1], where=f"train[{len(stages) - 1}].adapter")
     return tuple(stages)
+
+
+def default_params(algorithm: str, *, adapter: str, optimiser: str) -> Params:
+    """The parameters of a stage that names `algorithm`, `adapter` and `optimiser` alone."""
+    rows = OBJECTIVES[algorithm], ADAPTERS[adapter], OPTIMISERS[optimiser]
+    return _params(Fields({}), *rows)
 
 
 def _names(entries: Sequence[object], models: Collection[str]) -> Sequence[str]:
@@ -167,7 +173,7 @@ def _stage(value: object, around: _Around) -> Train:
         models=tuple(sorted([("model", start), *_of(_MODELS, given)])),
         code=_of(("code",), given),
         data=_of(("data",), given),
-        output=ADAPTER if adapter is not None and adapter.id != FULL else MODEL,
+        output=ADAPTER if adapter is not None and not adapter.whole else MODEL,
         mergeable=algorithm.mergeable and (adapter is None or adapter.mergeable),
         params=_params(fields, algorithm, adapter, optimiser),
     )
@@ -240,9 +246,13 @@ def _of(kinds: Collection[str], given: Sequence[Given]) -> Pairs:
 def _params(
     fields: Fields, algorithm: Algorithm, adapter: Algorithm | None, optimiser: Algorithm | None
 ) -> Params:
-    """The stage's parameters: what all training shares, what its three rows add, their names."""
+    """The stage's parameters: what all training shares, what its three rows add, their names.
+
+    A step that serves several algorithms is told which one it is.
+    """
     if adapter is None or optimiser is None:
-        return read_parameters(algorithm.parameters, fields)
+        told = () if algorithm.step == algorithm.id else (("algorithm", algorithm.id),)
+        return tuple(sorted((*read_parameters(algorithm.parameters, fields), *told)))
     rows = (*TRAINING, *algorithm.parameters, *adapter.parameters, *optimiser.parameters)
     words = (("adapter", adapter.id), ("optimiser", optimiser.id))
     return tuple(sorted((*read_parameters(rows, fields), *words)))

@@ -149,8 +149,8 @@ def _read_config(path: Path) -> tuple[Kind, Settings]:
 
 def _check_fixed(fields: Fields, kind: Kind) -> None:
     for name, want in kind.fixed.items():
-        if name == "peft_type":  # it was read to find the kind
-            continue
+        if name == "peft_type":
+            continue  # it chose the kind
         found = fields.take(name, type(want))
         if found != want:
             raise InvalidRecordError(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 OVERSAMPLING = 8
+LEAST_SAMPLES = 64
 POWER_ITERATIONS = 4
 _NOTHING_LEFT = 2.0**-18
 """A column of which less than this share is left lies in the span of those before it."""
@@ -93,7 +94,7 @@ def leading_svd(
 
 def samples(matrix: torch.Tensor, rank: int) -> int:
     """How many directions `leading_svd` looks in."""
-    return min(rank + OVERSAMPLING, *matrix.shape)
+    return min(max(rank + OVERSAMPLING, LEAST_SAMPLES), *matrix.shape)
 
 
 def jacobi(matrix: Array) -> tuple[Array, Array, Array]:
@@ -161,10 +162,7 @@ def _rounds(size: int) -> list[tuple[Array, Array]]:
 
 def _sum(rows: Array) -> Array:
     """The sum of `rows`, from the first to the last."""
-    total = np.zeros(rows.shape[1:])
-    for row in rows:
-        total = total + row
-    return total
+    return np.cumsum(rows, axis=0)[-1]  # each sum is the one before and a row, nothing else
 
 
 def _signs(left: torch.Tensor) -> torch.Tensor:

@@ -23,12 +23,15 @@ class Metrics:
     columns: tuple[str, ...]
     rows: Sequence[Sequence[float | str]]
 
+    @property
+    def shown(self) -> tuple[tuple[str, ...], ...]:
+        """The rows as text."""
+        return tuple(tuple(map(_shown, row)) for row in self.rows)
+
     def csv(self) -> bytes:
         """The table as CSV (RFC 4180, line feeds): each number as the shortest that reads back."""
         lines = [",".join(("step", *self.columns))]
-        lines += [
-            ",".join((str(step), *map(_shown, row))) for step, row in enumerate(self.rows, start=1)
-        ]
+        lines += [",".join((str(step), *row)) for step, row in enumerate(self.shown, start=1)]
         return "".join(line + "\n" for line in lines).encode()
 
 
@@ -39,13 +42,20 @@ class MetricsCallback(TrainerCallback):
         trainer: Whose `step_figures` it reads, if it has any.
         figures: Their names.
         notes: Names of its `step_notes`, which are text.
+        before: The rows of the steps before, as text.
     """
 
-    def __init__(self, trainer: Any, figures: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        figures: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+        before: Sequence[Sequence[str]] = (),
+    ) -> None:
         self._trainer = trainer
         self._figures = figures
         self._notes = notes
-        self._rows: list[list[float | str]] = []
+        self._rows: list[list[float | str]] = [list(row) for row in before]
 
     @property
     def metrics(self) -> Metrics:

@@ -84,6 +84,14 @@ class Objective(ABC, Generic[E, C]):
     def write(self, network: Any, out: Path) -> None:
         """Write what was trained beside the network to the folder of the result, `out`."""
 
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """What it knows of the steps before, float32, which a checkpoint must keep."""
+        return {}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take what `state` gave; `start` was called before."""
+        assert not state, "an objective with a state takes it back"
+
     def noted(self) -> Mapping[str, str]:
         """What is to be noted of the optimiser step that runs, under the names in `notes`."""
         return {}
@@ -98,6 +106,10 @@ class Objective(ABC, Generic[E, C]):
     @abstractmethod
     def share(self, network: Any, example: E, context: C) -> Share:
         """What one row adds to the step's loss."""
+
+    def order(self) -> Sequence[int] | None:
+        """The rows' indices in the order of every epoch, after `start`; None for one by lot."""
+        return None
 
     def trainer(self, numerics_class: str) -> type[AnswerTrainer]:
         """The trainer to use."""
@@ -131,7 +143,10 @@ class ObjectiveTrainer(AnswerTrainer):
     """What the objective noted of it."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """TRL's own; for an objective that uses rows again, `RepeatedRows`."""
+        """TRL's own; for an objective with an order or that uses rows again, one of it."""
+        order = self.objective.order()
+        if order is not None:
+            return ListedRows(order)
         if self.objective.repeats == 1:
             return super()._get_train_sampler(train_dataset)
         return RepeatedRows(
@@ -189,11 +204,16 @@ class ObjectiveTrainer(AnswerTrainer):
         shard = self._done
         with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
             share = self.objective.share(model, self.examples[number - 1], self._contexts[shard])
-            share.loss.backward()
+            self._whole(model, share.loss).backward()  # type: ignore[no-untyped-call]
         gradients = flat_gradients(parameters)
         model.zero_grad()
         told = [one.detach().float().reshape(1) for one in (share.loss, *share.figures)]
         return torch.cat([gradients, *told])
+
+    def _whole(self, model: Any, loss: torch.Tensor) -> torch.Tensor:
+        """A row's `loss` with what the adapter adds for the row."""
+        penalty = self.change.row_penalty(model)
+        return loss if penalty is None else loss + penalty / len(self.step_rows)
 
     def _finish(self, model: Any, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         names = self.objective.figures
@@ -218,6 +238,25 @@ def _numbers(rows: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
     return {ROWS: torch.tensor([row[ROWS] for row in rows])}
 
 
+class ListedRows(torch.utils.data.Sampler[int]):
+    """Rows in one order, every epoch.
+
+    Args:
+        order: Their indices.
+    """
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self._order = order
+
+    def __len__(self) -> int:
+        """How many indices an epoch has."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[int]:
+        """The indices of the next epoch."""
+        return iter(self._order)
+
+
 class RepeatedRows(torch.utils.data.Sampler[int]):
     """Rows in groups of an optimiser step, each group several times; what fills none is left out.
 
@@ -232,7 +271,12 @@ class RepeatedRows(torch.utils.data.Sampler[int]):
         self._rows = rows
         self._size = size
         self._repeats = repeats
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is next, from 0."""
+        self._epoch = epoch
 
     def __len__(self) -> int:
         """How many indices an epoch has."""
@@ -240,6 +284,7 @@ class RepeatedRows(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """The indices of the next epoch."""
-        order = torch.randperm(self._rows, generator=self._generator).tolist()
+        generator = torch.Generator().manual_seed(shard_seed(self._seed, self._epoch, self._rows))
+        order = torch.randperm(self._rows, generator=generator).tolist()
         for at in range(0, self._rows // self._size * self._size, self._size):
             yield from order[at : at + self._size] * self._repeats

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
@@ -20,7 +21,10 @@ from kolm_build.core.request import StepRequest
 from kolm_build.core.trace import Trace
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.apply import applied_as
+from kolm_build.numerics.state import payload
 from kolm_build.runtime.load import Model, load
+from kolm_build.steps._bounds import count
+from kolm_build.steps._checkpoint import OBJECTIVE, Checkpoint, StopAfter, state_of
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import input_folder, output_folder
 from kolm_build.steps._metrics import Metrics, MetricsCallback
@@ -39,6 +43,9 @@ Params = dict[str, str | int]
 Take = Callable[[Fields], Objective[Any, Any]]
 """Reads an objective's own parameters."""
 
+CHECKPOINT = "checkpoint"
+"""The output of a training that is stopped, and the input of the one that goes on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -49,12 +56,14 @@ class Stage:
         change: What may change.
         optimiser: How it changes.
         objective: What is minimised.
+        stop_after: The step after which a checkpoint is made instead of a result; 0 for none.
     """
 
     training: TrainingParams
     change: Change
     optimiser: Optimiser
     objective: Objective[Any, Any]
+    stop_after: int
 
     @classmethod
     def parse(cls, params: Any, take: Take) -> Stage:
@@ -69,6 +78,7 @@ class Stage:
             change=_named(fields, "adapter", "lora", ADAPTERS)(fields),
             optimiser=_named(fields, "optimiser", "adamw", OPTIMISERS)(fields),
             objective=take(fields),
+            stop_after=count(fields, "stop_after", 0, least=0),
         )
         fields.done()
         return stage
@@ -105,11 +115,13 @@ class Training:
         network: The network with what was trained.
         trace: What every step left.
         metrics: The table of its figures.
+        checkpoint: Where it stands, where it was stopped.
     """
 
     network: Any
     trace: Trace
     metrics: Metrics
+    checkpoint: Checkpoint | None
 
 
 def stage_main(argv: list[str], take: Take) -> int:
@@ -124,8 +136,11 @@ def stage_main(argv: list[str], take: Take) -> int:
 def run_stage(request: StepRequest, events: Events, take: Take) -> None:
     """Train, and write what was trained, the trace and the metrics."""
     stage = Stage.parse(request.params, take)
-    out = output_folder(request, stage.change.output)
+    out = output_folder(request, CHECKPOINT if stage.stop_after else stage.change.output)
     training = train(request, events, stage)
+    if training.checkpoint is not None:
+        training.checkpoint.write(out)
+        return
     stage.change.write(training.network, base=input_folder(request, "model"), out=out)
     stage.objective.write(training.network, out)
     for name, data in training.trace.files().items():
@@ -149,18 +164,54 @@ def train(
     tokens = Tokeniser(model=model, max_length=stage.training.max_length)
     given = Given(request=request, model=model, tokens=tokens, change=stage.change, events=events)
     examples = stage.objective.examples(given)
-    trace = TraceCallback(request, stage.objective.columns(examples), events)
+    before = _checkpoint(request)
+    trace = TraceCallback(
+        request, stage.objective.columns(examples), events, before and before.trace
+    )
     trainer = make_trainer(
         stage, model, examples, numerics=request.numerics, scratch=Path(request.scratch)
     )
-    metrics = MetricsCallback(trainer, stage.objective.figures, stage.objective.notes)
+    metrics = MetricsCallback(
+        trainer, stage.objective.figures, stage.objective.notes, before.figures if before else ()
+    )
     own = (*stage.change.watchers(trainer.model), *stage.optimiser.watchers())
-    for callback in (*own, *watchers, metrics, trace):
+    stop = [StopAfter(stage.stop_after)] if stage.stop_after else []
+    for callback in (*own, *watchers, metrics, trace, *stop):
         trainer.add_callback(callback)
     trainer.step_rows = trace.rows
     stage.objective.start(trainer.model, examples)
-    trainer.train()
-    return Training(network=trainer.model, trace=trace.trace, metrics=metrics.metrics)
+    if before is not None:
+        trainer.checkpoint = before
+        stage.objective.restore(before.below(OBJECTIVE))
+    trainer.go_on(Path(request.scratch))
+    return Training(
+        network=trainer.model,
+        trace=trace.trace,
+        metrics=metrics.metrics,
+        checkpoint=_stopped(stage, trainer, trace.trace, metrics.metrics),
+    )
+
+
+def _checkpoint(request: StepRequest) -> Checkpoint | None:
+    """What the training goes on from."""
+    folder = request.inputs.get(CHECKPOINT)
+    return None if folder is None else Checkpoint.read(Path(folder))
+
+
+def _stopped(
+    stage: Stage, trainer: AnswerTrainer, trace: Trace, metrics: Metrics
+) -> Checkpoint | None:
+    """Where a training stands that was to stop."""
+    if not stage.stop_after:
+        return None
+    assert trainer.optimizer is not None, "it was trained"
+    return Checkpoint(
+        step=trainer.state.global_step,
+        tensors=state_of(trainer.model, trainer.optimizer, stage.objective.state()),
+        generator=bytes(payload(torch.get_rng_state())),
+        trace=trace,
+        figures=metrics.shown,
+    )
 
 
 def make_trainer(

@@ -27,16 +27,22 @@ class TraceCallback(TrainerCallback):
         request: The step's request.
         columns: The rows as `tokenise` makes them.
         events: Takes the progress.
+        before: The trace of the steps before, where the training goes on from a checkpoint.
     """
 
     def __init__(
-        self, request: StepRequest, columns: Mapping[str, Sequence[Sequence[int]]], events: Events
+        self,
+        request: StepRequest,
+        columns: Mapping[str, Sequence[Sequence[int]]],
+        events: Events,
+        before: Trace | None = None,
     ) -> None:
         self._request = request
         self._columns = columns
         self._events = events
+        self._before = before
         self._start: Mapping[str, object] = {}
-        self._lines: list[bytes] = []
+        self._lines: list[bytes] = [] if before is None else list(before.lines)
         self.rows: list[int] = []
         """Numbers of the rows of the step that runs; the trainer fills it."""
 
@@ -48,7 +54,10 @@ class TraceCallback(TrainerCallback):
     def on_train_begin(
         self, _args: Any, _state: Any, _control: Any, model: torch.nn.Module, **_others: Any
     ) -> None:
-        """Note what the training begins with."""
+        """Note what the training begins with; of one that goes on, what it began with."""
+        if self._before is not None:
+            self._start = {**self._before.start, "params": dict(self._request.params)}
+            return
         trained, frozen = _parameters(model, trained=True), _parameters(model, trained=False)
         rows = cbor.encode({name: list(map(list, ids)) for name, ids in self._columns.items()})
         self._start = {

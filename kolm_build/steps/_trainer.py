@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from trl import SFTTrainer
 
 from kolm_build.core.schedule import Schedule
+from kolm_build.steps._checkpoint import Checkpoint
 
 ROWS = "row"
 """The column that holds a row's number, from 1."""
@@ -88,6 +90,46 @@ class AnswerTrainer(SFTTrainer):
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, schedule.factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    checkpoint: Checkpoint | None = None
+    """What the training goes on from."""
+
+    def go_on(self, scratch: Path) -> None:
+        """Train; from the checkpoint on if there is one.
+
+        Args:
+            scratch: A folder to write in.
+        """
+        if self.checkpoint is None:
+            self.train()
+        else:
+            self.train(str(self.checkpoint.write_state(scratch / "resumed", self.args)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The library would unpickle a file."""
+        del resume_from_checkpoint, model
+        assert self.checkpoint is not None
+        self.checkpoint.restore_parameters(self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The library would unpickle files."""
+        del checkpoint
+        if self.checkpoint is None:
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        self.checkpoint.restore_optimiser(self.optimizer, self.model)
+        self.lr_scheduler.last_epoch = self.checkpoint.step
+        rates = self.lr_scheduler.get_lr()
+        self.lr_scheduler._last_lr = rates  # noqa: SLF001 -- as its own load_state_dict does
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The library would unpickle a file."""
+        del checkpoint
+        if self.checkpoint is not None:
+            self.checkpoint.restore_generator()
 
     def _send_telemetry(self) -> None:
         """Nothing leaves the machine."""

@@ -37,6 +37,9 @@ class StepSpec:
     numerics: str = EXACT
 
 
+SUPERVISED = ("curriculum", "dft", "label-smoothing", "neftune", "texts", "weighted-sft")
+"""Objectives over answers and texts, beside `sft`."""
+
 PREFERENCE = (
     "alphapo",
     "aot",
@@ -129,6 +132,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "import-model": StepSpec(module="import_model"),
         "dataset": StepSpec(module="dataset", outputs=("train", "holdout", "compared", "report")),
         "sft": StepSpec(module="sft", outputs=TRAINED, numerics=INHERIT),
+        **_trained(SUPERVISED),
         **_trained(PREFERENCE),
         **_trained(DISTILLATION),
         "federated-start": StepSpec(module="federated.start", outputs=("adapter", "state")),

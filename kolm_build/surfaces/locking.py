@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest, Sha256
 from kolm_build.core.environment import Environment
-from kolm_build.core.lock import Lock, LockedInput
+from kolm_build.core.lock import VERSION, Lock, LockedInput
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.pipeline import step_names
 from kolm_build.core.realisation import Realisation
@@ -114,6 +114,8 @@ class Locking:
 
     def _code(self, steps: tuple[str, ...]) -> Mapping[str, Digest]:
         before = {} if self.before is None or CODE in self.update else self.before.code
+        if self.before is not None and self.before.version != VERSION:
+            before = {}  # what steps are given has changed since then, so their code is new too
         kept = {step: before[step] for step in steps if step in before}
         new = tuple(step for step in steps if step not in kept)
         return dict(sorted({**kept, **lock_code(new, self.store)}.items()))

@@ -36,8 +36,9 @@ leakage = "refuse"          # or "drop": near duplicates across the split
 class = "portable-1"        # the same bits on every machine
 seed = 0
 
-[[train]]
+[[train]]                   # stages, one after the other; each begins with the model before it
 algorithm = "sft"
+adapter = "lora"            # or "full": every weight
 learning_rate = "0.001"
 epochs = 4
 batch_size = 4

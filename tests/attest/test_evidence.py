@@ -333,6 +333,25 @@ def test_two_derivations_of_a_step_that_counts_are_refused(refused, step):
     assert "several derivations" in refused(twice).reason
 
 
+def test_other_sets_of_rows_do_not_count(unsigned, tmp_path):
+    """EVI-4: they were split against the rows that do."""
+
+    def more(files: Members) -> None:
+        rows = making.derivations()[0]
+        votes = making.node(
+            "dataset-votes",
+            "dataset",
+            {"split_seed": "x"},
+            rows=making.digest("data"),
+            against=rows,
+        )
+        files[f"build/derivations/{votes.digest.hex}.cbor"] = votes.encode()
+
+    path = forge(unsigned, tmp_path / "forged.kolm", more, nothing)
+    report = verify_artifact(path, trust=None)
+    assert any(line.startswith("split:") for line in report.evidenced)
+
+
 def test_a_misnamed_missing_or_malformed_derivation_is_refused(refused):
     """EVI-2."""
 

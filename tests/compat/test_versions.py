@@ -1,6 +1,7 @@
 """What an earlier version wrote is read, verified and rebuilt to the same bytes, for good."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from kolm_build.attest.trust import parse_trust
 from kolm_build.attest.verify import verify_artifact
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
-from kolm_build.core.lock import parse_lock, render_lock
+from kolm_build.core.lock import check, parse_lock, render_lock
+from kolm_build.core.numerics import Platform
+from kolm_build.core.pipeline import instantiate
+from kolm_build.core.recipe import parse_recipe
+from kolm_build.errors import StaleLockError
+from kolm_build.steps.table import STEPS
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.cli.door import through_door
 from kolm_build.surfaces.cli.parser import dispatch
@@ -28,6 +34,63 @@ def fixture(request, tmp_path):
         if path.is_file():
             path.chmod(0o444)  # git keeps no other modes than 0644 and 0755
     return folder
+
+
+PIPELINES = sorted((Path(__file__).parent / "lock-v1").iterdir())
+
+
+def _pipeline(folder):
+    lock = parse_lock((folder / "kolm.lock").read_text("utf-8"), file="kolm.lock")
+    text = (folder / "recipe.toml").read_text("utf-8")
+    return parse_recipe(text, numerics_class=lock.numerics.cls), lock
+
+
+@pytest.mark.parametrize("folder", PIPELINES, ids=lambda path: path.name)
+def test_a_pipeline_locked_before_there_were_stages_has_the_nodes_it_had(folder):
+    """LOCK-13: digests.json is what the code of that time made of recipe and lock."""
+    recipe, lock = _pipeline(folder)
+    check(recipe, lock)
+    instance = instantiate(
+        recipe,
+        lock,
+        steps=STEPS,
+        platform=Platform(isa="x86_64-v4", vendor="AuthenticAMD"),
+        story=lambda above: Digest.of_blob(b"".join(one.digest.raw for one in above.values())),
+    )
+    wanted = json.loads((folder / "digests.json").read_text("utf-8"))
+    assert {name: str(digest) for name, digest in instance.digests.items()} == wanted
+    assert render_lock(lock) == (folder / "kolm.lock").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "section"),
+    [
+        ("lora_r = 16\nlora_alpha = 32", 'adapter = "full"', "train"),
+        ('algorithm = "sft"', 'algorithm = "sft"\nname = "taught"', "train"),
+        (
+            'algorithm = "sft"',
+            'algorithm = "sft"\nfrom = "base"\n[[train]]\nalgorithm = "sft"',
+            "train",
+        ),
+        ("lora_r = 16", "lora_r = 8", "train"),
+        ('prompt = "{text}"', 'prompt = "{text}?"', "data"),
+        (
+            "[split]",
+            '[sets.more]\nfrom = "path:./m.jsonl"\nschema = "texts"\ntext = "{t}"\n[split]',
+            "sets",
+        ),
+        ("[split]", '[models.big]\nscript = "big.py"\nformat = "gguf"\n[split]', "models"),
+    ],
+)
+def test_such_a_lock_knows_when_its_recipe_says_something_else(before, after, section):
+    """LOCK-4, LOCK-13."""
+    folder = Path(__file__).parent / "lock-v1" / "tiny"
+    text = (folder / "recipe.toml").read_text("utf-8")
+    assert before in text
+    _, lock = _pipeline(folder)
+    with pytest.raises(StaleLockError) as caught:
+        check(parse_recipe(text.replace(before, after, 1)), lock)
+    assert caught.value.where == f"recipe.{section}"
 
 
 def test_there_are_fixtures_of_the_first_version():

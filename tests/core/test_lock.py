@@ -160,7 +160,7 @@ def test_a_digest_of_another_spelling_is_refused():
 
 def test_another_version_has_an_error_of_its_own():
     """LOCK-8."""
-    text = render_lock(lock(recipe())).replace("version = 1", "version = 2", 1)
+    text = render_lock(lock(recipe())).replace("version = 2", "version = 3", 1)
     with pytest.raises(UnsupportedVersionError):
         parse_lock(text)
 

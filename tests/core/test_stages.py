@@ -1,8 +1,12 @@
 """spec/recipe.md, "Stages" and their nodes, with a small catalogue of the tests' own."""
 
+import re
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kolm_build.core import stage_reader
 from kolm_build.core.catalogue.algorithm import ADAPTER, OPTIMISER, Algorithm, Decimal, Role
@@ -11,6 +15,7 @@ from kolm_build.core.catalogue.table import ADAPTERS, ALGORITHMS, OBJECTIVES, OP
 from kolm_build.core.lock import check
 from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import parse_recipe
+from kolm_build.core.schemas import SCHEMAS
 from kolm_build.errors import InvalidRecordError, StaleLockError
 from kolm_build.steps.table import INHERIT, STEPS, TRAINED, StepSpec
 from tests.core.samples import PLATFORM, digest, lock
@@ -175,7 +180,7 @@ def test_a_stage_may_start_from_any_model_before_it():
 
 
 def test_roles_are_inputs_and_files_are_locked():
-    """RECIPE-19, RECIPE-22."""
+    """LOCK-15, RECIPE-19, RECIPE-22."""
     text = (
         stage("distil", teacher="big", log="path:./log", adapter="full")
         + stage("reward", rows="asked", reward="reward.py")
@@ -263,6 +268,42 @@ def test_a_stage_that_is_not_named_is_not_depended_on():
     assert before.digests["train-1"] != after.digests["train-1"]
 
 
+@st.composite
+def _chains(draw):
+    """Stages that start from, and listen to, any models before them; and the number of one."""
+    count = draw(st.integers(1, 5))
+    stages = []
+    for number in range(count):
+        before = st.sampled_from(["base", "big", *(f"train-{n + 1}" for n in range(number))])
+        adapter = draw(st.sampled_from(["lora", "full"]))
+        keys = {"from_": draw(before), "adapter": adapter, "epochs": 1}
+        stages.append(("distil", keys | {"teacher": draw(before)}))
+    return stages, draw(st.integers(0, count - 1))
+
+
+@given(_chains())
+@settings(deadline=None, max_examples=60)
+def test_a_change_reaches_what_follows_from_it_and_nothing_else(chain):
+    """RECIPE-13, RECIPE-23."""
+    stages, index = chain
+    before = made("".join(stage(name, **keys) for name, keys in stages))
+    name, keys = stages[index]
+    stages[index] = name, keys | {"epochs": 2}
+    after = made("".join(stage(name, **keys) for name, keys in stages))
+    changed = {name for name in before.nodes if before.digests[name] != after.digests[name]}
+    assert changed == _follow(before, f"train-{index + 1}")
+
+
+def _follow(instance, node):
+    """The node and all that needs it."""
+    names = {digest: name for name, digest in instance.digests.items()}
+    found = {node}
+    for name, derivation in instance.nodes.items():
+        if found & {names[need.derivation] for need in derivation.needs}:
+            found.add(name)
+    return found | {"package"} if "gate" in found else found
+
+
 def test_a_label_of_a_stage_is_no_part_of_its_derivation():
     assert made().digests == made(STAGES.replace('name = "taught"', "")).digests
 
@@ -315,7 +356,7 @@ def test_a_stage_that_does_not_fit_is_refused_at_its_path(text, where, reason):
 
 def test_a_misspelt_role_or_model_gets_a_suggestion():
     """RECIPE-1."""
-    assert refused(stage("prefer", rows="votes", juge="base")).advice == "Did you mean 'judge'?"
+    assert refused(stage("prefer", rows="votes", juudge="base")).advice == "Did you mean 'judge'?"
     assert refused(stage("distil", teacher="bigg")).advice == "Did you mean 'big'?"
 
 
@@ -404,6 +445,16 @@ def test_a_step_may_use_what_a_set_a_model_or_a_stage_gives():
         "b": "model-big.out",
         "c": "train-2.trace",
     }
+
+
+def test_the_recipe_of_the_docs_is_a_recipe(monkeypatch):
+    monkeypatch.undo()
+    page = (Path(__file__).parents[2] / "docs" / "stages.md").read_text("utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    pipeline = parse_recipe(text).pipeline
+    assert [one.name for one in pipeline.train] == ["taught", "train-2"]
+    rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert rows == set(SCHEMAS)
 
 
 def test_no_two_nodes_of_a_pipeline_have_one_name():

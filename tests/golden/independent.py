@@ -1,6 +1,10 @@
 """A second implementation of the hashed formats, from spec/ alone: it imports nothing of ours."""
 
 import hashlib
+import json
+import re
+import unicodedata
+from decimal import Decimal
 from fractions import Fraction
 
 import cbor2
@@ -53,6 +57,72 @@ def merkle_root(leaves):
 def is_holdout(key, seed, modulus):
     number = int(hashlib.sha256(encode(key) + seed.encode()).hexdigest(), 16)
     return number % modulus == 0
+
+
+def dataset_line(vector):
+    """The line of a row and what is compared of it, as spec/dataset.md says."""
+    row = {name: normal(value) for name, value in vector["row"].items()}
+    keys = {"margin": "", "weight": "1", "reference": "", "fields": ""} | vector["keys"]
+    said = {
+        name: filled(normal(keys[name]), row) for name in keys if name not in ("steps", "labels")
+    }
+    prompt = said["text" if vector["schema"] == "texts" else "prompt"]
+    turns = [("system", vector["system"]), ("user", prompt)]
+    own = {
+        "answers": lambda: {"answer": said["answer"]},
+        "texts": lambda: {"text": prompt},
+        "pairs": lambda: (
+            {name: said[name] for name in ("chosen", "rejected")}
+            | {"margin": decimal(said["margin"])}
+        ),
+        "feedback": lambda: {
+            "answer": said["answer"],
+            "good": said["good"] == "true",
+            "weight": decimal(said["weight"]),
+        },
+        "prompts": lambda: {
+            "reference": said["reference"],
+            "fields": {name: row[name] for name in keys["fields"].split("\n") if name},
+        },
+        "steps": lambda: {"steps": row[keys["steps"]], "labels": vector["row"][keys["labels"]]},
+    }
+    value = own[vector["schema"]]() | {
+        "group": row[vector["group"]] if vector["group"] else "",
+        "messages": [{"role": role, "content": text} for role, text in turns if text],
+    }
+    if vector["schema"] == "texts":
+        value["messages"] = []
+    name = sha256(encode(value))
+    template = keys["text" if vector["schema"] == "texts" else "prompt"]
+    content = "\n".join(row[column] for column in dict.fromkeys(columns(template)))
+    return canonical_json(value | {"id": name}), canonical_json({"content": content, "id": name})
+
+
+def canonical_json(value):
+    """For values whose keys are ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def normal(value):
+    if isinstance(value, list):
+        return [normal(item) for item in value]
+    text = value if isinstance(value, str) else json.dumps(value)
+    return unicodedata.normalize("NFC", text)
+
+
+def columns(template):
+    return re.findall(r"{([^{}]+)}", template.replace("{{", "").replace("}}", ""))
+
+
+def filled(template, row):
+    parts = re.split(r"({{|}}|{[^{}]+})", template)
+    return "".join(
+        {"{{": "{", "}}": "}"}.get(p) or (row[p[1:-1]] if p[:1] == "{" else p) for p in parts
+    )
+
+
+def decimal(text):
+    return f"{Decimal(text).normalize():f}" if text else ""
 
 
 def four_places(fraction):

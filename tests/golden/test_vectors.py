@@ -150,6 +150,12 @@ def test_a_key_is_on_this_side_of_the_split(vector):
     assert independent.is_holdout(key, seed, modulus) is vector["holdout"]
 
 
+@pytest.mark.parametrize("vector", vectors("dataset")["lines"])
+def test_a_row_becomes_this_line(vector):
+    """DATA-10, DATA-11, DATA-20: `make vectors` holds our code to the same lines."""
+    assert independent.dataset_line(vector) == (vector["line"], vector["compared"])
+
+
 @pytest.mark.parametrize("vector", vectors("kscore")["scores"])
 def test_evidence_has_this_score(vector):
     """KS-1 to KS-8."""

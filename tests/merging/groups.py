@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from fractions import Fraction
 
 import numpy as np
@@ -38,12 +39,20 @@ def group(base, models, weights, *, seed=0, name=NAME):
     return Group(name=name, base=base.clone, members=in_canonical_order(members), seed=seed)
 
 
-def merged(algorithm, base, models, *, seed=0, name=NAME, threads=None, **params):
+INSIDE: list[bool] = []
+"""Whether the fixture `portable` applies the class already: to begin it costs more than a merge."""
+
+
+def arithmetic():
+    return nullcontext() if INSIDE else applied(Numerics(cls="portable-1"))
+
+
+def merged(algorithm, base, models, *, seed=0, name=NAME, **params):
     """What `algorithm` makes of the tensors, in the class portable-1, guard and all."""
     fields = Fields(params)
     method = METHODS[algorithm](fields, len(models))
     fields.done()
-    with applied(Numerics(cls="portable-1")):
+    with arithmetic():
         return method.merge(group(base, models, method.weights, seed=seed, name=name))
 
 

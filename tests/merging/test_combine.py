@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from kolm_build.core.catalogue.algorithm import read_parameters
 from kolm_build.core.catalogue.merging import ROWS
 from kolm_build.core.fields import Fields
+from kolm_build.core.numerics import Numerics
+from kolm_build.core.request import Circumstances, StepRequest
+from kolm_build.numerics.kernels import LIBRARY
 from kolm_build.steps.combine import METHODS, parse_method
 from tests.steps_ml.calling import files_of, run_step
 from tests.support.models import ROOT, tiny_llama
@@ -56,16 +60,13 @@ def inputs(base, models):
     return {"model": base} | {f"models-{n}": one for n, one in enumerate(models, 1)}
 
 
-def combine(
-    tmp_path, base, models, algorithm="soup", *, portable=PORTABLE, env=None, seed=0, **own
-):
+def combine(tmp_path, base, models, algorithm="soup", *, seed=0, **own):
     return run_step(
         "combine",
         tmp_path,
         inputs=inputs(base, models),
         params={"algorithm": algorithm, **own},
-        portable=portable,
-        env=env,
+        portable=PORTABLE,
         seed=seed,
     )
 
@@ -94,18 +95,52 @@ def test_every_algorithm_makes_a_model_from_models(tmp_path, base, models, algor
     assert progress[-1]["done"] == progress[-1]["total"]
 
 
+def run_all_in_one_process(place, base, models, *, threads, isa):
+    """Every algorithm as a step, one after another in one fresh process; its files by algorithm."""
+    place.mkdir()
+    fd, requests, outputs = os.open(place / "events", os.O_CREAT | os.O_WRONLY), [], {}
+    for algorithm in sorted(METHODS):
+        given = models[:2] if algorithm == "slerp" else models
+        outputs[algorithm] = place / algorithm
+        outputs[algorithm].mkdir()
+        request = StepRequest(
+            step="combine",
+            params={"algorithm": algorithm},
+            inputs={
+                role: str(path)
+                for role, path in inputs(base, given[::-1] if threads > 1 else given).items()
+            },
+            outputs={"model": str(outputs[algorithm])},
+            scratch=str(place),
+            numerics=Numerics(cls="portable-1", seed=4),
+            events_fd=fd,
+            circumstances=Circumstances(kernels=str(LIBRARY), threads=threads, isa=isa),
+        )
+        requests.append(place / f"{algorithm}.request")
+        requests[-1].write_bytes(request.encode())
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        "from kolm_build.steps.combine import main; "
+        "sys.exit(any(main(['step.py', one]) for one in sys.argv[1:]))"
+    )
+    command = [sys.executable, "-s", "-P", "-B", "-c", code, *map(str, requests)]
+    env = {
+        "PYTHONHASHSEED": str(threads),
+        "ATEN_CPU_CAPABILITY": "default" if isa else "avx2",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    subprocess.run(command, pass_fds=[fd], cwd=place, env=env, check=True)
+    os.close(fd)
+    return {algorithm: files_of(folder) for algorithm, folder in outputs.items()}
+
+
 @pytest.mark.ml
-@pytest.mark.parametrize("algorithm", sorted(METHODS))
-def test_processes_threads_and_order_change_no_byte(tmp_path, base, models, algorithm):
-    """MERGE-4, MERGE-6: fresh processes, another hash seed, two threads, another instruction set."""
-    given = models[:2] if algorithm == "slerp" else models
-    found = []
-    for threads, isa in ((1, None), (2, "baseline")):
-        env = {"PYTHONHASHSEED": str(threads), "ATEN_CPU_CAPABILITY": "default" if isa else "avx2"}
-        order = given[::-1] if isa else given  # slerp's t is a half
-        ran = combine(tmp_path, base, order, algorithm, portable=(threads, isa), env=env, seed=4)
-        found.append(files_of(ran.folder("model")))
-    assert found[0] == found[1]
+def test_process_threads_instruction_set_and_order_change_no_byte(tmp_path, base, models):
+    """MERGE-4, MERGE-6: every algorithm in two fresh processes; slerp's t is a half."""
+    one = run_all_in_one_process(tmp_path / "one", base, models, threads=1, isa=None)
+    other = run_all_in_one_process(tmp_path / "other", base, models, threads=2, isa="baseline")
+    assert one == other
+    assert len({files[WEIGHTS] for files in one.values()}) == len(METHODS)
 
 
 def test_a_sum_is_rounded_once_to_the_dtype_of_the_base(tmp_path, base, models):
@@ -165,7 +200,7 @@ def test_another_seed_draws_other_elements(tmp_path, base, models):
     ],
 )
 def test_parameters_that_cannot_be_meant_are_refused(
-    tmp_path, base, models, algorithm, count, params, where
+    tmp_path, base, models, *, algorithm, count, params, where
 ):
     """MERGE-18: before anything is read or written."""
     ran = combine(tmp_path, base, models[:count], algorithm, **params)
@@ -248,7 +283,7 @@ def cut_short(folder):
         (cut_short, WEIGHTS, None),
     ],
 )
-def test_a_model_of_another_kind_is_refused_by_name(tmp_path, base, models, spoil, file, where):
+def test_a_model_of_another_kind_is_refused_by_name(tmp_path, base, models, *, spoil, file, where):
     """MERGE-2, MERGE-18: the input, the file and the place in it, expected and actual."""
     spoil(models[1])
     ran = combine(tmp_path, base, models, "ties")

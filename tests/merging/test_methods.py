@@ -9,6 +9,8 @@ import torch
 from tests.merging import references
 from tests.merging.groups import digest, merged, tensors, weights_of
 
+pytestmark = pytest.mark.usefixtures("portable")
+
 SHAPES = [(7,), (13, 29), (3, 5, 8), (64, 64)]
 WEIGHTS = ["1", "1,2,0.5", "0.3,0,0.7"]
 TOLERANCE = 1e-6

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kolm_build.core.numerics import Numerics
-from kolm_build.numerics.apply import applied
 from kolm_build.steps.merging.selection import count_of, largest
+from tests.merging.groups import arithmetic
 from tests.merging.references import top
+
+pytestmark = pytest.mark.usefixtures("portable")
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38])
@@ -27,7 +28,7 @@ def test_as_many_are_taken_as_asked_for_and_of_equals_the_first(values, share):
     """MERGE-7: both zeros, subnormals and ties among them."""
     count = int(share * len(values))
     array = np.array(values, np.float32)
-    with applied(Numerics(cls="portable-1")):
+    with arithmetic():
         found = largest(torch.from_numpy(array), count).numpy()
     assert found.sum() == min(count, len(values))
     np.testing.assert_array_equal(found, top(array, count))
@@ -39,7 +40,7 @@ def test_many_elements_with_many_ties(count):
     random = np.random.default_rng(0)
     values = torch.from_numpy(random.standard_normal((100, 1000)).astype(np.float32))
     values = values.bfloat16().float()
-    with applied(Numerics(cls="portable-1")):
+    with arithmetic():
         found = largest(values, count).numpy()
     np.testing.assert_array_equal(found, top(values.numpy(), count))
 

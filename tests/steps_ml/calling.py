@@ -128,6 +128,32 @@ def pair_row(number: int, prompt: str, chosen: str, rejected: str) -> bytes:
     )
 
 
+def prompt_row(number: int, prompt: str, reference: str = "", **fields: str) -> bytes:
+    """A line of a set of prompts."""
+    return strict_json.dumps(
+        {
+            "fields": fields,
+            "group": "",
+            "id": f"sha256:{number:064x}",
+            "messages": [{"content": prompt, "role": "user"}],
+            "reference": reference,
+        }
+    )
+
+
+def steps_row(number: int, prompt: str, steps: list[str], labels: list[bool]) -> bytes:
+    """A line of a set of answers in steps."""
+    return strict_json.dumps(
+        {
+            "group": "",
+            "id": f"sha256:{number:064x}",
+            "labels": labels,
+            "messages": [{"content": prompt, "role": "user"}],
+            "steps": steps,
+        }
+    )
+
+
 def write_lines(folder: Path, name: str, lines) -> Path:
     """`folder`, made, with the file `name` of `lines`."""
     folder.mkdir(parents=True)

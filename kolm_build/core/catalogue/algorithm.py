@@ -218,6 +218,7 @@ class Algorithm:
         trains: Whether its stage trains by gradients, and so takes an adapter and an optimiser.
         mergeable: Whether an adapter's numbers can be put into the weights that it changes, which
             gives a plain model.
+        whole: Whether an adapter's stage gives a whole model, and nothing to be merged.
     """
 
     id: str
@@ -236,6 +237,7 @@ class Algorithm:
     certified: tuple[str, ...] = ("portable-1",)
     trains: bool = True
     mergeable: bool = True
+    whole: bool = False
 
 
 def read_parameters(parameters: Sequence[Parameter], fields: Fields) -> Params:

@@ -171,7 +171,7 @@ ROWS: tuple[Algorithm, ...] = (
         "arXiv:2506.02864, section 4",
         "-min(q A, clip(q) A); A = (r - mean) / a beta density of the mean, fitted to the step",
         _policy("0"),
-        oracle="NumPy, scipy.stats.beta",
+        oracle="NumPy",
         passes=RATIO,
     ),
     _row(

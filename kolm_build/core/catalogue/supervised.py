@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kolm_build.core.catalogue.algorithm import Algorithm
+from kolm_build.core.catalogue.algorithm import Algorithm, Choice, Decimal
 
 ROWS: tuple[Algorithm, ...] = (
     Algorithm(
@@ -15,6 +15,100 @@ ROWS: tuple[Algorithm, ...] = (
         step="sft",
         backing="trl.SFTTrainer (loop), kolm_build.steps.sft (loss)",
         oracle="trl.SFTTrainer",
+        passes="1 forward, 1 backward",
+    ),
+    Algorithm(
+        id="texts",
+        family="supervised",
+        title="Continued pre-training on plain text",
+        paper="arXiv:2004.10964, section 3",
+        minimises="-(1/T) sum over all tokens but the first of log p(token | what is before it)",
+        schema="texts",
+        parameters=(
+            Choice(
+                name="packing",
+                options=("blocks", "none"),
+                default="none",
+                help="whether rows are joined and cut into blocks of max_length",
+            ),
+        ),
+        step="texts",
+        backing="kolm_build.steps.objectives.texts",
+        oracle="transformers' causal language model loss",
+        passes="1 forward, 1 backward",
+    ),
+    Algorithm(
+        id="dft",
+        family="supervised",
+        title="Dynamic fine-tuning",
+        paper="arXiv:2508.05629, equation 9",
+        minimises="-(1/T) sum over answer tokens of sg(p) log p",
+        schema="answers",
+        step="dft",
+        backing="kolm_build.steps.objectives.dft",
+        oracle="trl.SFTTrainer, loss_type dft",
+        passes="1 forward, 1 backward",
+    ),
+    Algorithm(
+        id="neftune",
+        family="supervised",
+        title="Noisy embedding fine-tuning",
+        paper="arXiv:2310.05914, algorithm 1",
+        minimises="sft with embeddings moved by uniform noise within alpha / sqrt(L d)",
+        schema="answers",
+        parameters=(
+            Decimal(name="neftune_alpha", default="5", most="1000", help="strength of the noise"),
+        ),
+        step="neftune",
+        backing="kolm_build.steps.objectives.neftune",
+        oracle="trl.SFTTrainer, neftune_noise_alpha; sft at alpha 0",
+        passes="1 forward, 1 backward",
+    ),
+    Algorithm(
+        id="label-smoothing",
+        family="supervised",
+        title="Supervised fine-tuning with smoothed labels",
+        paper="arXiv:1512.00567, section 7",
+        minimises="(1 - e) NLL + e mean over the vocabulary of -log p",
+        schema="answers",
+        parameters=(
+            Decimal(name="smoothing", default="0.1", help="share of a target on all tokens"),
+        ),
+        step="label-smoothing",
+        backing="kolm_build.steps.objectives.label_smoothing",
+        oracle="torch.nn.functional.cross_entropy, label_smoothing; sft at 0",
+        passes="1 forward, 1 backward",
+    ),
+    Algorithm(
+        id="curriculum",
+        family="supervised",
+        title="Supervised fine-tuning, easy rows first",
+        paper="arXiv:1904.03626; Bengio et al. 2009",
+        minimises="sft with the rows ordered by the model's loss of them before training",
+        schema="answers",
+        parameters=(
+            Choice(
+                name="curriculum",
+                options=("easy-first", "hard-first"),
+                default="easy-first",
+                help="which rows come first",
+            ),
+        ),
+        step="curriculum",
+        backing="kolm_build.steps.objectives.curriculum",
+        oracle="its definition",
+        passes="2 forward (1 of them once), 1 backward",
+    ),
+    Algorithm(
+        id="weighted-sft",
+        family="supervised",
+        title="Weighted supervised fine-tuning",
+        paper="Peters and Schaal 2007, equation 9",
+        minimises="sum of w NLL over sum of w, over answer tokens",
+        schema="feedback",
+        step="weighted-sft",
+        backing="kolm_build.steps.objectives.weighted_sft",
+        oracle="sft with rows repeated w times",
         passes="1 forward, 1 backward",
     ),
 )

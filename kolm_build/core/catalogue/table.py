@@ -10,6 +10,7 @@ from kolm_build.core.catalogue import (
     distillation,
     federated,
     merging,
+    mixture,
     optimisers,
     preference,
     reinforcement,
@@ -27,6 +28,7 @@ _ROWS: tuple[Algorithm, ...] = (
     *merging.ROWS,
     *federated.ROWS,
     *adapters.ROWS,
+    *mixture.ROWS,
     *optimisers.ROWS,
 )
 

@@ -45,6 +45,11 @@ class Change(ABC):
         del network
         return None
 
+    def row_penalty(self, network: Any) -> torch.Tensor | None:
+        """What is added to a row's loss, over the step's rows, after it was read; None for nothing."""
+        del network
+        return None
+
     def watchers(self, network: Any) -> Sequence[TrainerCallback]:
         """Callbacks that go with it, told of every step before the trace is."""
         del network

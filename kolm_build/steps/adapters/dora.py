@@ -6,10 +6,12 @@ V = W + (alpha / r) B A, m a trained length for each row of V; gradients do not 
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from kolm_build.steps.adapters.lora import Lora
 
 
 class Dora(Lora):
     """LoRA with a trained length for each output feature."""
 
-    flags = {"use_dora": True}
+    flags = MappingProxyType({"use_dora": True})

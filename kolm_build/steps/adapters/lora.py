@@ -72,7 +72,7 @@ class Lora(Change):
         params: The recipe's words.
     """
 
-    flags: Mapping[str, bool] = {}
+    flags: Mapping[str, bool] = MappingProxyType({})
     """Settings of PEFT that differ from what is pinned."""
 
     stored = PLAIN

@@ -17,6 +17,8 @@ from kolm_build.steps.adapters.ia3 import Ia3
 from kolm_build.steps.adapters.ln_tuning import LnTuning
 from kolm_build.steps.adapters.lora import Lora
 from kolm_build.steps.adapters.lora_fa import LoraFrozenA
+from kolm_build.steps.adapters.lora_moe import LoraMoe
+from kolm_build.steps.adapters.moe_lora import MoeLora
 from kolm_build.steps.adapters.oft import Oft
 from kolm_build.steps.adapters.olora import Olora
 from kolm_build.steps.adapters.pissa import Pissa
@@ -38,6 +40,8 @@ ADAPTERS: Mapping[str, Callable[[Fields], Change]] = MappingProxyType(
         "ln-tuning": LnTuning.take,
         "lora": Lora.take,
         "lora-fa": LoraFrozenA.take,
+        "lora-moe": LoraMoe.take,
+        "moe-lora": MoeLora.take,
         "oft": Oft.take,
         "olora": Olora.take,
         "pissa": Pissa.take,

@@ -159,7 +159,7 @@ def two_of(
 ) -> tuple[tuple[Completion, float], tuple[Completion, float]]:
     """The best and the worst answer where there are more than two, in the order they came."""
     best = max(range(len(said)), key=lambda at: (rewards[at], -at))
-    worst = min(range(len(said)), key=lambda at: (rewards[at], -at))
+    worst = min(range(len(said)), key=lambda at: (rewards[at], at))
     if best == worst:  # all are worth the same
         best, worst = 0, 1
     first, second = sorted((best, worst))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -44,6 +44,14 @@ class Bco(FeedbackObjective):
         self._sum = self._sum + rewards.sum()
         self._rows += len(examples)
         return self._sum / self._rows
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """The sum of the rewards so far, and their number."""
+        return {"rows": torch.tensor(float(self._rows)), "sum": self._sum}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take them back."""
+        self._rows, self._sum = int(state["rows"]), state["sum"].clone()
 
     def loss(
         self, ratio: torch.Tensor, example: FeedbackExample, point: torch.Tensor

@@ -1,0 +1,49 @@
+"""Mixtures of adapters: several beside each layer, and a router."""
+
+from __future__ import annotations
+
+from kolm_build.core.catalogue.adapters import LOW_RANK
+from kolm_build.core.catalogue.algorithm import ADAPTER, Algorithm, Decimal, Integer, Parameter
+
+_SHARED: tuple[Parameter, ...] = (
+    Decimal(
+        name="balance_weight", default="0.01", most="1000", help="factor of the load-balance loss"
+    ),
+    Integer(name="experts", default=4, least=1, help="adapters beside each layer"),
+    Decimal(name="z_weight", default="0.001", most="1000", help="factor of the router's z-loss"),
+    *(one for one in LOW_RANK if one.name != "lora_dropout"),
+)
+
+ROWS: tuple[Algorithm, ...] = (
+    Algorithm(
+        id="moe-lora",
+        axis=ADAPTER,
+        family="mixture",
+        title="Mixture of low-rank adapters, the likeliest speak",
+        paper="arXiv:2404.15159, equations 3 to 5",
+        minimises="W + sum over the top k of p_i (alpha / r) B_i A_i; adds load-balance and z-loss",
+        schema="any",
+        parameters=(
+            *_SHARED,
+            Integer(name="top_k", default=2, least=1, help="experts that speak of a token"),
+        ),
+        backing="kolm_build.steps.adapters.moe_lora",
+        oracle="NumPy",
+        passes="as the objective's; all experts are computed",
+        mergeable=False,
+    ),
+    Algorithm(
+        id="lora-moe",
+        axis=ADAPTER,
+        family="mixture",
+        title="Mixture of low-rank adapters, all speak",
+        paper="arXiv:2312.09979, equation 4",
+        minimises="W + sum of p_i (alpha / r) B_i A_i; adds load-balance and z-loss",
+        schema="any",
+        parameters=_SHARED,
+        backing="kolm_build.steps.adapters.lora_moe",
+        oracle="NumPy",
+        passes="as the objective's; all experts are computed",
+        mergeable=False,
+    ),
+)
