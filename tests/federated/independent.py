@@ -149,8 +149,9 @@ def pair(private, public, round_id, names):
     return derived(private, public, info)
 
 
-def sealed_share(private, public, round_id, sender, receiver, shares):
-    info = ["kolm_build 2026 federated share v1", round_id, sender, receiver]
+def sealed_share(private, public, round_id, names, shares):
+    """For the second of `names`, by the first."""
+    info = ["kolm_build 2026 federated share v1", round_id, *names]
     key = derived(private, public, info)
     plain = cbor2.dumps(shares, canonical=True)
     return ChaCha20Poly1305(key).encrypt(bytes(12), plain, round_id)
@@ -170,7 +171,7 @@ def noise_variance(plan):
     return math.ceil((Fraction(plan["noise_multiplier"]) * bound) ** 2 / plan["threshold"])
 
 
-def sealed(record, site, vector, pairs, own, noise):
+def sealed(record, site, vector, pairs, *, own, noise):
     names = [one["name"] for one in record["sites"]]
     weight = 1
     if record["plan"]["weight"] == "rows":

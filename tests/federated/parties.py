@@ -106,8 +106,9 @@ class HandWorkshop(Workshop):
         elif step == "merge":
             joint = (folder / "model" / "model.safetensors").read_bytes()
             (outputs["out"] / "model.safetensors").write_bytes(
-                sha256(joint + (folder / "adapter" / "adapter_model.safetensors").read_bytes())
-                .digest()
+                sha256(
+                    joint + (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+                ).digest()
             )
         elif step == "evaluate":
             rows = len((folder / "holdout" / "holdout.jsonl").read_bytes().splitlines())

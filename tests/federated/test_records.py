@@ -49,7 +49,7 @@ def test_whatever_changes_in_a_round_changes_its_id():
 def test_too_few_sites_are_refused(sites):
     """FED-2."""
     with pytest.raises(RoundError, match="too few sites"):
-        record(rows={name: 1 for name in sites})
+        record(rows=dict.fromkeys(sites, 1))
 
 
 def test_two_groups_that_could_each_unmask_are_refused():

@@ -147,7 +147,7 @@ def seeds(made):
 
 @settings(max_examples=60)
 @given(
-    st.fixed_dictionaries({name: VECTORS for name in NAMES}),
+    st.fixed_dictionaries(dict.fromkeys(NAMES, VECTORS)),
     st.sampled_from([NAMES, NAMES[:2], NAMES[1:], (NAMES[0], NAMES[2])]),
 )
 def test_the_masked_sum_unsealed_is_the_plain_sum_bit_for_bit(vectors, survivors):
@@ -224,9 +224,7 @@ def test_a_site_that_takes_no_part_seals_nothing():
 
 def test_noise_is_in_the_sum_and_masks_are_not():
     """FED-31, FED-42."""
-    made = record(
-        plan("dp-fed-avg", weight="equal", noise_multiplier="0.01", clip="1"), rows=ROWS
-    )
+    made = record(plan("dp-fed-avg", weight="equal", noise_multiplier="0.01", clip="1"), rows=ROWS)
     secrets = {
         name: Secret(pairs=one.pairs, own=one.own, noise=name.encode().ljust(32, b"n"))
         for name, one in seeds(made).items()

@@ -64,9 +64,7 @@ def test_averaging_adds_the_mean():
 def test_momentum_is_a_geometric_sum():
     """FED-81; without momentum it is averaging, bit for bit."""
     x, _ = run("fed-avgm", ROUNDS, beta1="0.5", server_rate="2")
-    wanted = sum(
-        2 * 0.5 ** (later - at) * ROUNDS[at] for at in range(4) for later in range(at, 4)
-    )
+    wanted = sum(2 * 0.5 ** (later - at) * ROUNDS[at] for at in range(4) for later in range(at, 4))
     assert np.allclose(x, wanted, rtol=1e-12)
     assert np.array_equal(run("fed-avgm", ROUNDS, beta1="0")[0], run("fed-avg", ROUNDS)[0])
 
@@ -86,9 +84,7 @@ def test_adaptive_servers_follow_algorithm_2(method):
         else:
             v = v + square
         x = x + 0.3 * m / (np.sqrt(v) + 0.01)
-    made, memory = run(
-        method, ROUNDS, beta1="0.8", beta2="0.95", tau="0.01", server_rate="0.3"
-    )
+    made, memory = run(method, ROUNDS, beta1="0.8", beta2="0.95", tau="0.01", server_rate="0.3")
     assert np.allclose(made, x, rtol=1e-12)
     assert np.allclose(memory["first"], m, rtol=1e-12)
     assert np.allclose(memory["second"], v, rtol=1e-12)
@@ -238,9 +234,7 @@ def test_the_mean_of_the_factors_is_another_change():
 def test_with_one_a_the_mean_of_b_is_exact():
     """FED-61, FED-80: why FFA-LoRA freezes A."""
     down = drawn(9, 2, 6)
-    frozen = [
-        AdapterFolder(arrays={A: down, B: one.arrays[B]}, config=one.config) for one in THREE
-    ]
+    frozen = [AdapterFolder(arrays={A: down, B: one.arrays[B]}, config=one.config) for one in THREE]
     mean = sum(w * one.arrays[B] for one, w in zip(frozen, WEIGHTS, strict=True)) / sum(WEIGHTS)
     assert np.allclose(mean @ down * 2, mean_of_products(frozen, WEIGHTS), atol=1e-12)
 

@@ -100,7 +100,7 @@ def test_sealed_shares_are_both_implementations(case):
     made = shares.seal(KeyPair.of(private), public, round_id=round_id, **names)
     assert made == raw(case["sealed"])
     plain = [shares.mask, shares.own]
-    assert independent.sealed_share(private, public, round_id, *names.values(), plain) == made
+    assert independent.sealed_share(private, public, round_id, names.values(), plain) == made
 
 
 @each("round")
@@ -125,7 +125,7 @@ def test_sealed_vectors_are_both_implementations(case):
     secret = Secret(pairs=pairs, own=own, noise=noise)
     assert seal(vector, Round.decode(record), case["site"], secret).tolist() == wanted
     value = cbor2.loads(record)
-    assert independent.sealed(value, case["site"], vector, pairs, own, noise) == wanted
+    assert independent.sealed(value, case["site"], vector, pairs, own=own, noise=noise) == wanted
 
 
 @each("privacy")

@@ -161,8 +161,7 @@ def test_after_one_step_a_sites_control_variate_is_its_gradient(place, inputs):
     assert close(change, {name: gradient[name] - own32[name] for name in own}, within=2e-6)
     end = tensors(ran)
     wanted = {
-        name: one - 0.5 * (gradient[name] + server[name] - own[name])
-        for name, one in start.items()
+        name: one - 0.5 * (gradient[name] + server[name] - own[name]) for name, one in start.items()
     }
     assert close(end, wanted, within=2e-6)
 

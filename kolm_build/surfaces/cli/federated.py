@@ -30,7 +30,7 @@ def describe(parser: Parser) -> None:
         ("kolm federated examples/federated/tiny --method scaffold", "another method"),
         ("kolm federated examples/federated/tiny --folder /srv/f", "keep the parties' folders"),
         ("kolm federated examples/federated/tiny --noise 0.8", "differential privacy"),
-        ("kolm federated --site /srv/f/north", "be one site, on standard input and output"),
+        ("kolm federated --site /srv/f/north", "be one site, on stdin and stdout"),
     )
     parser.add_argument("federation", metavar="FOLDER", nargs="?", default=".")
     parser.add_argument("--method", metavar="NAME", help="fed-avg, scaffold, flora, … (the plan's)")
