@@ -1,9 +1,11 @@
 """Train with every algorithm of the catalogue, twice, and compare the bytes.
 
-`python tools/algorithms.py [NAME…]` reads examples/algorithms/NAME.toml, makes what its last stage
-needs once, and runs that stage in two processes that differ in PYTHONHASHSEED, threads,
-instruction set and folder. It prints one line an algorithm, and fails where two runs give other
-bytes, where nothing was learnt, or where the bytes are not those of golden.json beside the recipes.
+`python tools/algorithms.py [NAME…]` reads examples/algorithms/NAME.toml, makes what the stage that
+uses the algorithm needs once, and runs that stage in two processes that differ in PYTHONHASHSEED,
+threads, instruction set and folder; the second one in two segments, put aside halfway and gone on
+with, where the catalogue says that this can be. It prints one line an algorithm, and fails where
+two runs give other bytes, trace or metrics, where nothing was learnt, or where the bytes are not
+those of golden.json beside the recipes.
 
 Every stage is the derivation that `kolm build` would make of the recipe, but one process imports
 the frameworks and forks for each, so that all take minutes and not hours; nothing is sandboxed.
@@ -20,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +45,7 @@ PLACE = ROOT / "build" / "algorithms"
 DOCUMENT = ROOT / "docs" / "algorithms.md"
 BEGIN, END = "<!-- begin: tools/algorithms.py -->\n", "<!-- end -->\n"
 
+AXES = ("adapter", "optimiser")
 TRACES = ("trace", "metrics")
 """Outputs that are not what was trained."""
 
@@ -55,11 +58,12 @@ class Way:
     hash_seed: str
     threads: int
     isa: str | None
+    segments: bool
 
 
 WAYS = (
-    Way(name="first", hash_seed="1", threads=1, isa=None),
-    Way(name="second", hash_seed="4711", threads=2, isa="avx2"),
+    Way(name="first", hash_seed="1", threads=1, isa=None, segments=False),
+    Way(name="second", hash_seed="4711", threads=2, isa="avx2", segments=True),
 )
 
 
@@ -253,6 +257,7 @@ class Verdict:
 
     name: str
     digests: Sequence[str]
+    all_digests: Sequence[str] = ()
     measure: str
     first: float | None
     last: float | None
@@ -272,6 +277,8 @@ class Verdict:
             return self.error
         if len(set(self.digests)) > 1:
             return "the two runs differ"
+        if len(set(self.all_digests)) > 1:
+            return "trace or metrics of the two runs differ"
         if not self.moved:
             return "nothing was learnt"
         if golden.get(self.name, self.digests[0]) != self.digests[0]:
@@ -296,7 +303,8 @@ def train_twice(name: str, servers: Sequence[Server], maker: Maker) -> Verdict:
     inputs = maker.inputs(instance, derivation)
 
     def run(server: Server) -> Ran:
-        return server.run(derivation, inputs, PLACE / server.way.name / name / derivation.step)
+        place = PLACE / server.way.name / name
+        return server.run(derivation, inputs | _segment(server, derivation, inputs, place), place)
 
     with ThreadPoolExecutor(len(servers)) as pool:
         runs = list(pool.map(run, servers))
@@ -308,7 +316,8 @@ def train_twice(name: str, servers: Sequence[Server], maker: Maker) -> Verdict:
     measure, first, last = _movement(runs[0], ALGORITHMS[name].family)
     return Verdict(
         name=name,
-        digests=[_trained_digest(ran) for ran in runs],
+        digests=[_digest(ran, but=TRACES) for ran in runs],
+        all_digests=[_digest(ran) for ran in runs],
         measure=measure,
         first=first,
         last=last,
@@ -320,18 +329,37 @@ def _stage_of(name: str, instance: Instance, stages: int) -> Derivation:
     """The last stage that trains with the algorithm `name`; a stage may follow that does not."""
     found = [instance.nodes[f"train-{number}"] for number in range(1, stages + 1)]
     named = [
-        one
-        for one in found
-        if name in (one.step, *(dict(one.params).get(axis) for axis in ("adapter", "optimiser")))
+        one for one in found if name in (one.step, *(dict(one.params).get(axis) for axis in AXES))
     ]
     return (named or found)[-1]
 
 
-def _trained_digest(ran: Ran) -> str:
-    """The SHA-256 over names and bytes of all that was trained."""
+def _segment(
+    server: Server, derivation: Derivation, inputs: Mapping[str, Path], place: Path
+) -> Mapping[str, Path]:
+    """The checkpoint that the last segment goes on from; nothing where there are no segments."""
+    params = dict(derivation.params)
+    used = [params.get(axis) for axis in AXES]
+    rows = [ALGORITHMS[one] for one in (derivation.step, *used) if one in ALGORITHMS]
+    resumable = rows and all(one.trains and one.resumable for one in rows)
+    if not server.way.segments or not resumable:
+        return {}
+    half = replace(
+        derivation,
+        params=tuple(sorted((params | {"stop_after": int(params["max_steps"]) // 2}).items())),
+        outputs=(("checkpoint", None),),
+    )
+    ran = server.run(half, inputs, place.with_name(f"{place.name}-half"))
+    if ran.status:
+        raise SystemExit(f"{place.name}, first half: {ran.error()}")
+    return {"checkpoint": ran.outputs["checkpoint"]}
+
+
+def _digest(ran: Ran, but: Sequence[str] = ()) -> str:
+    """The SHA-256 over names and bytes of all outputs `but` some."""
     found = hashlib.sha256()
     for output, folder in sorted(ran.outputs.items()):
-        for path in sorted(folder.rglob("*")) if output not in TRACES else ():
+        for path in sorted(folder.rglob("*")) if output not in but else ():
             if path.is_file():
                 found.update(f"{output}/{path.relative_to(folder)}\0".encode())
                 found.update(hashlib.sha256(path.read_bytes()).digest())

@@ -8,7 +8,7 @@ here, and travels with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from posixpath import basename
 from typing import Protocol
@@ -28,7 +28,17 @@ from kolm_build.core.generic_step import LocalPath, NodeOutput, Reference, Step,
 from kolm_build.core.lock import Lock
 from kolm_build.core.numerics import Numerics, Platform
 from kolm_build.core.recipe import Recipe
-from kolm_build.core.sections import ADAPTER, Base, Data, Origin, Pipeline, Split, Train
+from kolm_build.core.sections import (
+    ADAPTER,
+    CHECKPOINT,
+    Base,
+    Data,
+    Origin,
+    Pipeline,
+    Split,
+    Train,
+    segment,
+)
 from kolm_build.core.source import is_local
 from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
 
@@ -371,8 +381,26 @@ def _add_stage(
     shape, _ = build.shape(name, stage.step)
     outputs = [stage.output if one == ADAPTER else one for one in shape.outputs]
     params = dict(stage.params)
+    inputs |= _add_segments(build, number, stage, inputs)
     build.add_present(name, stage.step, inputs=inputs, params=params, outputs=outputs)
     return NodeOutput(node=name, output=stage.output)
+
+
+def _add_segments(
+    build: _Build, number: int, stage: Train, inputs: Mapping[str, Input]
+) -> Mapping[str, Input]:
+    """The parts of a stage that end before its last step; the input that goes on from them."""
+    before: dict[str, Input] = {}
+    for step in stage.checkpoints:
+        aside = build.add(
+            segment(number, step),
+            stage.step,
+            inputs={**inputs, **before},
+            params=dict(stage.params) | {"stop_after": step},
+            outputs=(CHECKPOINT,),
+        )
+        before = {CHECKPOINT: build.node(replace(aside, output=CHECKPOINT))}
+    return before
 
 
 def _add_evaluation(

@@ -9,6 +9,7 @@ from kolm_build.core.bounded import Params
 
 ADAPTER = "adapter"
 MODEL = "model"
+CHECKPOINT = "checkpoint"
 BASE = "base"
 NUMBERED = re.compile(r"train-[0-9]+")
 """How a stage is called by its number."""
@@ -102,6 +103,7 @@ class Train:
             ``model``.
         mergeable: Whether an adapter of it can be put into the weights.
         params: Its parameters, sorted, defaults filled in; decimal numbers in plain form.
+        checkpoints: The optimiser steps after which its training is put aside, ascending.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Train:
     output: str
     mergeable: bool
     params: Params
+    checkpoints: tuple[int, ...] = ()
 
     @property
     def is_merged(self) -> bool:
@@ -211,7 +214,13 @@ class Pipeline:
 
 def _stage(number: int, stage: Train) -> tuple[str, ...]:
     trained = f"train-{number}"
-    return (trained, f"merge-{number}") if stage.is_merged else (trained,)
+    aside = tuple(segment(number, step) for step in stage.checkpoints)
+    return (*aside, trained, f"merge-{number}") if stage.is_merged else (*aside, trained)
+
+
+def segment(number: int, step: int) -> str:
+    """The node of the part of the stage `number` that ends after the optimiser step `step`."""
+    return f"train-{number}-after-{step}"
 
 
 _BEFORE = ("base-source", "base", "data-source", "rows", "dataset", "base-evaluation")

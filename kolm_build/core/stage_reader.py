@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from kolm_build.core.bounded import Params, texts, unknown_name
+from kolm_build.core.bounded import Params, integer, texts, unknown_name
 from kolm_build.core.catalogue.algorithm import Algorithm, Role, read_parameters
 from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, OBJECTIVES, OPTIMISERS
@@ -165,6 +165,8 @@ def _stage(value: object, around: _Around) -> Train:
     rows = _rows(fields, algorithm, around)
     start = around.model(fields.text("from", default=around.last), "from")
     given = [one for role in algorithm.roles for one in _given(fields, role, around)]
+    params = _params(fields, algorithm, adapter, optimiser)
+    used = [one for one in (algorithm, adapter, optimiser) if one is not None]
     made = Train(
         name=name,
         algorithm=algorithm.id,
@@ -175,10 +177,38 @@ def _stage(value: object, around: _Around) -> Train:
         data=_of(("data",), given),
         output=ADAPTER if adapter is not None and not adapter.whole else MODEL,
         mergeable=algorithm.mergeable and (adapter is None or adapter.mergeable),
-        params=_params(fields, algorithm, adapter, optimiser),
+        params=params,
+        checkpoints=_checkpoints(fields, params, used),
     )
     fields.done()
     return made
+
+
+CHECKPOINT_STEPS = "checkpoint_steps"
+MAX_CHECKPOINTS = 1000
+
+
+def _checkpoints(fields: Fields, params: Params, rows: Sequence[Algorithm]) -> tuple[int, ...]:
+    """The optimiser steps after which the training of a stage is put aside."""
+    if not rows[0].trains:
+        return ()
+    every = integer(fields, CHECKPOINT_STEPS, least=0, default=0)
+    if not every:
+        return ()
+    for row in rows:
+        if not row.resumable:
+            raise InvalidRecordError(
+                f"a training with {row.id} cannot be put aside", where=CHECKPOINT_STEPS
+            )
+    last = int(dict(params)["max_steps"])
+    if last <= every or (last - 1) // every > MAX_CHECKPOINTS:
+        raise InvalidRecordError(
+            "checkpoints need a known number of steps",
+            where=CHECKPOINT_STEPS,
+            expected=f"max_steps above it, and at most {MAX_CHECKPOINTS} checkpoints",
+            actual=f"{CHECKPOINT_STEPS} = {every}, max_steps = {last}",
+        )
+    return tuple(range(every, last, every))
 
 
 def _row(

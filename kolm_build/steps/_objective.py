@@ -204,7 +204,7 @@ class ObjectiveTrainer(AnswerTrainer):
         shard = self._done
         with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
             share = self.objective.share(model, self.examples[number - 1], self._contexts[shard])
-            self._whole(model, share.loss).backward()  # type: ignore[no-untyped-call]
+            self._whole(model, share.loss).backward()
         gradients = flat_gradients(parameters)
         model.zero_grad()
         told = [one.detach().float().reshape(1) for one in (share.loss, *share.figures)]
@@ -230,7 +230,7 @@ class ObjectiveTrainer(AnswerTrainer):
         penalty = self.change.penalty(model)
         if penalty is None:
             return torch.zeros(())
-        penalty.backward()  # type: ignore[no-untyped-call]
+        penalty.backward()
         return penalty.detach()
 
 

@@ -63,7 +63,7 @@ class Stage:
     change: Change
     optimiser: Optimiser
     objective: Objective[Any, Any]
-    stop_after: int
+    stop_after: int = 0
 
     @classmethod
     def parse(cls, params: Any, take: Take) -> Stage:
@@ -166,7 +166,7 @@ def train(
     examples = stage.objective.examples(given)
     before = _checkpoint(request)
     trace = TraceCallback(
-        request, stage.objective.columns(examples), events, before and before.trace
+        request, stage.objective.columns(examples), events, None if before is None else before.trace
     )
     trainer = make_trainer(
         stage, model, examples, numerics=request.numerics, scratch=Path(request.scratch)

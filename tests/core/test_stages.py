@@ -52,6 +52,7 @@ ROWS = (
     ALGORITHMS["lora"],
     ALGORITHMS["full"],
     row("prefix", axis=ADAPTER, mergeable=False),
+    row("stateful", axis=ADAPTER, resumable=False),
     ALGORITHMS["adamw"],
     row("sgd", axis=OPTIMISER, parameters=(Decimal(name="momentum", default="0.9", help="m"),)),
 )
@@ -257,6 +258,38 @@ def test_changing_the_second_stage_changes_nothing_of_the_first():
     changed = before.nodes.keys() - same
     assert {"train-1", "merge-1", "dataset-votes"} <= same
     assert changed == {"train-2", "merge-2", "evaluation", "score", "gate", "package"}
+
+
+def test_a_stage_with_checkpoints_is_a_chain_of_segments():
+    """RECIPE-24."""
+    plain = made(stage("sft", max_steps=25))
+    instance = made(stage("sft", max_steps=25, checkpoint_steps=10))
+    found = edges(instance)
+    given = {"model": "base.out", "train": "dataset.train"}
+    assert found["train-1-after-10"] == given
+    assert found["train-1-after-20"] == {**given, "checkpoint": "train-1-after-10.checkpoint"}
+    assert found["train-1"] == {**given, "checkpoint": "train-1-after-20.checkpoint"}
+    nodes = instance.nodes
+    assert dict(nodes["train-1"].outputs) == dict(plain.nodes["train-1"].outputs)
+    assert nodes["train-1"].params == plain.nodes["train-1"].params
+    for step in (10, 20):
+        node = nodes[f"train-1-after-{step}"]
+        assert dict(node.params) == {**dict(nodes["train-1"].params), "stop_after": step}
+        assert [name for name, _ in node.outputs] == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"checkpoint_steps": 10},
+        {"checkpoint_steps": 10, "max_steps": 10},
+        {"checkpoint_steps": 1, "max_steps": 1002},
+        {"checkpoint_steps": 2, "max_steps": 9, "adapter": "stateful"},
+    ],
+)
+def test_checkpoints_that_cannot_be_are_refused(keys):
+    """RECIPE-24."""
+    assert refused(stage("sft", **keys)).where == "train[0].checkpoint_steps"
 
 
 def test_a_stage_that_is_not_named_is_not_depended_on():

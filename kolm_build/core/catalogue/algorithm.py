@@ -215,6 +215,7 @@ class Algorithm:
         oracle: Whose implementation the tests compare it with.
         passes: What a row's token costs, in forward and backward passes: ``1 forward, 1 backward``.
         certified: Numerics classes in which its bytes are shown to be equal.
+        resumable: Whether a training can be put aside after any optimiser step and gone on with.
         trains: Whether its stage trains by gradients, and so takes an adapter and an optimiser.
         mergeable: Whether an adapter's numbers can be put into the weights that it changes, which
             gives a plain model.
@@ -235,6 +236,7 @@ class Algorithm:
     oracle: str
     passes: str
     certified: tuple[str, ...] = ("portable-1",)
+    resumable: bool = True
     trains: bool = True
     mergeable: bool = True
     whole: bool = False

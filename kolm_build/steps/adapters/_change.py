@@ -92,7 +92,7 @@ def adapted_layers(
 
     The output head is never among them.
     """
-    head = network.get_output_embeddings()  # type: ignore[operator]  # every language model has it
+    head = network.get_output_embeddings()
     return [
         (path, module)
         for path, module in network.named_modules()

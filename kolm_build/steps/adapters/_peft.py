@@ -50,4 +50,4 @@ class PeftChange(Change):
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network without its adapters."""
-        return network.disable_adapter()  # type: ignore[no-any-return]  # PEFT's
+        return network.disable_adapter()

@@ -155,7 +155,7 @@ class AdaLora(Change):
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network without its adapters."""
-        return network.disable_adapter()  # type: ignore[no-any-return]  # PEFT's
+        return network.disable_adapter()
 
 
 class Allocator(TrainerCallback):

@@ -46,7 +46,7 @@ class Turned(torch.nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The layer's outputs, in the dtype of its inputs."""
         if not self.enabled:
-            return self.base_layer(inputs)  # type: ignore[no-any-return]  # a module's call
+            return self.base_layer(inputs)
         rotation = boft_rotation({"boft_R": self.boft_R})
         turned = (inputs.float() @ rotation).to(inputs.dtype)
         outputs = linear(turned, self.base_layer.weight).float() * self.boft_s[:, 0]
