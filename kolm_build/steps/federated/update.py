@@ -24,16 +24,17 @@ from kolm_build.steps._stage import Stage, train
 from kolm_build.steps._tensors import weight_of
 from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps._weights import write_weights
-from kolm_build.steps.adapters.lora import LoraParams, adapter_state
+from kolm_build.steps.adapters._files import adapter_state
+from kolm_build.steps.adapters.lora import LoraParams
 from kolm_build.steps.federated._local import (
     GlobalLora,
     LocalAnswers,
-    Sgd,
     Tensors,
     read_tensors,
 )
 from kolm_build.steps.optimisers._optimiser import Optimiser
 from kolm_build.steps.optimisers.adamw import AdamW
+from kolm_build.steps.optimisers.sgd import Sgd
 
 OPTIMISERS = ("adamw", "sgd")
 ADAPTER, STATE, CONTROL = "adapter_model.safetensors", "state.safetensors", "control.safetensors"
@@ -60,6 +61,7 @@ def run(request: StepRequest, events: Events) -> None:
         change=GlobalLora(LoraParams.take(fields), start=start, freeze_a=method == "ffa-lora"),
         optimiser=_optimiser(optimiser),
         objective=objective,
+        stop_after=0,
     )
     fields.done()
     _check_class(request)
@@ -70,7 +72,7 @@ def run(request: StepRequest, events: Events) -> None:
     made = _Made(method=method, mu=mu, start=start, end=end, server=server, own=own)
     _write(output_folder(request, "control") / CONTROL, made.control(stage.training, objective))
     _write(out / CONTROL, made.change(stage.training, objective))
-    losses = [row[0] for row in training.metrics.rows]
+    losses = [float(row[0]) for row in training.metrics.rows]
     _write_card(request, steps=objective.steps, losses=losses)
     for name, data in training.trace.files().items():
         (output_folder(request, "trace") / name).write_bytes(data)
@@ -88,7 +90,8 @@ def _check_class(request: StepRequest) -> None:
 
 
 def _optimiser(name: str) -> Optimiser:
-    return Sgd() if name == "sgd" else AdamW()
+    """The papers' plain gradient steps have no momentum."""
+    return Sgd(momentum=0.0) if name == "sgd" else AdamW()
 
 
 def _controls(request: StepRequest) -> tuple[Tensors, Tensors]:
