@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from kolm_build.errors import RoundError
 from kolm_build.surfaces.federated.federation import confined
 from tests.cli.command import ROOT, kolm, kolm_process
 
@@ -83,6 +84,37 @@ def test_a_sites_process_sees_no_other_folder_and_writes_to_its_own_alone(tmp_pa
     answer = subprocess.run(good, capture_output=True, text=True, check=True)
     assert answer.stdout == "mineown\n"
     assert not (ROOT / "file").exists()
+
+
+def site_that_runs(tmp_path, monkeypatch, code):
+    """A site whose process runs `code` in place of kolm."""
+    import sys
+
+    from kolm_build.surfaces.federated import federation
+
+    command = [sys.executable, "-c", code]
+    monkeypatch.setattr(federation, "confined", lambda _folder, _hidden: [*command, "--"])
+    return federation.SiteProcess("north", tmp_path, hidden=tmp_path, arguments=(), patience_s=1)
+
+
+def test_a_site_that_does_not_answer_falls_out(tmp_path, monkeypatch):
+    """FED-68: it is ended, so that no late answer is taken for another."""
+    site = site_that_runs(tmp_path, monkeypatch, "import sys; sys.stdin.buffer.read()")
+    site.send("hello")
+    with pytest.raises(RoundError, match="in time"):
+        site.receive()
+    with pytest.raises(RoundError, match="gone"):
+        site.send("open", adapter=b"x" * (1 << 20))
+    site.stop()
+
+
+@pytest.mark.parametrize("code", ["pass", "print('noise')"])
+def test_a_site_that_dies_or_babbles_falls_out(tmp_path, monkeypatch, code):
+    """FED-68."""
+    site = site_that_runs(tmp_path, monkeypatch, code)
+    with pytest.raises(RoundError, match="gone"):
+        site.receive()
+    site.stop()
 
 
 def test_a_sites_process_has_no_network(tmp_path):

@@ -49,6 +49,13 @@ def describe(parser: Parser) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=positive, help="threads of a step, which change no byte"
     )
+    parser.add_argument(
+        "--patience",
+        metavar="S",
+        type=positive,
+        default=3600,
+        help="seconds that a site may take to answer (default: 3600)",
+    )
     parser.add_argument("--site", metavar="DIR", help="be the site whose folder this is")
     add_json(parser, "one JSON object a round")
 
@@ -119,7 +126,9 @@ def _start(name: str, folder: Path, args: Namespace, stack: ExitStack) -> SitePr
     from kolm_build.surfaces.federated.federation import SiteProcess
 
     arguments = [] if args.threads is None else ["--threads", str(args.threads)]
-    process = SiteProcess(name, folder / name, hidden=folder, arguments=arguments)
+    process = SiteProcess(
+        name, folder / name, hidden=folder, arguments=arguments, patience_s=args.patience
+    )
     stack.callback(process.stop)
     return process
 

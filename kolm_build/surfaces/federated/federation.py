@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from select import select
 from typing import IO, Self
 
 import kolm_build
@@ -31,6 +32,8 @@ from kolm_build.surfaces.federated.wire import answered, read_message, write_mes
 FILE = "federation.toml"
 KEY, STORE, PROJECT, MEMORY = "key.pem", "store", "project", "memory"
 AGGREGATOR = "aggregator"
+PATIENCE_S = 3600
+"""How long a site may take to answer: its training is in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +161,20 @@ class SiteProcess:
         folder: Its folder.
         hidden: The folder of all parties, of which it sees its own part alone.
         arguments: More arguments of the command.
+        patience_s: How long it may take to answer.
     """
 
-    def __init__(self, name: str, folder: Path, *, hidden: Path, arguments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        hidden: Path,
+        arguments: Sequence[str],
+        patience_s: int = PATIENCE_S,
+    ) -> None:
         self._name = name
+        self._patience_s = patience_s
         command = [sys.executable, "-s", "-P", "-m", "kolm_build", "federated", "--site"]
         self._process = subprocess.Popen(
             [*confined(folder, hidden), *command, str(folder), *arguments],
@@ -194,8 +207,17 @@ class SiteProcess:
             KolmError: It refuses, and says why.
             RoundError: It is gone.
         """
+        stream = _stream(self._process.stdout)
+        if not select([stream], [], [], self._patience_s)[0]:
+            self.kill()  # an answer that comes later would be taken for that to another question
+            raise RoundError(
+                "the site did not answer in time",
+                where=self._name,
+                expected=f"an answer in {self._patience_s} s",
+                advice="Give it more: --patience SECONDS.",
+            )
         try:
-            fields = read_message(_stream(self._process.stdout))
+            fields = read_message(stream)
         except (OSError, SubmissionError):
             fields = None
         if fields is None:
