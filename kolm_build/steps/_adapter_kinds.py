@@ -195,7 +195,7 @@ IA3 = Kind(
 
 
 def _oft_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
-    """W R' with R the orthogonal blocks (arXiv:2306.07280, equations 2 and 4)."""
+    """W R' with R the orthogonal blocks (arXiv:2306.07280)."""
     blocks = cayley(skew_of_upper(parts["oft_R.weight"], _number(settings, "oft_block_size")))
     return base @ block_diagonal(blocks).T
 
@@ -225,7 +225,7 @@ OFT = Kind(
 
 
 def boft_rotation(parts: Parts) -> torch.Tensor:
-    """The product of the butterfly factors (arXiv:2311.06243, equation 4), orthogonal."""
+    """The product of the butterfly factors (arXiv:2311.06243), orthogonal."""
     data = parts["boft_R"]
     factors, count, size, _ = data.shape
     flat = data.reshape(factors * count, size, size)
@@ -234,7 +234,7 @@ def boft_rotation(parts: Parts) -> torch.Tensor:
 
 
 def _boft_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
-    """The rows of W R' scaled by s (arXiv:2311.06243, equation 3)."""
+    """The rows of W R' scaled by s (arXiv:2311.06243)."""
     del settings
     return (base @ boft_rotation(parts).T) * parts["boft_s"]
 
@@ -272,7 +272,7 @@ def _scale(settings: Settings) -> float:
 
 
 def _loha_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
-    """W + s (A1 B1) * (A2 B2), elementwise (arXiv:2108.06098, proposition 2)."""
+    """W + s (A1 B1) * (A2 B2), elementwise (arXiv:2108.06098)."""
     one, other = (parts[f"hada_w{at}_a"] @ parts[f"hada_w{at}_b"] for at in (1, 2))
     return base + one * other * _scale(settings)
 
@@ -308,7 +308,7 @@ def _lokr_second(parts: Parts) -> torch.Tensor:
 
 
 def _lokr_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
-    """W + s C x (A B), Kronecker's product (arXiv:2309.14859, equation 6)."""
+    """W + s C x (A B), Kronecker's product (arXiv:2309.14859)."""
     return base + torch.kron(parts["lokr_w1"], _lokr_second(parts).contiguous()) * _scale(settings)
 
 
@@ -340,7 +340,7 @@ LOKR = Kind(
 
 
 def _hra_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
-    """W H_1 ... H_r with H_i = I - 2 u_i u_i', |u_i| = 1 (arXiv:2405.17484, equation 5)."""
+    """W H_1 ... H_r with H_i = I - 2 u_i u_i', |u_i| = 1 (arXiv:2405.17484)."""
     del settings
     vectors = parts["hra_u"] / torch.linalg.vector_norm(parts["hra_u"], dim=0)
     for at in range(vectors.shape[1]):

@@ -63,7 +63,7 @@ def leading_svd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The `rank` greatest singular values of `matrix` and their vectors.
 
-    A randomised subspace iteration (arXiv:0909.4061, algorithms 4.4 and 5.1) with
+    A randomised subspace iteration (arXiv:0909.4061) with
     `POWER_ITERATIONS` rounds; the small factor by `jacobi`.
 
     Args:

@@ -244,7 +244,7 @@ def test_ranks_stay_where_they_matter_most():
 
 
 def test_importance_is_smoothed_sensitivity_times_uncertainty():
-    """ADPT-40: two steps by hand (equations 8 to 11)."""
+    """ADPT-40: two steps by hand (the paper's section on importance)."""
     from kolm_build.steps.adapters._budget import Importance, triplet_scores
 
     importance, state = Importance(beta1=0.5, beta2=0.25), {}

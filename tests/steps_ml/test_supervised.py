@@ -139,7 +139,7 @@ def probabilities():
 
 
 def test_dft_weighs_every_token_by_its_own_probability():
-    """ADPT-80: equation 9 by NumPy; the gradient is that of p log p with p held."""
+    """ADPT-80: the formula by NumPy; the gradient is that of p log p with p held."""
     logits = LOGITS.clone().requires_grad_()
     losses = objective("dft").losses(logits, IDS)
     p = probabilities()[range(3), IDS]

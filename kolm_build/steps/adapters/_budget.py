@@ -1,4 +1,4 @@
-"""How AdaLoRA shares a budget of ranks out (arXiv:2303.10512, section 3.3; ADPT-40)."""
+"""How AdaLoRA shares a budget of ranks out (arXiv:2303.10512; ADPT-40)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The ranks that all layers may have together, by optimiser step (equation 12).
+    """The ranks that all layers may have together, by optimiser step (a cubic schedule).
 
     Attributes:
         first: At the start.
@@ -51,7 +51,7 @@ SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importance:
-    """Smoothed sensitivity times uncertainty of every trained number (equations 8 to 11).
+    """Smoothed sensitivity times uncertainty of every trained number (the paper's section on importance).
 
     Attributes:
         beta1: Decay of the sensitivity's mean.
@@ -82,7 +82,7 @@ class Importance:
 
 
 def triplet_scores(values: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """The importance of each rank of a layer (equation 7).
+    """The importance of each rank of a layer.
 
     Args:
         values: Importance of the singular values, shape (rank, 1).

@@ -1,4 +1,4 @@
-"""``hra``: inputs reflected by a few trained mirrors (arXiv:2405.17484, equation 5).
+"""``hra``: inputs reflected by a few trained mirrors (arXiv:2405.17484).
 
 W H_1 ... H_r, H_i = I - 2 u_i u_i' with u_i of length 1; of an even number of mirrors each has its
 like beside it at the start, so the product begins as I. PEFT's `HRAConfig` makes it.

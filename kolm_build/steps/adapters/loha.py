@@ -1,4 +1,4 @@
-"""``loha``: an elementwise product of two low-rank matrices (arXiv:2108.06098, proposition 2).
+"""``loha``: an elementwise product of two low-rank matrices (arXiv:2108.06098).
 
 W + s (A1 B1) * (A2 B2): of rank up to r squared.
 

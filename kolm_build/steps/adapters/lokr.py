@@ -1,4 +1,4 @@
-"""``lokr``: a Kronecker product with a low-rank matrix (arXiv:2309.14859, equation 6).
+"""``lokr``: a Kronecker product with a low-rank matrix (arXiv:2309.14859).
 
 W + s C x (A B), the sides of C and A B near the roots of those of W.
 
