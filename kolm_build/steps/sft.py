@@ -32,7 +32,8 @@ from kolm_build.steps._conversations import Conversation, read_conversations
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import input_folder, output_folder
 from kolm_build.steps._params import ALL_LINEAR, SftParams
-from kolm_build.steps._pinned import LORA_PINNED, SFT_PINNED
+from kolm_build.steps._pinned import LORA_INERT, LORA_PINNED, SFT_INERT, SFT_PINNED
+from kolm_build.steps._settings import settings_of
 from kolm_build.steps._tensors import weight_of
 from kolm_build.steps._trace import TraceCallback, diverged
 from kolm_build.steps._trainer import ROWS, AnswerTrainer, NumberedCollator, ShardTrainer
@@ -161,32 +162,32 @@ def _trainer(
 
 def sft_config(params: SftParams, numerics: Numerics, scratch: Path) -> SFTConfig:
     """TRL's settings: the recipe's, and `SFT_PINNED` for the rest."""
-    return SFTConfig(
-        output_dir=str(scratch),
-        seed=numerics.seed,
-        data_seed=numerics.seed,
-        learning_rate=params.learning_rate,
-        num_train_epochs=float(params.epochs),
-        max_steps=params.max_steps or -1,
-        per_device_train_batch_size=params.batch_size,
-        gradient_accumulation_steps=params.gradient_accumulation,
-        warmup_steps=params.warmup_steps,
-        lr_scheduler_type=params.schedule,
-        weight_decay=params.weight_decay,
-        max_grad_norm=params.max_grad_norm,
-        **SFT_PINNED,
-    )
+    given = {
+        "output_dir": str(scratch),
+        "seed": numerics.seed,
+        "data_seed": numerics.seed,
+        "learning_rate": params.learning_rate,
+        "num_train_epochs": float(params.epochs),
+        "max_steps": params.max_steps or -1,
+        "per_device_train_batch_size": params.batch_size,
+        "gradient_accumulation_steps": params.gradient_accumulation,
+        "warmup_steps": params.warmup_steps,
+        "lr_scheduler_type": params.schedule,
+        "weight_decay": params.weight_decay,
+        "max_grad_norm": params.max_grad_norm,
+    }
+    return SFTConfig(**settings_of(SFTConfig, {**given, **SFT_PINNED}, SFT_INERT))
 
 
 def lora_config(params: SftParams) -> LoraConfig:
     """PEFT's settings: the recipe's, and `LORA_PINNED` for the rest."""
-    return LoraConfig(
-        r=params.lora_r,
-        lora_alpha=params.lora_alpha,
-        lora_dropout=params.lora_dropout,
-        target_modules=list(params.target_modules) or ALL_LINEAR,
-        **LORA_PINNED,
-    )
+    given = {
+        "r": params.lora_r,
+        "lora_alpha": params.lora_alpha,
+        "lora_dropout": params.lora_dropout,
+        "target_modules": list(params.target_modules) or ALL_LINEAR,
+    }
+    return LoraConfig(**settings_of(LoraConfig, {**given, **LORA_PINNED}, LORA_INERT))
 
 
 def _check_modules(network: torch.nn.Module, names: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kolm_build.surfaces.cli.options import add_json, add_project, add_store
+from kolm_build.surfaces.cli.options import add_json, add_project, add_python, add_store
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
@@ -51,7 +51,10 @@ def describe(parser: Parser) -> None:
         "Take the locked environment, as it is installed here, into the store: distributions,\n"
         "interpreter, and the system's libraries that they need.",
         ("kolm env add", ""),
+        ("kolm env add --python old/bin/python", "as it is installed there"),
     )
+    for action in (diff, add):
+        add_python(action)
     for action in (show, diff, check, add):
         add_project(action)
     for action in (every, show, diff, check, add):
@@ -124,10 +127,13 @@ def _show(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
 
 def _diff(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
     from kolm_build.engine.environment import InstalledEnvironment
+    from kolm_build.engine.probe import probe_interpreter
     from kolm_build.errors import Exit
 
     locked = _locked(args)
-    found = InstalledEnvironment([locked], memo=store).differences(locked.digest)
+    interpreter = probe_interpreter(args.python)
+    installed = InstalledEnvironment([locked], memo=store, interpreter=interpreter)
+    found = installed.differences(locked.digest)
     if args.json:
         lines = [{"installed": actual, "locked": expected} for expected, actual in found]
         terminal.give({"differences": lines, "environment": str(locked.digest)})
@@ -184,18 +190,18 @@ def _rehashed(store: LocalStore, stored: Stored) -> Iterator[int]:
 
 
 def _add(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
-    from kolm_build.engine.environment import InstalledEnvironment
     from kolm_build.engine.site import below
-    from kolm_build.engine.stored import add, find
+    from kolm_build.engine.stored import find
+    from kolm_build.surfaces.taking import take_locked
 
     locked = _locked(args)
     stored = find(store, locked.digest)
     if stored is None:
-        InstalledEnvironment([locked], memo=store).check(locked.digest, thorough=True)
-        stored = add(
+        stored = take_locked(
             locked,
+            args,
             store,
-            on_files=lambda count: terminal.tell(f"taking {count} files into the store"),
+            lambda count: terminal.tell(f"taking {count} files into the store"),
         )
     sizes = {node.b3: node.size_bytes for _, node in below(store, stored.tree)}
     if args.json:

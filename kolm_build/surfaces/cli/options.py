@@ -39,6 +39,16 @@ def add_store(parser: Parser) -> None:
     )
 
 
+def add_python(parser: Parser) -> None:
+    """``--python PROGRAM``: whose distributions."""
+    parser.add_argument(
+        "--python",
+        metavar="PROGRAM",
+        help="the interpreter whose distributions are meant, such as old/bin/python"
+        " (default: the one that runs kolm)",
+    )
+
+
 def add_json(parser: Parser, shape: str) -> None:
     """``--json``; `shape` says what comes out."""
     parser.add_argument("--json", action="store_true", help=shape)
