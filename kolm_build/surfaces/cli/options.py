@@ -39,13 +39,24 @@ def add_store(parser: Parser) -> None:
     )
 
 
-def add_python(parser: Parser) -> None:
-    """``--python PROGRAM``: whose distributions."""
+def add_environment_source(parser: Parser) -> None:
+    """Where an environment is: another interpreter's, or a list of wheels."""
     parser.add_argument(
         "--python",
         metavar="PROGRAM",
         help="the interpreter whose distributions are meant, such as old/bin/python"
         " (default: the one that runs kolm)",
+    )
+    parser.add_argument(
+        "--wheels",
+        metavar="FILE",
+        help="a list of wheels with hashes in place of what is installed: pylock.toml, or"
+        " requirements for pip's --require-hashes",
+    )
+    parser.add_argument(
+        "--find-links",
+        metavar="DIR",
+        help="a folder to look for the wheels in, before pip fetches them",
     )
 
 
