@@ -4,11 +4,12 @@
     python tools/two_environments.py --work build/two-environments
 
 The older environment is made by pip from exact pins (tools/older_environment.txt) whose hashes are
-taken down first (`--require-hashes`); it is used in no other way than by `kolm lock --python`. The
-other one is that of the interpreter that runs this. examples/tiny is locked with each, built, and
-exported with its environment; one new store, empty at first, imports both packs and rebuilds each
-artifact without a network, in the environment that came with it. Needs Python 3.11 with kolm, and
-a package index that pip knows. Exit status 1 unless both are rebuilt to their own ids.
+taken down first (`--require-hashes`), and locked by `kolm lock --python`; then `kolm lock --check
+--wheels` says whether the same wheels, installed nowhere, are the same environment. The other one
+is that of the interpreter that runs this. examples/tiny is locked with each, built, and exported
+with its environment; one new store, empty at first, imports both packs and rebuilds each artifact
+without a network, in the environment that came with it. Needs Python 3.11 with kolm, and a package
+index that pip knows. Exit status 1 unless both are rebuilt to their own ids.
 """
 
 import argparse
@@ -60,17 +61,16 @@ def hashed_pins(report: Path) -> str:
     return "".join(f"{line}\n" for line in sorted(lines, key=str.lower))
 
 
-def older_python(work: Path) -> Path:
-    """The interpreter of a new virtual environment with the older distributions."""
+def older_python(work: Path) -> tuple[Path, Path]:
+    """The interpreter of a new virtual environment with the older distributions, and their list."""
     run(sys.executable, "-m", "venv", work / "older-venv")
     python = work / "older-venv" / "bin" / "python"
-    report, lock = work / "report.json", work / "older.lock"
+    report, wheels = work / "report.json", work / "older-wheels.txt"
     pip = (python, "-m", "pip", "install", *QUIET)
-    if not lock.exists():
-        run(*pip, "--dry-run", "--ignore-installed", "--report", report, "-r", PINS)
-        lock.write_text(hashed_pins(report))
-    run(*pip, "--require-hashes", "--no-deps", "--only-binary=:all:", "-r", lock)
-    return python
+    run(*pip, "--dry-run", "--ignore-installed", "--report", report, "-r", PINS)
+    wheels.write_text(hashed_pins(report))
+    run(*pip, "--require-hashes", "--no-deps", "--only-binary=:all:", "-r", wheels)
+    return python, wheels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +159,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = args.work.absolute() if args.work else Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        python = older_python(work)
+        python, wheels = older_python(work)
         both = [built("older", work, ("--python", python)), built("pinned", work, ())]
+        # The same wheels, installed nowhere, are the same environment: else this exits with 2.
+        place = ("-C", both[0].project, "--store", work / "wheels-store")
+        kolm("lock", "--check", *place, "--wheels", wheels)
         return 0 if told([(one, rebuilt(one, work)) for one in both]) else 1
 
 
