@@ -100,7 +100,7 @@ def artifact_of(file: Path) -> tuple[str, str]:
     """The id and the weights id of an artifact."""
     with zipfile.ZipFile(file) as archive:
         manifest = archive.read("manifest.json")
-    return f"sha256:{sha256(manifest).hexdigest()}", json.loads(manifest)["model"]["weights_id"]
+    return f"sha256:{sha256(manifest).hexdigest()}", json.loads(manifest)["weights_id"]
 
 
 def built(name: str, work: Path, locking: tuple[str | Path, ...]) -> Built:
