@@ -81,6 +81,7 @@ class Locking:
             inputs=tuple(sorted(inputs, key=lambda one: one.name)),
             code=code,
             kernels=self._kernels(code),
+            minimum_grade=recipe.minimum_grade,
         )
 
     def _kernels(self, code: Mapping[str, Digest]) -> Sha256 | None:
