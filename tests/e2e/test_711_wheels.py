@@ -98,6 +98,20 @@ def test_what_is_refused_leaves_store_and_lock_as_they_were(lone, wheels, tmp_pa
         assert list((lone.store / "tmp").iterdir()) == []
 
 
+def test_wheels_that_no_folder_has_are_fetched_by_pip(lone, wheels, tmp_path, monkeypatch):
+    """WHEEL-4: by its own settings; what it cannot find by name, version and hash is not taken."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    lone.write("list.txt", "".join(map(line, wheels)))
+    lone.ok("lock", "--wheels", str(lone.root / "list.txt"))
+    assert "alpha" in lone.read("kolm.lock")
+    lone.write("list.txt", line(wheels[0]) + "beta==1.5 --hash=sha256:" + "0" * 64)
+    refused = lone.kolm("lock", "--check", "--wheels", str(lone.root / "list.txt"))
+    assert refused.status == 1
+    assert "could not be fetched" in refused.err
+    assert "--find-links" in refused.err
+
+
 def test_two_places_at_once_are_refused(lone):
     for options in (("--wheels", "x", "--python", "y"), ("--find-links", "x")):
         refused = lone.kolm("lock", *options)
