@@ -9,10 +9,12 @@ it is where an installed environment is taken down, and so is byte code.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from base64 import urlsafe_b64encode
@@ -36,6 +38,11 @@ _MAX_MEMBERS = 200_000
 _SPARE_BYTES = 1 << 30
 _MAX_RATIO = 1000
 _ENCRYPTED = 1
+# What the archive's reader raises for one that is not in order.
+_READING = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, IndexError, OverflowError, RuntimeError,
+    ValueError,
+)  # fmt: skip
 _ADVICE = "Do not use it: whoever built it made a mistake or means harm. Get it from elsewhere."
 
 
@@ -82,10 +89,22 @@ def _as_invalid(file: Path) -> Iterator[None]:
         yield
     except InvalidRecordError as error:
         raise error.in_file(str(file)) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError) as error:
-        raise InvalidRecordError(
-            "not a wheel, or a damaged one", file=str(file), actual=str(error), advice=_ADVICE
-        ) from error
+    except _READING as error:
+        raise _not_a_wheel(file, error) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _not_a_wheel(file, error) from error  # it points before its own beginning
+
+
+def _not_a_wheel(file: Path, error: Exception) -> InvalidRecordError:
+    return InvalidRecordError(
+        "not a wheel, or a damaged one",
+        file=str(file),
+        expected="a ZIP archive with every file in order",
+        actual=str(error) or type(error).__name__,
+        advice=_ADVICE,
+    )
 
 
 def _check_digest(actual: str, file: Path, listed: Listed) -> None:
