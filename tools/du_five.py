@@ -9,7 +9,7 @@ are measured:
 
   all-linear  adapters on every linear layer, kolm's default. Adapter and merged model are those
               that the example trained; the two others are not trained.
-  q, v        adapters on the query and value projections, PEFT's default for Llama. None is trained.
+  q, v        adapters on the query and value projections, PEFT's default for Llama; none trained.
 
 What is not trained is made from an adapter of seeded random numbers with the code of the step
 `merge`, so just those tensors change that a training of these layers would change: the store sees

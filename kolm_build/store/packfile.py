@@ -202,7 +202,7 @@ def read_records(file: PackFile) -> Records:
     readers: Mapping[PackKind, Callable[[Digest, bytes], None]] = {
         PackKind.DERIVATION: lambda b3, data: _put(made.derivations, b3, Derivation.decode(data)),
         PackKind.TREE: lambda b3, data: _put(made.trees, b3, Tree.decode(data)),
-        PackKind.CLAIM: lambda b3, data: _put(made.claims, b3, StoredRealisation.decode(data)),
+        PackKind.CLAIM: lambda b3, data: _put(made.claims, b3, _claim(data)),
     }
     for entry in file.head.objects:
         try:
@@ -217,6 +217,13 @@ def read_records(file: PackFile) -> Records:
         except InvalidRecordError as error:
             raise as_pack_error(error).under(f"{entry.kind.name.lower()} {entry.digest}") from None
     return made
+
+
+def _claim(data: bytes) -> StoredRealisation:
+    claim = StoredRealisation.decode(data)
+    if claim.is_delivered:
+        raise InvalidRecordError("the mark of another store's look at a claim", where="delivered")
+    return claim
 
 
 def check_whole(head: Head, records: Records) -> Reached:

@@ -22,7 +22,6 @@ from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.remote.place import Limits, Place
 from kolm_build.store.remote.publish import Publisher
 from kolm_build.store.remote.substitutes import JOBS, Substitutes
-from kolm_build.store.unpacker import is_packs
 from kolm_build.surfaces.lookup import find_output
 from kolm_build.surfaces.substituting import signed
 
@@ -135,7 +134,6 @@ class Sender:
         """Copy what is known of `wanted` and of all that they are made from, signed by `key`."""
         reached = _reached(instance, wanted)
         known = known_plan(instance, reached, self._store)
-        delivered = _delivered(instance, self._store)
         for digest in reached:
             derivation = instance.derivations[digest]
             resolved = known.resolved.get(digest)
@@ -148,10 +146,11 @@ class Sender:
             ]
             for claim in claims:
                 self._record_of(claim)
-            # Unsigned claims are those of builds here, unless a pack may have brought them.
-            own = [claim for claim in claims if claim.envelope or digest not in delivered]
-            signatures = [signed(claim, key) for claim in (own if key else claims)]
-            copies = _copies(claims, own, digest, key)
+            # Unsigned claims are those of builds here, unless a pack brought them.
+            own = [claim for claim in claims if not claim.is_delivered]
+            shown = [claim.bare() for claim in claims]
+            signatures = [signed(claim, key) for claim in (own if key else shown)]
+            copies = _copies(shown, own, digest, key)
             self._publisher.claims(resolved, [*signatures, *copies])
 
     def _publishable(self, name: str, resolved: Digest, output: str) -> list[StoredRealisation]:
@@ -189,20 +188,6 @@ class Sender:
 
     def _tell(self, done: int, total: int) -> None:
         self._on_event(Progress(node=self._name, done=done, total=total, unit="byte"))
-
-
-def _delivered(instance: Instance, store: LocalStore) -> set[Digest]:
-    """The derivations that came in a pack, whose unsigned claims may be somebody else's."""
-    targets = {
-        digest
-        for root in store.roots()
-        if is_packs(root)
-        for digest in root.derivations
-        if digest in instance.derivations
-    }
-    return set(
-        closure(targets, lambda one: [need.derivation for need in instance.derivations[one].needs])
-    )
 
 
 def _copies(
