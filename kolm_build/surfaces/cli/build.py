@@ -136,7 +136,8 @@ def _substitutes(
         from contextlib import nullcontext
 
         return nullcontext()
-    from kolm_build.surfaces.substituting import addresses, open_substitutes, warn_of_no_trust
+    from kolm_build.surfaces.addresses import addresses
+    from kolm_build.surfaces.substituting import open_substitutes, warn_of_no_trust
     from kolm_build.surfaces.trusting import own_trust
 
     urls = addresses(args.substituter, offline=args.offline, terminal=terminal)

@@ -115,7 +115,13 @@ def add_trust(parser: Parser) -> None:
 
 
 def add_substituters(parser: Parser) -> None:
-    """Who may have what is missing."""
+    """Who may have what is missing, and whom to believe."""
+    add_places(parser)
+    add_trust(parser)
+
+
+def add_places(parser: Parser) -> None:
+    """``--substituter URL``."""
     parser.add_argument(
         "--substituter",
         metavar="URL",
@@ -123,7 +129,6 @@ def add_substituters(parser: Parser) -> None:
         default=[],
         help="copy from there what it has (repeatable; also $KOLM_SUBSTITUTERS)",
     )
-    add_trust(parser)
 
 
 def add_key(parser: Parser, unsigned: str = "write the artifact unsigned") -> None:
