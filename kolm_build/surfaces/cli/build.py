@@ -228,8 +228,8 @@ def _check_grade(done: Finished, args: Namespace, terminal: Terminal) -> None:
     """Refuse to release what is not shown to be as reproducible as the lock asks."""
     if args.check or done.prepared.lock.minimum_grade is None:
         return
+    from kolm_build.surfaces.addresses import addresses
     from kolm_build.surfaces.grading import check_grade
-    from kolm_build.surfaces.substituting import addresses
 
     urls = addresses(args.substituter, offline=args.offline, terminal=terminal)
     wanted = tuple(done.wanted.values())
