@@ -11,7 +11,6 @@ import errno
 import fcntl
 import mmap
 import os
-from contextlib import suppress
 
 from kolm_build.store.write import create, start_flush
 
@@ -79,9 +78,10 @@ class NewFile:
 
 
 def buffers(size_bytes: int, count: int) -> list[memoryview]:
-    """Memory to read into and to write from directly: each begins at a page's beginning."""
-    memory = mmap.mmap(-1, size_bytes * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = memoryview(memory)
+    """Memory to read into and to write from directly: each begins at a page's beginning.
+
+    Ordinary pages: where memory is fragmented the kernel works longer for huge ones than the whole
+    import takes.
+    """
+    whole = memoryview(mmap.mmap(-1, size_bytes * count, flags=mmap.MAP_PRIVATE))
     return [whole[at : at + size_bytes] for at in range(0, len(whole), size_bytes)]
