@@ -11,7 +11,8 @@ import errno
 import fcntl
 import mmap
 import os
-from contextlib import suppress
+from collections.abc import Iterable
+from itertools import groupby
 
 from kolm_build.store.write import create, start_flush
 
@@ -35,33 +36,36 @@ class NewFile:
         self._is_direct = False
         self._offset = 0
 
-    def write(self, data: memoryview) -> None:
+    def write(self, pieces: Iterable[memoryview]) -> None:
         """Write the next bytes; they go to the disk at once, or begin to.
 
         Args:
-            data: Best a whole number of blocks that lie at an address divisible by a block's size.
+            pieces: Best whole numbers of blocks that lie at addresses divisible by a block's size.
+                The disk is given as many together as there are.
         """
-        if self._may_be_direct:
-            self._set_direct(on=len(data) % BLOCK_BYTES == 0)
-        while data:
-            count = self._write_some(data)
-            if not self._is_direct:
-                start_flush(self.fd, self._offset, count)
-            self._offset += count
-            data = data[count:]
+        for is_whole, some in groupby(pieces, lambda piece: len(piece) % BLOCK_BYTES == 0):
+            if self._may_be_direct:
+                self._set_direct(on=is_whole)
+            left = list(some)
+            while left:
+                count = self._write_some(left)
+                if not self._is_direct:
+                    start_flush(self.fd, self._offset, count)
+                self._offset += count
+                left = _without(left, count)
 
     def close(self) -> None:
         """Close it; it is durable only once it was flushed."""
         os.close(self.fd)
 
-    def _write_some(self, data: memoryview) -> int:
+    def _write_some(self, pieces: list[memoryview]) -> int:
         try:
-            return os.write(self.fd, data)
+            return os.writev(self.fd, pieces)
         except OSError as error:
             if not self._is_direct or error.errno != errno.EINVAL:
                 raise
         self._set_direct(on=False)
-        return os.write(self.fd, data)
+        return os.writev(self.fd, pieces)
 
     def _set_direct(self, *, on: bool) -> None:
         """Change to direct writes or from them; where they end or are refused, it is for good."""
@@ -78,10 +82,19 @@ class NewFile:
             self._may_be_direct = False
 
 
+def _without(pieces: list[memoryview], count: int) -> list[memoryview]:
+    """`pieces` without their first `count` bytes."""
+    while pieces and count >= len(pieces[0]):
+        count -= len(pieces[0])
+        pieces = pieces[1:]
+    return [pieces[0][count:], *pieces[1:]] if count else pieces
+
+
 def buffers(size_bytes: int, count: int) -> list[memoryview]:
-    """Memory to read into and to write from directly: each begins at a page's beginning."""
-    memory = mmap.mmap(-1, size_bytes * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = memoryview(memory)
+    """Memory to read into and to write from directly: each begins at a page's beginning.
+
+    Ordinary pages: where memory is fragmented the kernel works longer for huge ones than the whole
+    import takes.
+    """
+    whole = memoryview(mmap.mmap(-1, size_bytes * count, flags=mmap.MAP_PRIVATE))
     return [whole[at : at + size_bytes] for at in range(0, len(whole), size_bytes)]

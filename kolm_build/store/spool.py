@@ -108,6 +108,7 @@ class _Pieces:
         self._hashing, self._writing = Beside(), Beside()
         self._free = deque(buffers(piece_bytes, _AHEAD))
         self._busy: deque[tuple[memoryview, tuple[Task[object], ...]]] = deque()
+        self._unwritten: deque[tuple[NewFile, memoryview]] = deque()
 
     def __enter__(self) -> Self:
         self._hashing.__enter__()
@@ -132,8 +133,18 @@ class _Pieces:
         piece = buffer[:count]
         tasks = [self._hashing.do(lambda: self._sha.update(piece))]
         if target is not None:
-            tasks.append(self._writing.do(lambda: target.write(piece)))
+            self._unwritten.append((target, piece))
+            tasks.append(self._writing.do(self._write_waiting))
         self._busy.append((buffer, tuple(tasks)))
+
+    def _write_waiting(self) -> None:
+        """Write all that waits: the slower the disk, the more it is given at once."""
+        while self._unwritten:
+            target = self._unwritten[0][0]
+            pieces = []
+            while self._unwritten and self._unwritten[0][0] is target:
+                pieces.append(self._unwritten.popleft()[1])
+            target.write(pieces)
 
     def close(self, target: NewFile) -> None:
         """Close a file once all that it was fed is written."""

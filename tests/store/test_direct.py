@@ -37,19 +37,25 @@ def _refuse_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _refuse_the_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
+    real = os.writev
 
-    def refusing(file: int, data: memoryview) -> int:
+    def refusing(file: int, pieces: list[memoryview]) -> int:
         if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return real(file, data)
+        return real(file, pieces)
 
-    monkeypatch.setattr(os, "write", refusing)
+    monkeypatch.setattr(os, "writev", refusing)
 
 
 def _write_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:300_001]))
+    real = os.writev
+
+    def little(file: int, pieces: list[memoryview]) -> int:
+        """One block more than a piece where there is more than one, else an odd number of bytes."""
+        some = [pieces[0], pieces[1][:BLOCK_BYTES]] if pieces[1:] else [pieces[0][:300_001]]
+        return real(file, some)
+
+    monkeypatch.setattr(os, "writev", little)
 
 
 def _as_it_is(_: pytest.MonkeyPatch) -> None:
@@ -114,9 +120,9 @@ def test_only_whole_blocks_of_a_large_file_are_written_directly(place: Path) -> 
     (block,) = buffers(BLOCK_BYTES, 1)
     large, small = NewFile(str(place / "large"), WORTH_BYTES), NewFile(str(place / "small"), 1)
     for file in (large, small):
-        file.write(block)
+        file.write([block])
     assert (_is_direct(large), _is_direct(small)) == (True, False)
-    large.write(block[:5])
+    large.write([block[:5]])
     assert not _is_direct(large)
     for file in (large, small):
         file.close()
@@ -143,16 +149,16 @@ def test_a_disk_that_fills_while_a_large_file_is_written_leaves_nothing(
 ) -> None:
     """STORE-8, STORE-28."""
     (place / "large").write_bytes(os.urandom(4 * PIECE_BYTES))
-    real, count = os.write, 0
+    real, count = os.writev, 0
 
-    def filling(file: int, data: memoryview) -> int:
+    def filling(file: int, pieces: list[memoryview]) -> int:
         nonlocal count
         count += 1
         if count > when:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(file, data)
+        return real(file, [pieces[0][: PIECE_BYTES // 2]])
 
-    monkeypatch.setattr(os, "write", filling)
+    monkeypatch.setattr(os, "writev", filling)
     with pytest.raises(NoSpaceError):
         store.ingest(place / "large")
     monkeypatch.undo()
