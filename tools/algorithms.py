@@ -30,6 +30,7 @@ from typing import Any
 from kolm_build.core.catalogue.table import ALGORITHMS
 from kolm_build.core.derivation import ContentInput, Derivation
 from kolm_build.core.digest import Digest
+from kolm_build.core.lock import VERSION as LOCK_VERSION
 from kolm_build.core.numerics import PORTABLE
 from kolm_build.core.pipeline import Instance, instantiate
 from kolm_build.core.recipe import Recipe, parse_recipe
@@ -233,6 +234,7 @@ def instance_of(recipe: Recipe) -> Instance:
         input=inputs.__getitem__,
         code=dict.fromkeys(STEPS, code),
         environment=SimpleNamespace(digest=code),
+        version=LOCK_VERSION,
     )
     return instantiate(recipe, lock, steps=STEPS, platform=None)  # type: ignore[arg-type]
 

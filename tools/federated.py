@@ -172,6 +172,7 @@ class Federation:
         self.losses: list[list[float]] = []
 
     def record(self, number: int) -> Round:
+        """The record of the round `number`."""
         opening = Opening(
             number=number,
             nonce=seed(f"nonce {number}"),
@@ -199,6 +200,7 @@ class Federation:
         return Round(opening=opening, sites=tuple(sites))
 
     def round(self, number: int) -> Mapping[str, Path]:
+        """What the round `number` gives: every site trains, and its updates are added."""
         record, sent, losses = self.record(number), {}, []
         for name in self.given.sites:
             inputs = {
@@ -219,6 +221,7 @@ class Federation:
         return self.aggregate(record, sent)
 
     def sealed(self, record: Round, name: str, update: Path) -> Path:
+        """What the site `name` sends: its update, masked where the method masks."""
         if self.plan.method in FACTORING:
             return update
         others = [one.name for one in record.sites if one.name != name]
@@ -236,6 +239,7 @@ class Federation:
         return self.bench.run("federated-seal", inputs, {"site": name})["out"]
 
     def aggregate(self, record: Round, sent: Mapping[str, Path]) -> Mapping[str, Path]:
+        """What comes of all that was sent."""
         names = tuple(one.name for one in record.sites)
         own = {name: seed(f"own {name}") for name in names} if self.plan.masks else {}
         unsealing = Unsealing(survivors=names, own=own, pairs={})

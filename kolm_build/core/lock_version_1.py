@@ -79,6 +79,7 @@ def _is_known(numbered: tuple[int, Train]) -> bool:
         and stage.rows == "dataset"
         and stage.name == f"train-{number}"
         and stage.models == (("model", before),)
+        and not stage.checkpoints
         and _has_no_more(dict(stage.params))
     )
 

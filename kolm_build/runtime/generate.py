@@ -94,7 +94,7 @@ def joined(prefixes: Sequence[Prefix], *, room: int) -> Prefix:
 
 
 def continue_greedily(
-    prefix: Prefix, *, max_new_tokens: int, stop_ids: Set[int]
+    prefix: Reader, *, max_new_tokens: int, stop_ids: Set[int]
 ) -> list[list[int]]:
     """The likeliest continuation of each prompt, token by token, a stop token included.
 

@@ -95,7 +95,7 @@ class Adapter:
         shared = layers.pop("", {})
         complete = {module: shared | parts for module, parts in sorted(layers.items())}
         for module, parts in complete.items():
-            _check_parts(module, parts, kind.parts(settings))
+            _check_parts(module, parts, kind.parts(settings, parts))
             kind.shape(module, parts, settings)
         return cls(kind=kind, settings=settings, layers=complete, base=Base.read(folder))
 

@@ -40,7 +40,7 @@ class Kind:
         settings: What else it says: names and their types; a tuple is a sorted list of layers.
         name: Matches a tensor's name, with the groups ``module`` (empty for a tensor that all
             layers share) and ``part``.
-        parts: The parts of every layer; shared ones are among them.
+        parts: The parts that a layer needs, shared ones among them, given those that it has.
         shape: The shape of the matrix that a layer's parts fit.
         weight: The matrix that the adapter makes of the base's, float32.
         scales_bias: The part that the layer's bias is multiplied by, if the layer has one.
@@ -49,10 +49,15 @@ class Kind:
     fixed: Mapping[str, object]
     settings: Mapping[str, type]
     name: re.Pattern[str]
-    parts: Callable[[Settings], frozenset[str]]
+    parts: Callable[[Settings, Parts], frozenset[str]]
     shape: Callable[[str, Parts, Settings], Shape]
     weight: Callable[[torch.Tensor, Parts, Settings], torch.Tensor]
     scales_bias: str = ""
+
+
+def _always(*names: str) -> Callable[[Settings, Parts], frozenset[str]]:
+    """The parts `names`, whatever the settings are."""
+    return lambda _settings, _found: frozenset(names)
 
 
 # ---------------------------------------------------------------------------- low-rank changes
@@ -78,7 +83,8 @@ def _lora_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.
     return (parts[MAGNITUDE] / lengths)[:, None] * whole
 
 
-def _lora_parts(settings: Settings) -> frozenset[str]:
+def _lora_parts(settings: Settings, found: Parts) -> frozenset[str]:
+    del found
     both = {"lora_A.weight", "lora_B.weight"}
     return frozenset(both | ({MAGNITUDE} if settings["use_dora"] else set()))
 
@@ -149,7 +155,7 @@ VERA = Kind(
     name=re.compile(
         rf"base_model\.(?P<shared>vera_[AB])|{_LAYER}(?P<part>vera_lambda_[bd])",
     ),
-    parts=lambda _settings: frozenset({"vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d"}),
+    parts=_always("vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d"),
     shape=_vera_shape,
     weight=_vera_weight,
 )
@@ -178,7 +184,7 @@ IA3 = Kind(
     fixed={key: _PLAIN[key] for key in _PLAIN if key != "bias"} | {"peft_type": "IA3"},
     settings={"feedforward_modules": tuple, "target_modules": tuple},
     name=re.compile(_LAYER + r"(?P<part>ia3_l)"),
-    parts=lambda _settings: frozenset({"ia3_l"}),
+    parts=_always("ia3_l"),
     shape=_ia3_shape,
     weight=_ia3_weight,
     scales_bias="ia3_l",
@@ -189,7 +195,7 @@ IA3 = Kind(
 
 
 def _oft_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
-    """W R' with R the orthogonal blocks (arXiv:2306.07280, equations 2 and 4)."""
+    """W R' with R the orthogonal blocks (arXiv:2306.07280)."""
     blocks = cayley(skew_of_upper(parts["oft_R.weight"], _number(settings, "oft_block_size")))
     return base @ block_diagonal(blocks).T
 
@@ -212,14 +218,14 @@ OFT = Kind(
     },
     settings={"oft_block_size": int, "target_modules": tuple},
     name=re.compile(_LAYER + r"(?P<part>oft_R\.weight)"),
-    parts=lambda _settings: frozenset({"oft_R.weight"}),
+    parts=_always("oft_R.weight"),
     shape=_oft_shape,
     weight=_oft_weight,
 )
 
 
 def boft_rotation(parts: Parts) -> torch.Tensor:
-    """The product of the butterfly factors (arXiv:2311.06243, equation 4), orthogonal."""
+    """The product of the butterfly factors (arXiv:2311.06243), orthogonal."""
     data = parts["boft_R"]
     factors, count, size, _ = data.shape
     flat = data.reshape(factors * count, size, size)
@@ -228,7 +234,7 @@ def boft_rotation(parts: Parts) -> torch.Tensor:
 
 
 def _boft_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
-    """The rows of W R' scaled by s (arXiv:2311.06243, equation 3)."""
+    """The rows of W R' scaled by s (arXiv:2311.06243)."""
     del settings
     return (base @ boft_rotation(parts).T) * parts["boft_s"]
 
@@ -246,13 +252,126 @@ BOFT = Kind(
     fixed={**_PLAIN, "boft_block_num": 0, "peft_type": "BOFT"},
     settings={"boft_block_size": int, "boft_n_butterfly_factor": int, "target_modules": tuple},
     name=re.compile(_LAYER + r"(?P<part>boft_[Rs])"),
-    parts=lambda _settings: frozenset({"boft_R", "boft_s"}),
+    parts=_always("boft_R", "boft_s"),
     shape=_boft_shape,
     weight=_boft_weight,
 )
 
+# ---------------------------------------------------------------------------- other products
+
+_PRODUCT: Mapping[str, object] = {
+    "inference_mode": True,
+    "task_type": "CAUSAL_LM",
+    "use_effective_conv2d": False,
+}
+_RANK_AND_SCALE: Mapping[str, type] = {"alpha": int, "r": int, "target_modules": tuple}
+
+
+def _scale(settings: Settings) -> float:
+    return _number(settings, "alpha") / _number(settings, "r")
+
+
+def _loha_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
+    """W + s (A1 B1) * (A2 B2), elementwise (arXiv:2108.06098)."""
+    one, other = (parts[f"hada_w{at}_a"] @ parts[f"hada_w{at}_b"] for at in (1, 2))
+    return base + one * other * _scale(settings)
+
+
+def _loha_shape(module: str, parts: Parts, settings: Settings) -> Shape:
+    rank = _number(settings, "r")
+    rows, columns = parts["hada_w1_a"].shape[0], parts["hada_w1_b"].shape[-1]
+    wanted = {f"hada_w{at}_a": (rows, rank) for at in (1, 2)}
+    wanted |= {f"hada_w{at}_b": (rank, columns) for at in (1, 2)}
+    _check_shapes(module, parts, wanted)
+    return rows, columns
+
+
+LOHA = Kind(
+    fixed={**_PRODUCT, "peft_type": "LOHA"},
+    settings=_RANK_AND_SCALE,
+    name=re.compile(_LAYER + r"(?P<part>hada_w[12]_[ab])"),
+    parts=_always("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    shape=_loha_shape,
+    weight=_loha_weight,
+)
+
+
+def _lokr_parts(settings: Settings, found: Parts) -> frozenset[str]:
+    """The second factor is whole where its rank would not be lower."""
+    del settings
+    whole = "lokr_w2" in found
+    return frozenset({"lokr_w1", *(("lokr_w2",) if whole else ("lokr_w2_a", "lokr_w2_b"))})
+
+
+def _lokr_second(parts: Parts) -> torch.Tensor:
+    return parts["lokr_w2"] if "lokr_w2" in parts else parts["lokr_w2_a"] @ parts["lokr_w2_b"]
+
+
+def _lokr_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
+    """W + s C x (A B), Kronecker's product (arXiv:2309.14859)."""
+    return base + torch.kron(parts["lokr_w1"], _lokr_second(parts).contiguous()) * _scale(settings)
+
+
+def _lokr_shape(module: str, parts: Parts, settings: Settings) -> Shape:
+    rank = _number(settings, "r")
+    if "lokr_w2" not in parts:
+        rows, columns = parts["lokr_w2_a"].shape[0], parts["lokr_w2_b"].shape[-1]
+        wanted = {"lokr_w2_a": (rows, rank), "lokr_w2_b": (rank, columns)}
+        _check_shapes(module, parts, wanted)
+    else:
+        rows, columns = parts["lokr_w2"].shape
+    first = parts["lokr_w1"]
+    return first.shape[0] * rows, first.shape[-1] * columns
+
+
+LOKR = Kind(
+    fixed={
+        **_PRODUCT,
+        "decompose_both": False,
+        "decompose_factor": -1,
+        "peft_type": "LOKR",
+    },
+    settings=_RANK_AND_SCALE,
+    name=re.compile(_LAYER + r"(?P<part>lokr_w1|lokr_w2(?:_[ab])?)"),
+    parts=_lokr_parts,
+    shape=_lokr_shape,
+    weight=_lokr_weight,
+)
+
+
+def _hra_weight(base: torch.Tensor, parts: Parts, settings: Settings) -> torch.Tensor:
+    """W H_1 ... H_r with H_i = I - 2 u_i u_i', |u_i| = 1 (arXiv:2405.17484)."""
+    del settings
+    vectors = parts["hra_u"] / torch.linalg.vector_norm(parts["hra_u"], dim=0)
+    for at in range(vectors.shape[1]):
+        one = vectors[:, at : at + 1]
+        base = base - 2 * (base @ one) @ one.T
+    return base
+
+
+def _hra_shape(module: str, parts: Parts, settings: Settings) -> Shape:
+    inputs = parts["hra_u"].shape[0]
+    _check_shapes(module, parts, {"hra_u": (inputs, _number(settings, "r"))})
+    return -1, inputs
+
+
+HRA = Kind(
+    fixed={
+        "apply_GS": False,
+        "bias": "none",
+        "inference_mode": True,
+        "peft_type": "HRA",
+        "task_type": "CAUSAL_LM",
+    },
+    settings={"r": int, "target_modules": tuple},
+    name=re.compile(_LAYER + r"(?P<part>hra_u)"),
+    parts=_always("hra_u"),
+    shape=_hra_shape,
+    weight=_hra_weight,
+)
+
 KINDS: Mapping[str, Kind] = {
-    str(kind.fixed["peft_type"]): kind for kind in (BOFT, IA3, LORA, OFT, VERA)
+    str(kind.fixed["peft_type"]): kind for kind in (BOFT, HRA, IA3, LOHA, LOKR, LORA, OFT, VERA)
 }
 
 

@@ -65,7 +65,7 @@ def butterfly(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def butterfly_order(count: int, size: int, factor: int) -> torch.Tensor:
-    """Which column comes at which place before the blocks of `factor` (arXiv:2311.06243, 4.1).
+    """Which column comes at which place before the blocks of `factor` (arXiv:2311.06243).
 
     Rows come in pairs of half blocks that lie 2**factor half blocks apart; the first factor joins
     neighbours, which is the order as it is.

@@ -63,7 +63,7 @@ def leading_svd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The `rank` greatest singular values of `matrix` and their vectors.
 
-    A randomised subspace iteration (arXiv:0909.4061, algorithms 4.4 and 5.1) with
+    A randomised subspace iteration (arXiv:0909.4061) with
     `POWER_ITERATIONS` rounds; the small factor by `jacobi`.
 
     Args:
@@ -155,7 +155,8 @@ def _rounds(size: int) -> list[tuple[Array, Array]]:
             for pair in zip(players[:half], reversed(players[half:]), strict=True)
             if max(pair) < size
         ]
-        rounds.append((np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])))
+        both = np.array(pairs, dtype=np.intp).reshape(-1, 2)
+        rounds.append((both[:, 0], both[:, 1]))
         players = [players[0], players[-1], *players[1:-1]]
     return rounds
 

@@ -87,6 +87,46 @@ OFT = Pinned(
     },
 )
 
+_PRODUCT: Mapping[str, object] = {
+    **_TUNER,
+    **_EVERY_LAYER,
+    "alpha_pattern": {},
+    "exclude_modules": None,
+    "init_weights": True,
+    "module_dropout": 0.0,
+    "rank_dropout": 0.0,
+    "rank_pattern": {},
+    "use_effective_conv2d": False,
+}
+
+LOHA = Pinned(
+    recipe=frozenset({"alpha", "r", "target_modules"}), fixed=_PRODUCT, inert=_TUNER_INERT
+)
+
+LOKR = Pinned(
+    recipe=frozenset({"alpha", "r", "target_modules"}),
+    fixed={
+        **_PRODUCT,
+        "decompose_both": False,
+        "decompose_factor": -1,
+        "rank_dropout_scale": False,
+    },
+    inert=_TUNER_INERT,
+)
+
+HRA = Pinned(
+    recipe=frozenset({"r", "target_modules"}),
+    fixed={
+        **_TUNER,
+        **_EVERY_LAYER,
+        "apply_GS": False,
+        "bias": "none",
+        "exclude_modules": None,
+        "init_weights": True,
+    },
+    inert=_TUNER_INERT,
+)
+
 _SVD_LORA = ("lora_alpha", "lora_dropout", "target_modules")
 _ALLOCATED_HERE = "the step allocates ranks itself (ADPT-40)"
 
@@ -128,7 +168,10 @@ PROMPT = Pinned(
 
 PINNED: Mapping[str, Pinned] = {
     "AdaLoraConfig": ADALORA,
+    "HRAConfig": HRA,
     "IA3Config": IA3,
+    "LoHaConfig": LOHA,
+    "LoKrConfig": LOKR,
     "OFTConfig": OFT,
     "PrefixTuningConfig": PREFIX,
     "PromptTuningConfig": PROMPT,

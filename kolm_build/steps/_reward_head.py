@@ -53,7 +53,7 @@ def attach(network: Any, name: str) -> None:
 
 
 def hidden_states(network: Any, ids: Sequence[int]) -> torch.Tensor:
-    """The last hidden state of each token, shape (tokens, size)."""
+    """The last hidden state of each token, shape (tokens, size); vectors before them have none."""
     tokens = torch.tensor([ids])
     seen = network(
         input_ids=tokens,
@@ -61,7 +61,7 @@ def hidden_states(network: Any, ids: Sequence[int]) -> torch.Tensor:
         output_hidden_states=True,
         logits_to_keep=1,
     )
-    return seen.hidden_states[-1][0]
+    return seen.hidden_states[-1][0, -len(ids) :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,6 @@ from kolm_build.core import cbor
 from kolm_build.core.fields import Fields
 from kolm_build.core.numerics import PORTABLE
 from kolm_build.runtime.generate import (
-    Prefix,
     Reader,
     continue_by,
     continue_greedily,
@@ -126,6 +125,7 @@ class Sampler:
 
     def __init__(self, given: Given, sampling: Sampling) -> None:
         self._chat = given.model.chat
+        self._caches = given.change.caches
         self._mixed = given.request.numerics.cls == PORTABLE
         self.sampling = sampling
 
@@ -142,7 +142,7 @@ class Sampler:
         """
         return self._said(
             prompts,
-            lambda ids: read_prompts(network, ids),
+            network,
             lambda reader, rows: self._continued(reader, rows, seeds, first),
             self.sampling.generations,
         )
@@ -151,7 +151,7 @@ class Sampler:
         """The likeliest completion of each of `prompts`, token by token."""
         said = self._said(
             prompts,
-            lambda ids: read_prompts(network, ids),
+            network,
             lambda reader, _rows: self._greedily(reader),
             1,
         )
@@ -160,22 +160,27 @@ class Sampler:
     def _said(
         self,
         prompts: Sequence[Sequence[int]],
-        read: Callable[[list[Sequence[int]]], Prefix],
-        go_on: Callable[[Prefix, Sequence[tuple[int, int]]], list[list[int]]],
+        network: Any,
+        go_on: Callable[[Reader, Sequence[tuple[int, int]]], list[list[int]]],
         times: int,
     ) -> list[list[Completion]]:
         said: dict[int, list[Completion]] = {}
         size = max(1, ROWS_AT_ONCE // times)
         for batch in batches([len(prompt) for prompt in prompts], size, mixed=self._mixed):
-            prefixes = [
-                read([prompts[at] for at in group]).repeated(times)
-                for _, group in groupby(batch, key=lambda at: len(prompts[at]))
-            ]
             rows = [(at, number) for at in batch for number in range(times)]
-            reader = joined(prefixes, room=self.sampling.max_new_tokens)
+            reader = self._read(network, [prompts[at] for at in batch], times)
             for (at, _), ids in zip(rows, go_on(reader, rows), strict=True):
                 said.setdefault(at, []).append(self.completion(prompts[at], ids))
         return [said[at] for at in range(len(prompts))]
+
+    def _read(self, network: Any, prompts: Sequence[Sequence[int]], times: int = 1) -> Reader:
+        """What has read `prompts`, shortest first, each of them `times` times."""
+        if not self._caches:
+            return Rereader(network, [one for one in prompts for _ in range(times)])
+        prefixes = [
+            read_prompts(network, list(group)).repeated(times) for _, group in groupby(prompts, len)
+        ]
+        return joined(prefixes, room=self.sampling.max_new_tokens)
 
     def completion(self, prompt: Sequence[int], ids: Sequence[int]) -> Completion:
         """The tokens `ids` after `prompt`."""
@@ -185,7 +190,7 @@ class Sampler:
             ended=ids[-1] in self._chat.stop_ids,
         )
 
-    def _greedily(self, reader: Prefix) -> list[list[int]]:
+    def _greedily(self, reader: Reader) -> list[list[int]]:
         return continue_greedily(
             reader,
             max_new_tokens=self.sampling.max_new_tokens,
@@ -223,13 +228,44 @@ class Sampler:
         """One completion of each prompt from p^(1 - share) p_ref^share, up to its scale."""
         said = []
         for at, prompt in enumerate(prompts):
-            own = read_prompts(network, [prompt])
+            own = self._read(network, [prompt])
             with reference():
-                other = read_prompts(network, [prompt])
+                other = self._read(network, [prompt])
             mixture = Mixture(own, other, reference, share)
             (ids,) = self._continued(mixture, [(at, 0)], seeds, first)
             said.append(self.completion(prompt, ids))
         return said
+
+
+class Rereader:
+    """Reads every row from its start for each token: slow, and right without a cache.
+
+    Args:
+        network: The network.
+        prompts: Token ids.
+    """
+
+    def __init__(self, network: Any, prompts: Sequence[Sequence[int]]) -> None:
+        self._network = network
+        self._rows = [list(one) for one in prompts]
+        self.logits = self._look()
+
+    def read(self, chosen: torch.Tensor) -> torch.Tensor:
+        """What the network expects after one token more of each row."""
+        for row, token in zip(self._rows, chosen.tolist(), strict=True):
+            row.append(token)
+        return self._look()
+
+    def _look(self) -> torch.Tensor:
+        return torch.cat([self._last(torch.tensor([row])) for row in self._rows])
+
+    def _last(self, ids: torch.Tensor) -> torch.Tensor:
+        seen = self._network(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            logits_to_keep=torch.tensor([ids.shape[1] - 1]),
+        )
+        return seen.logits[:, -1].float()
 
 
 class Mixture:
@@ -242,7 +278,7 @@ class Mixture:
         share: Weight of the reference's log-probabilities.
     """
 
-    def __init__(self, own: Prefix, other: Prefix, reference: Within, share: float) -> None:
+    def __init__(self, own: Reader, other: Reader, reference: Within, share: float) -> None:
         self._own, self._other, self._reference = own, other, reference
         self._share = share
         self.logits = self._mix(own.logits, other.logits)

@@ -169,14 +169,26 @@ def read_trace(folder: Path) -> Trace:
         raise error.in_file(f"{folder}/{error.file}") from None
 
 
-def bisect(
-    sides: tuple[Side, Side], inputs: Mapping[str, Path], place: Path, on_step: OnStep
-) -> Report:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What two trainings both began with.
+
+    Attributes:
+        step: The step that trains.
+        inputs: Role to folder: ``model``, ``train`` and what the step needs beside them; empty
+            where nobody says them.
+    """
+
+    step: str
+    inputs: Mapping[str, Path]
+
+
+def bisect(sides: tuple[Side, Side], begun: Begun, place: Path, on_step: OnStep) -> Report:
     """Find where `sides` part.
 
     Args:
         sides: The two trainings.
-        inputs: The folders ``model`` and ``train`` that both began with; empty to stop at the step.
+        begun: What both began with; without inputs the search stops at the step.
         place: An empty folder to work in.
         on_step: Is told how far a run is.
 
@@ -188,9 +200,9 @@ def bisect(
     if found is not None and found.step == 0:
         traces = (side.trace for side in sides)
         return Report(parting=found, beginnings=beginnings(*traces))
-    if found is None or not found.parts or not inputs:
+    if found is None or not found.parts or not begun.inputs:
         return Report(parting=found)
-    runs = [_Replay.of(side, inputs, found.step, place, on_step) for side in sides]
+    runs = [_Replay.of(side, begun, found.step, place, on_step) for side in sides]
     logs = [run.log() for run in runs]
     reproduced = {run.side.name: run.reproduces() for run in runs}
     return Report(
@@ -221,16 +233,14 @@ class _Replay:
     """Runs one side again up to a step."""
 
     side: Side
-    inputs: Mapping[str, Path]
+    begun: Begun
     step: int
     place: Path
     on_step: OnStep
 
     @classmethod
-    def of(
-        cls, side: Side, inputs: Mapping[str, Path], step: int, place: Path, on_step: OnStep
-    ) -> Self:
-        return cls(side=side, inputs=inputs, step=step, place=place / side.name, on_step=on_step)
+    def of(cls, side: Side, begun: Begun, step: int, place: Path, on_step: OnStep) -> Self:
+        return cls(side=side, begun=begun, step=step, place=place / side.name, on_step=on_step)
 
     def log(self) -> tuple[Operation, ...]:
         """The operations of the step."""
@@ -261,7 +271,7 @@ class _Replay:
             if recorded != here:
                 raise InvalidRecordError(
                     "not what the training began with",
-                    file=str(self.inputs["model" if name == "frozen" else "train"]),
+                    file=str(self.begun.inputs["model" if name == "frozen" else "train"]),
                     where=f"{self.side.name}: start.{name}",
                     expected=str(recorded),
                     actual=str(here),
@@ -304,9 +314,9 @@ class _Replay:
             kernels=around.kernels, threads=around.threads, isa=around.isa
         )
         return StepRequest(
-            step="sft",
+            step=self.begun.step,
             params=Fields(start).table("params"),  # type: ignore[arg-type]  # the step checks them
-            inputs={role: str(folder.resolve()) for role, folder in self.inputs.items()},
+            inputs={role: str(folder.resolve()) for role, folder in self.begun.inputs.items()},
             outputs={"replay": str(out)},
             scratch=str(scratch),
             numerics=numerics,

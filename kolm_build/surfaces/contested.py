@@ -12,8 +12,8 @@ from kolm_build.errors import MissingObjectError, UsageError
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.lookup import Look, find_output
 
-TRAINING = "sft"
 TRACE = "trace"
+"""The output that tells a node that trains from others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +21,13 @@ class Training:
     """A node that trains.
 
     Attributes:
+        step: The step that trains.
         inputs: Role to content.
         traces: The distinct contents that are claimed for its trace, sorted, each with the
             circumstances of its first claim.
     """
 
+    step: str
     inputs: Mapping[str, Digest]
     traces: tuple[tuple[Digest, Mapping[str, object]], ...]
 
@@ -39,9 +41,12 @@ def training_of(look: Look, text: str, store: LocalStore) -> Training:
     """
     digest = find_output(look.instance, text).derivation
     derivation = look.instance.derivations[digest]
-    if derivation.step != TRAINING:
+    if TRACE not in dict(derivation.outputs):
         raise UsageError(
-            "not a node that trains", file=text, expected=TRAINING, actual=derivation.step
+            "not a node that trains",
+            file=text,
+            expected=f"a node with the output {TRACE!r}, such as train-1",
+            actual=f"{derivation.name}, step {derivation.step}",
         )
     needs = tuple(need for _, need in derivation.inputs if isinstance(need, OutputInput))
     known = plan(
@@ -65,4 +70,8 @@ def training_of(look: Look, text: str, store: LocalStore) -> Training:
     traces: dict[Digest, Mapping[str, object]] = {}
     for claim in store.realisations(resolved, TRACE):
         traces.setdefault(claim.realisation.content, claim.circumstances)
-    return Training(inputs=inputs, traces=tuple(sorted(traces.items(), key=lambda item: item[0])))
+    return Training(
+        step=derivation.step,
+        inputs=inputs,
+        traces=tuple(sorted(traces.items(), key=lambda item: item[0])),
+    )

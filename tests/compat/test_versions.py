@@ -12,6 +12,7 @@ from kolm_build.attest.verify import verify_artifact
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
 from kolm_build.core.lock import check, parse_lock, render_lock
+from kolm_build.core.lock_version_1 import sections
 from kolm_build.core.numerics import Platform
 from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import parse_recipe
@@ -91,6 +92,17 @@ def test_such_a_lock_knows_when_its_recipe_says_something_else(before, after, se
     with pytest.raises(StaleLockError) as caught:
         check(parse_recipe(text.replace(before, after, 1)), lock)
     assert caught.value.where == f"recipe.{section}"
+
+
+def test_checkpoints_are_nothing_that_such_a_lock_knows():
+    """LOCK-13."""
+    text = (Path(__file__).parent / "lock-v1" / "tiny" / "recipe.toml").read_text("utf-8")
+    plain, aside = (
+        parse_recipe(text.replace("lora_r = 16", f"lora_r = 16\nmax_steps = 20\n{more}"))
+        for more in ("", "checkpoint_steps = 5")
+    )
+    then = [sections(recipe.pipeline, recipe.sections)["train"] for recipe in (plain, aside)]
+    assert then[0] != then[1]
 
 
 def test_there_are_fixtures_of_the_first_version():

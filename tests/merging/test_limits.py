@@ -53,6 +53,16 @@ def test_a_model_merged_with_itself_is_itself(algorithm, dtype):
         assert bits(found.to(dtype)) == bits(base)
 
 
+@pytest.mark.parametrize("algorithm", sorted(METHODS))
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (1, 1, 1, 2)])
+def test_tensors_of_any_shape_are_merged(algorithm, shape):
+    """MERGE-7, MERGE-12: a number, nothing at all, four dimensions."""
+    base, models = torch.full(shape, 0.5), [torch.full(shape, 0.75), torch.full(shape, 1.0)]
+    found = merged(algorithm, base, models)
+    assert found.shape == base.shape
+    assert bool(torch.isfinite(found).all())
+
+
 @pytest.mark.parametrize("algorithm", ["soup", "model-stock", "slerp"])
 def test_equal_models_give_their_tensor_whatever_the_base(algorithm):
     """MERGE-8, MERGE-13, MERGE-14: model stock's angle is 0, and so its t is 1."""

@@ -26,7 +26,10 @@ PARAMS = {
     "adalora": {"adalora_init_r": 4, "adalora_target_r": 2, "lora_alpha": 6},
     "boft": {"boft_block_size": 8, "boft_factors": 3},
     "dora": LOW_RANK,
+    "hra": {"hra_r": 4},
     "ia3": {},
+    "loha": LOW_RANK,
+    "lokr": LOW_RANK,
     "lora": LOW_RANK,
     "lora-fa": LOW_RANK,
     "oft": {"oft_block_size": 8},
@@ -192,7 +195,8 @@ def round_linear_layers(network):
 
 
 @pytest.mark.parametrize(
-    "name", ["adalora", "boft", "dora", "ia3", "lora", "oft", "rslora", "vera"]
+    "name",
+    ["adalora", "boft", "dora", "hra", "ia3", "loha", "lokr", "lora", "oft", "rslora", "vera"],
 )
 def test_an_adapter_begins_as_the_base(name, model):
     """Limiting case: B = 0, R = I, l = 1, m = ||W||."""
@@ -207,13 +211,14 @@ def test_what_is_split_adds_up_to_the_weights(name, model):
     """ADPT-24: W_res + scale B A = W, and of full rank W_res is 0."""
     before = network_of(model).state_dict()
     for rank, full in ((4, False), (64, True)):
-        network = change_of(name, lora_r=rank, lora_alpha=3).attach(network_of(model))
+        alpha = rank if name == "olora" else 3  # of full rank R Q is W where the scale is 1
+        network = change_of(name, lora_r=rank, lora_alpha=alpha).attach(network_of(model))
         for path, layer in network.named_modules():
             if not path.endswith("q_proj"):
                 continue
             base = layer.base_layer.weight
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            whole = base + 3 / rank * up @ down
+            whole = base + alpha / rank * up @ down
             wanted = before[path.removeprefix("base_model.model.") + ".weight"]
             torch.testing.assert_close(whole, wanted, rtol=0, atol=1e-6)
             assert (base.abs().max() < 1e-6) == full
@@ -274,6 +279,36 @@ def test_partial_training_moves_what_it_names(model):
         network = change_of(name).attach(network_of(model))
         for path, one in network.named_parameters():
             assert one.requires_grad == wanted(path), path
+
+
+def test_vectors_that_lean_on_one_another_cost_something(model):
+    """ADPT-41: PEFT's own penalty is the oracle; its gradient reaches P and Q."""
+    change, network = attached("adalora", model)
+    found = change.penalty(network)
+    found.backward()
+    terms = []
+    for path, one in network.named_parameters():
+        if "lora_A" in path or "lora_B" in path:
+            matrix = one if "lora_A" in path else one.T
+            terms.append(torch.linalg.matrix_norm(matrix @ matrix.T - torch.eye(4)))
+            assert one.grad.abs().sum() > 0
+    torch.testing.assert_close(found, 0.5 * sum(terms) / len(terms))
+
+
+def test_a_budget_of_ranks_is_kept_in_training(tmp_path, model, train):
+    """ADPT-40, ADPT-42: in the end 2 of 4 ranks of 14 layers are left, the others 0."""
+    ran = run_step(
+        "sft",
+        tmp_path,
+        inputs={"model": model, "train": train},
+        params={"adapter": "adalora", "epochs": 4, "batch_size": 2, **PARAMS["adalora"]},
+    )
+    state = load_file(ran.folder("adapter") / "adapter_model.safetensors")
+    left = [
+        int((one.abs().sum(dim=1) > 0).sum()) for name, one in state.items() if "lora_A" in name
+    ]
+    assert len(left) == 14
+    assert sum(left) == 28
 
 
 def test_biases_are_asked_for(model):
@@ -414,6 +449,7 @@ def test_a_bad_base_file_is_refused(tmp_path, model, change, where):
         ("ia3", {"feedforward_modules": "up_proj"}, "feedforward_modules"),
         ("adalora", {"adalora_target_r": 5}, "adalora_target_r"),
         ("freeze", {"trained_layers": 3}, "trained_layers"),
+        ("hra", {"hra_r": 3}, "hra_r"),
         ("vera", {"target_modules": "none"}, "target_modules"),
         ("lora", {"lora_r": 0}, "lora_r"),
     ],
@@ -436,9 +472,12 @@ def steps_and_adapters():
 
 
 def test_the_catalogue_and_the_steps_know_the_same_adapters():
+    """ALG-2, ADPT-50: those of virtual tokens cannot be merged."""
     rows, steps = steps_and_adapters()
     assert set(rows) == set(steps)
-    assert {name for name in rows if not rows[name].mergeable} == set(VIRTUAL)
+    family = {name: row for name, row in rows.items() if row.family == "adapter"}
+    assert {name for name, row in family.items() if not row.mergeable} == set(VIRTUAL)
+    assert set(family) == {*PARAMS, *VIRTUAL, *PARTIAL, "bitfit"}
 
 
 def test_the_catalogues_defaults_are_the_steps_own():

@@ -67,12 +67,18 @@ def trained(step, inputs, root, rows, *, checkpoint=None, stop=0, **params):
     ("step", "rows", "params"),
     [
         ("sft", "answers", {"lora_dropout": "0.1"}),
+        ("sft", "answers", {"adapter": "adalora", "adalora_cooldown": 1}),
+        ("sft", "answers", {"adapter": "pissa", "optimiser": "galore", "galore_rank": 4}),
+        ("sft", "answers", {"optimiser": "badam", "badam_interval": 2}),
+        ("sft", "answers", {"optimiser": "ema", "ema_decay": "0.5"}),
+        ("sft", "answers", {"optimiser": "lisa", "lisa_interval": 2, "lisa_layers": 1}),
+        ("curriculum", "answers", {}),
         ("dpo", "pairs", {}),
         ("bco", "feedback", {}),
     ],
 )
 def test_a_training_in_segments_ends_in_the_same_bytes(step, rows, params, inputs, tmp_path):
-    """ALG-10, ALG-11: 14 rows in steps of 4, so segments end within an epoch and at its end."""
+    """ALG-10, ALG-11, ADPT-76: 14 rows by 4: segments end within an epoch and at its end."""
     whole = trained(step, inputs, tmp_path / "whole", rows, **params)
     place = None
     for stop in (3, 4):

@@ -124,8 +124,10 @@ def test_an_adapter_of_another_model_is_refused(tmp_path, model, name, shape, re
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        ({"peft_type": "IA3"}, "peft_type"),
-        ({"use_rslora": True}, "use_rslora"),
+        ({"peft_type": "XLORA"}, "peft_type"),
+        ({"peft_type": "OFT"}, "block_share"),
+        ({"bias": "all"}, "bias"),
+        ({"use_dora": True}, "model.layers.0.mlp.down_proj"),
         ({"modules_to_save": []}, "modules_to_save"),
         ({"r": 5}, "model.layers.0.mlp.down_proj"),
     ],

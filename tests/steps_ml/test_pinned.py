@@ -65,3 +65,18 @@ def test_the_settings_are_what_the_tables_say(tmp_path):
     assert args.save_strategy == "no"
     assert lora(stage.change.params).target_modules == "all-linear"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_field_of_every_adapters_settings_is_accounted_for():
+    """ADPT-4."""
+    import peft
+
+    from kolm_build.steps._pinned_adapters import PINNED
+
+    for name, table in PINNED.items():
+        fields = {field.name for field in dataclasses.fields(getattr(peft, name))}
+        listed = [*table.recipe, *table.fixed, *table.inert]
+        assert len(listed) == len(set(listed)), f"{name}: a field stands in two tables"
+        assert fields - set(listed) == set(), f"{name}: new fields: pin them, or say why not"
+        assert set(listed) - fields == set(), f"{name}: fields that are gone"
+        assert all(len(reason) > 10 for reason in table.inert.values())

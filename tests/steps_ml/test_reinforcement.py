@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kolm_build.core.fields import Fields
 from kolm_build.errors import StepFailedError
@@ -21,7 +24,7 @@ pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]
 # Two prompts with two completions each: log p of every token, now, when said, and before training.
 POLICY = ([-0.7, -1.2, -0.1], [-2.0, -0.4], [-1.1, -0.3], [-0.6, -1.9, -0.2, -0.8])
 OLD = ([-0.9, -1.0, -0.4], [-1.5, -0.6], [-0.8, -0.5], [-0.9, -1.1, -0.5, -0.7])
-REFERENCE = ([-1.0, -0.8, -0.5], [-1.2, -0.9], [-0.7, -0.6], [-1.3, -1.0, -0.4, -0.5])
+REFERENCE = ([-1.0, -0.8, -0.7], [-1.2, -0.7], [-0.7, -0.9], [-1.3, -1.0, -0.4, -0.1])
 VALUES = ([0.1, 0.3, 0.2], [-0.1, 0.4], [0.5, 0.2], [0.0, -0.2, 0.3, 0.1])
 REWARDS = ([1.0, 0.25], [0.5, 0.0])
 MOST = 6  # max_new_tokens
@@ -192,7 +195,7 @@ def drawn_for(name, params):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_loss_is_that_of_its_paper(name):
-    """RL-33, RL-40 to RL-47: in NumPy, written from the equations."""
+    """RL-33, RL-40, RL-41, RL-42, RL-43, RL-44, RL-45, RL-46: NumPy, by the equations."""
     params, wanted = FORMULAS[name]
     loss, _ = step_loss(objective(name, **params), drawn_for(name, params))
     assert loss == pytest.approx(wanted(), rel=1e-6, abs=1e-9)
@@ -538,6 +541,83 @@ def test_pairs_and_steps_are_scored_by_a_logistic_loss():
     assert of_steps(scores, [True, False]).item() == pytest.approx(wanted)
 
 
+def test_a_reward_models_loss_is_that_of_trl():
+    """RL-20: value and gradient of two pairs with margins."""
+    from trl import RewardTrainer
+
+    from kolm_build.steps.objectives.reward_bt import pair_loss
+
+    scores = [0.8, 1.2, -0.1, 1.5]  # two chosen answers, then the rejected ones
+    margins = [0.5, 0.0]
+    theirs, ours = (torch.tensor(scores, dtype=torch.float64).requires_grad_() for _ in range(2))
+    trainer = RewardTrainer.__new__(RewardTrainer)
+    vars(trainer).update(
+        model=SimpleNamespace(training=False),
+        args=SimpleNamespace(center_rewards_coefficient=0.01),
+        accelerator=alone(),
+        _metrics=MagicMock(),
+        _total_train_tokens=0,
+    )
+    loss = trainer.compute_loss(
+        lambda **_inputs: SimpleNamespace(logits=theirs[:, None]),
+        {"margin": torch.tensor(margins, dtype=torch.float64)},
+    )
+    loss.backward()
+    rows = [pair_loss(ours[at], ours[2 + at], margins[at], 0.01) for at in (0, 1)]
+    (sum(rows) / 2).backward()
+    assert sum(rows).item() / 2 == pytest.approx(loss.item(), rel=1e-12)
+    assert ours.grad.tolist() == pytest.approx(theirs.grad.tolist(), rel=1e-12)
+
+
+FINITE = st.floats(-100, 100).map(lambda one: round(one, 3))
+PROPERTY = settings(deadline=None, max_examples=60)
+
+
+@PROPERTY
+@given(st.lists(FINITE, min_size=2, max_size=9), FINITE)
+def test_advantages_are_about_zero_and_do_not_move_with_all_rewards(rewards, more):
+    """RL-35: as do those of every objective that measures from the prompt's own rewards."""
+    from kolm_build.steps.objectives.dr_grpo import centred
+    from kolm_build.steps.objectives.grpo import standardised
+    from kolm_build.steps.objectives.rloo import left_out
+
+    for advantages in (standardised, centred, left_out):
+        found = advantages(rewards)
+        assert math.fsum(found) == pytest.approx(0, abs=1e-6)
+        moved = advantages([one + more for one in rewards])
+        assert moved == pytest.approx(found, abs=1e-6)
+        assert advantages([more] * len(rewards)) == pytest.approx([0.0] * len(rewards), abs=1e-9)
+
+
+@PROPERTY
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=1, max_size=9), st.floats(0, 1))
+def test_looking_to_the_end_an_advantage_is_the_return_less_the_value(tokens, gamma):
+    """RL-48: lambda is 1."""
+    from kolm_build.steps.objectives.ppo import generalised_advantages
+
+    rewards, values = map(list, zip(*tokens, strict=True))
+    found = generalised_advantages(rewards, values, gamma=gamma, lam=1.0)
+    for at, value in enumerate(values):
+        wanted = sum(gamma**later * one for later, one in enumerate(rewards[at:])) - value
+        assert found[at] == pytest.approx(wanted, abs=1e-6)
+
+
+@PROPERTY
+@given(
+    st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any),
+    st.sampled_from([0.01, 0.3, 0.5, 0.9, 0.99]),
+)
+def test_a_nucleus_has_its_probability_and_no_token_too_many(weights, top_p):
+    """RL-5."""
+    from kolm_build.steps._rollouts import nucleus
+
+    (kept,) = nucleus(np.array([weights]), top_p)
+    left = sorted(one for one in kept if one)
+    assert sum(left) >= top_p * sum(weights)
+    assert sum(left[1:]) < top_p * sum(weights)
+    assert min(left) >= max((a for a, b in zip(weights, kept, strict=True) if not b), default=0)
+
+
 def test_the_catalogue_and_the_steps_name_the_same_parameters():
     """ALG-2: and the same defaults."""
     from kolm_build.core.catalogue import reinforcement, reward
@@ -548,3 +628,228 @@ def test_the_catalogue_and_the_steps_name_the_same_parameters():
     for row in rows:
         given = dict(read_parameters(row.parameters, Fields({})))
         assert vars(objective(row.id, **given)) == vars(objective(row.id)), row.id
+
+
+# ----------------------------------------------------------------- whole objectives, by fakes
+
+FIRST, SECOND = (0, 1, 2), (0, 3)
+LOG_P = {FIRST: -2.0, SECOND: -1.2}
+LOG_P_REFERENCE = {FIRST: -2.5, SECOND: -1.0}
+
+
+@pytest.fixture
+def speaking(monkeypatch):
+    """Log-probabilities of two sequences, from a table, in every module that asks for them."""
+    from kolm_build.steps.objectives import _duels, spin
+
+    leaves = {ids: torch.tensor(value, requires_grad=True) for ids, value in LOG_P.items()}
+    for module in (_duels, spin):
+        monkeypatch.setattr(module, "log_probability", lambda _network, one: leaves[one.ids])
+    return leaves
+
+
+def said(ids):
+    from kolm_build.steps._sequences import Continuation
+
+    return Continuation(ids=ids, start=1)
+
+
+def duel(first, second):
+    from kolm_build.steps.objectives._duels import Duel, Side
+
+    sides = [
+        Side(sequence=said(ids), reference=torch.tensor(LOG_P_REFERENCE[ids]), reward=reward)
+        for ids, reward in ((FIRST, first), (SECOND, second))
+    ]
+    return Duel(first=sides[0], second=sides[1], rows=4)
+
+
+MARGIN = (LOG_P[FIRST] - LOG_P_REFERENCE[FIRST]) - (LOG_P[SECOND] - LOG_P_REFERENCE[SECOND])
+
+
+@pytest.mark.parametrize(("rewards", "margin"), [((1.0, 0.0), MARGIN), ((0.0, 1.0), -MARGIN)])
+def test_own_answers_are_compared_as_dpo_compares(speaking, rewards, margin):
+    """RL-60, RL-61."""
+    share = objective("online-dpo", beta="0.3").share(None, None, duel(*rewards))
+    assert share.loss.item() == pytest.approx(math.log1p(math.exp(-0.3 * margin)) / 4)
+    share.loss.backward()
+    slope = -0.3 / (1 + math.exp(0.3 * margin)) / 4 * (1 if margin == MARGIN else -1)
+    assert speaking[FIRST].grad.item() == pytest.approx(slope)
+    assert speaking[SECOND].grad.item() == pytest.approx(-slope)
+    assert [one.item() for one in share.figures] == pytest.approx(
+        [0.5, margin, float(margin > 0), 0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "dpo"), [((0.0, 1.0), math.log1p(math.exp(0.3 * MARGIN))), ((1.0, 1.0), 0.0)]
+)
+def test_xpo_pushes_away_from_what_the_reference_says(speaking, rewards, dpo):
+    """RL-62: also where neither answer is better."""
+    share = objective("xpo", beta="0.3", alpha="0.5").share(None, None, duel(*rewards))
+    assert share.loss.item() == pytest.approx((dpo + 0.5 * LOG_P[SECOND]) / 4)
+
+
+def test_nash_md_is_a_policy_gradient_of_winning(monkeypatch):
+    """RL-63."""
+    made = objective("nash-md", tau="0.2")
+    policy = torch.tensor([-0.5, -1.5], requires_grad=True)
+    monkeypatch.setattr(made, "log_probabilities", lambda _network, _one: policy)
+    monkeypatch.setattr(made, "referred", lambda _network, _some: [torch.tensor([-1.0, -1.25])])
+    match = made._match(None, said(FIRST), 2.0, 1.0, rows=3)
+    weight = 1 / (1 + math.exp(-1.0)) - 0.5 - 0.2 * (-2.0 + 2.25)
+    assert match.weight == pytest.approx(weight)
+    share = made.share(None, None, match)
+    share.loss.backward()
+    assert share.loss.item() == pytest.approx(2.0 * weight / 3)
+    assert policy.grad.tolist() == pytest.approx([-weight / 3] * 2)
+
+
+def test_spin_prefers_the_rows_answer_to_the_opponents(speaking):
+    """RL-65."""
+    from kolm_build.steps.objectives.spin import Round
+
+    played = Round(
+        said=said(SECOND),
+        real_reference=torch.tensor(LOG_P_REFERENCE[FIRST]),
+        said_reference=torch.tensor(LOG_P_REFERENCE[SECOND]),
+        rows=4,
+    )
+    share = objective("spin", beta="0.3").share(None, said(FIRST), played)
+    assert share.loss.item() == pytest.approx(math.log1p(math.exp(-0.3 * MARGIN)) / 4)
+
+
+class Script:
+    """A sampler that says what is written: for each call the texts of each prompt."""
+
+    def __init__(self, *calls):
+        self.calls, self.asked = list(calls), []
+
+    def draw(self, _network, prompts, _seeds, first=0):
+        from kolm_build.steps._rollouts import Completion
+        from kolm_build.steps._sequences import Continuation
+
+        self.asked.append((list(prompts), first))
+        return [
+            [
+                Completion(
+                    sequence=Continuation(ids=(*prompt, 100 + at), start=len(prompt)),
+                    text=text,
+                    ended=True,
+                )
+                for at, text in enumerate(texts)
+            ]
+            for prompt, texts in zip(prompts, self.calls.pop(0), strict=True)
+        ]
+
+
+def scripted(name, *calls, **params):
+    from contextlib import nullcontext
+
+    made = objective(name, **params)
+    made.sampler = Script(*calls)
+    made.given = SimpleNamespace(
+        change=SimpleNamespace(reference=lambda _network: nullcontext()),
+        model=SimpleNamespace(
+            chat=SimpleNamespace(prompt_ids=lambda turns: [len(turns[-1]["content"])])
+        ),
+        tokens=SimpleNamespace(check=lambda _length, _where: None),
+    )
+    return made
+
+
+def prompt(number, reference):
+    row = SimpleNamespace(reference=reference, messages=[{"role": "user", "content": "2+2?"}])
+    return SimpleNamespace(ids=(number,), row=row, where=f"row {number}")
+
+
+def equal(example, text, _where):
+    return float(text == example.row.reference)
+
+
+def test_star_learns_what_is_right_and_hints_where_nothing_is():
+    """RL-66: what was said to the hint is learned as said to the prompt without it."""
+    rows = [prompt(1, "4"), prompt(2, "5"), prompt(3, "6")]
+    made = scripted("star", [["3", "4"], ["4", "4"], ["1", "1"]], [["5", "5"], ["0", "0"]],
+                    generations=2)  # fmt: skip
+    chosen = made.choose(None, rows, [1, 2, 3], equal)
+    assert [one.sequence and one.sequence.ids for one in chosen] == [(1, 101), (2, 100), None]
+    assert [one.rewards for one in chosen] == [(0.0, 1.0), (0.0, 0.0), (0.0, 0.0)]
+    hint = len("2+2?\n\nHint: the answer is 5.")
+    assert made.sampler.asked[1] == ([(hint,), (hint,)], 2)
+    made = scripted("star", [["3"], ["5"], ["1"]], [], rationalise="no")
+    chosen = made.choose(None, rows, [1, 2, 3], equal)
+    assert [one.sequence and one.sequence.ids for one in chosen] == [None, (2, 100), None]
+
+
+def test_raft_learns_the_best_of_each_prompt(monkeypatch):
+    """RL-67: the mean over the tokens that are learned."""
+    from kolm_build.steps.objectives import _kept
+
+    rows = [prompt(1, "4"), prompt(2, "5")]
+    made = scripted("raft", [["3", "4", "4"], ["1", "2", "3"]])
+    chosen = made.choose(None, rows, [1, 2], equal)
+    assert [one.sequence.ids for one in chosen] == [(1, 101), (2, 100)]
+    monkeypatch.setattr(
+        _kept, "token_log_probabilities", lambda _network, _one: torch.tensor([-0.5, -1.5])
+    )
+    share = made.share(None, rows[0], _kept.Kept(choice=chosen[0], tokens=8))
+    assert share.loss.item() == pytest.approx(0.25)
+    assert [one.item() for one in share.figures] == pytest.approx([2 / 3, 1.0])
+    nothing = _kept.Choice(sequence=None, rewards=(0.0,))
+    made.share(None, rows[0], _kept.Kept(choice=nothing, tokens=1)).loss.backward()
+
+
+def test_dapo_draws_groups_of_equal_rewards_anew():
+    """RL-42: as often as asked, with other draws."""
+    rows = [prompt(1, "4"), prompt(2, "5")]
+    made = scripted("dapo", [["3", "4"], ["1", "2"]], [["6", "7"]], [["5", "7"]],
+                    generations=2, resamples=3)  # fmt: skip
+    made.sampler.calls.append([])
+    found = made.collect(None, rows, [1, 2], equal)
+    assert [one.rewards for one in found] == [(0.0, 1.0), (1.0, 0.0)]
+    assert [first for _, first in made.sampler.asked] == [0, 2, 4, 6]
+
+
+def test_log_probabilities_are_those_at_the_temperature():
+    """RL-38."""
+    from kolm_build.steps._rollouts import tempered_log_probabilities
+
+    logits = torch.tensor([[[1.0, 2.0, 0.5], [0.1, -1.0, 2.0]]])
+
+    def network(**_given):
+        return SimpleNamespace(logits=logits)
+
+    found = tempered_log_probabilities(network, said((0, 1, 2)), 0.5)
+    scaled = np.exp(logits[0].double().numpy() / 0.5)
+    wanted = np.log(scaled / scaled.sum(1, keepdims=True))
+    assert found.tolist() == pytest.approx([wanted[0, 1], wanted[1, 2]], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr-grpo", "dapo", "gspo", "cispo", "bnpo"])
+def test_the_divergence_is_added_to_the_loss(name):
+    """RL-39."""
+    with_it, without = objective(name, beta="0.5"), objective(name, beta="0")
+    ours, theirs = (
+        step_loss(with_it, rollouts())[0],
+        step_loss(without, rollouts(reference=False))[0],
+    )
+    parts = [part for group in with_it.groups(rollouts()) for part in group.parts]
+    wanted = sum(
+        0.5 * part.scale * k3(p, r).sum()
+        for part, p, r in zip(parts, arrays(POLICY), arrays(REFERENCE), strict=True)
+    )
+    assert ours - theirs == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rloo", "reinforce-pp", "ppo"])
+def test_the_divergence_is_part_of_the_reward(name):
+    """RL-39: the loss itself has none."""
+    made = objective(name, beta="0.5")
+    drawn = rollouts(values=name == "ppo")
+    parts = [part for group in made.groups(drawn) for part in group.parts]
+    for part, policy in zip(parts, double(POLICY), strict=True):
+        bare = replace(part, reference=None)
+        assert torch.equal(made.token_losses(policy, part), made.token_losses(policy, bare))
+    ours, theirs = made.advantages(drawn)[1][0], objective(name, beta="0").advantages(drawn)[1][0]
+    assert not torch.equal(ours, theirs)

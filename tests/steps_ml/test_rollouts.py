@@ -86,7 +86,7 @@ def grouped(name):
     from kolm_build.core.catalogue.table import OBJECTIVES
 
     asked = {one.name for one in OBJECTIVES[name].parameters}
-    return {"generations": 3} if "generations" in asked else {}
+    return {"generations": 2} if "generations" in asked else {}
 
 
 # --------------------------------------------------------------------------------------- drawing
@@ -205,11 +205,35 @@ def slowly(policy, prompt, seed, number):
 
     ids = list(prompt)
     for token in range(6):
-        logits = policy.network(input_ids=torch.tensor([ids])).logits[:, -1].float()
-        ids += drawn(logits, sampling(), [draw_number(seed, number, token)])
+        seen = torch.tensor([ids])
+        logits = policy.network(input_ids=seen, attention_mask=torch.ones_like(seen)).logits
+        ids += drawn(logits[:, -1].float(), sampling(), [draw_number(seed, number, token)])
         if ids[-1] in policy.chat.stop_ids:
             break
     return tuple(ids)
+
+
+@pytest.mark.parametrize("name", ["prefix-tuning", "prompt-tuning"])
+def test_a_network_with_vectors_before_its_rows_is_drawn_from_too(world, portable, name):
+    """RL-2: where there can be no cache."""
+    from kolm_build.core.fields import Fields
+    from kolm_build.runtime.load import load
+    from kolm_build.steps._reward_head import hidden_states
+    from kolm_build.steps._rollouts import Sampler
+    from kolm_build.steps.adapters.table import ADAPTERS
+
+    model = load(world.model, dtype=torch.float32)
+    change = ADAPTERS[name](Fields({}))
+    network = change.attach(model.network).eval()
+    request = SimpleNamespace(numerics=SimpleNamespace(cls="portable-1"))
+    given = SimpleNamespace(model=model, request=request, change=change)
+    here = SimpleNamespace(network=network, chat=model.chat)
+    prompts = prompts_of(here)[:2]
+    said = Sampler(given, sampling(generations=2)).draw(network, prompts, [5, 6])
+    for prompt, seed, row in zip(prompts, (5, 6), said, strict=True):
+        for number, one in enumerate(row):
+            assert one.sequence.ids == slowly(here, prompt, seed, number)
+    assert len(hidden_states(network, prompts[0])) == len(prompts[0])
 
 
 def test_a_mixture_lies_between_the_policy_and_its_reference(policy, portable):
@@ -411,3 +435,25 @@ def test_a_reward_that_fails_fails_the_step(world, tmp_path):
     assert refusal["where"].startswith("row 2 (sha256:")
     assert refusal["where"].endswith("completion 1")
     assert "ZeroDivisionError" in refusal["actual"]
+
+
+def test_a_training_is_put_aside_between_completions_and_not_within(world, tmp_path):
+    """RL-31, RL-32, ALG-11: the value head goes along."""
+    params = params_of("ppo", batch_size=2, iterations=2, max_steps=4)
+
+    def run(name, *, checkpoint=None, stop=0):
+        inputs = inputs_of(world, "ppo") | ({"checkpoint": checkpoint} if checkpoint else {})
+        return run_step(
+            "ppo",
+            tmp_path / name,
+            inputs=inputs,
+            params=params | ({"stop_after": stop} if stop else {}),
+            outputs=("checkpoint",) if stop else None,
+            portable=(1, None),
+        )
+
+    whole, first = run("whole"), run("first", stop=2)
+    then = run("then", checkpoint=first.folder("checkpoint"))
+    for output in ("adapter", "metrics", "trace"):
+        assert files_of(then.folder(output)) == files_of(whole.folder(output)), output
+    assert run("within", stop=3).refusal()["where"] == "stop_after"

@@ -172,9 +172,9 @@ def test_a_trainer_sends_no_telemetry(trainer, monkeypatch):
     trainer._send_telemetry()
 
 
-def test_an_adapter_can_be_stored_in_bf16(tmp_path, trainer):
+def test_an_adapter_can_be_stored_in_bf16(tmp_path, trainer, inputs):
     from safetensors.torch import load_file
 
-    lora(adapter_dtype="bf16").write(trainer.model, base=tmp_path, out=tmp_path)
+    lora(adapter_dtype="bf16").write(trainer.model, base=inputs["model"], out=tmp_path)
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

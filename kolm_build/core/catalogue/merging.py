@@ -77,7 +77,7 @@ def _row(
 
 _NO_BASE = "the models to merge; the stage's own model lends its tokenizer and configuration"
 _PEFT = "peft.utils.merge_utils"
-_MERGEKIT = "mergekit.merge_methods"
+_NUMPY = "the paper's formula in NumPy's float64"
 
 ROWS: tuple[Algorithm, ...] = (
     _row(
@@ -87,7 +87,7 @@ ROWS: tuple[Algorithm, ...] = (
         minimises="base + scale * sum w_i mask(tau_i), without outliers and the smallest",
         parameters=(_density("0.9"), _GAMMA, _SCALE, _SIGNED_WEIGHTS),
         backing="breadcrumbs.Breadcrumbs",
-        oracle=f"{_MERGEKIT} breadcrumbs",
+        oracle=f"{_PEFT}.magnitude_prune where gamma is 0; {_NUMPY}",
     ),
     _row(
         "breadcrumbs-ties",
@@ -96,7 +96,7 @@ ROWS: tuple[Algorithm, ...] = (
         minimises="base + scale * mean of mask(tau_i) that have the elected sign",
         parameters=(_density("0.9"), _GAMMA, _SCALE, _WEIGHTS),
         backing="breadcrumbs.Breadcrumbs",
-        oracle=f"{_MERGEKIT} breadcrumbs_ties",
+        oracle=_NUMPY,
     ),
     _row(
         "dare-linear",
@@ -123,7 +123,7 @@ ROWS: tuple[Algorithm, ...] = (
         minimises="base + scale * mean of (m_i * tau_i) / (1 - p_i) that have the elected sign",
         parameters=(_density("0.5"), _EPSILON, _SCALE, _WEIGHTS),
         backing="della.Della",
-        oracle=f"{_MERGEKIT} della",
+        oracle=_NUMPY,
     ),
     _row(
         "della-linear",
@@ -132,7 +132,7 @@ ROWS: tuple[Algorithm, ...] = (
         minimises="base + scale * sum w_i (m_i * tau_i) / (1 - p_i)",
         parameters=(_density("0.5"), _EPSILON, _SCALE, _SIGNED_WEIGHTS),
         backing="della.Della",
-        oracle=f"{_MERGEKIT} della_linear",
+        oracle=_NUMPY,
     ),
     _row(
         "model-stock",
@@ -141,7 +141,7 @@ ROWS: tuple[Algorithm, ...] = (
         minimises="t mean + (1 - t) base, t = N cos / (1 + (N - 1) cos)",
         parameters=(),
         backing="model_stock.ModelStock",
-        oracle=f"{_MERGEKIT} model_stock",
+        oracle=_NUMPY,
         models="two models or more; the stage's own model is the base",
     ),
     _row(
@@ -153,7 +153,7 @@ ROWS: tuple[Algorithm, ...] = (
             Decimal(name="t", default="0.5", help="how far from the first model to the second"),
         ),
         backing="slerp.Slerp",
-        oracle=f"{_MERGEKIT} slerp",
+        oracle=_NUMPY,
         models="two models; the stage's own model lends its tokenizer and configuration",
     ),
     _row(
@@ -163,7 +163,7 @@ ROWS: tuple[Algorithm, ...] = (
         minimises="sum w_i theta_i / sum w_i",
         parameters=(_WEIGHTS,),
         backing="soup.Soup",
-        oracle=f"{_MERGEKIT} linear",
+        oracle=_NUMPY,
         models=_NO_BASE,
     ),
     _row(

@@ -26,7 +26,7 @@ constexpr int64_t kShortStrips = 2;      // of A: so few at once, to write c row
 constexpr int64_t kStripsAtOnce = 8;     // of B, packed side by side
 constexpr int64_t kDirectStride = 1024;  // floats: rows of B so near are read where they lie
 constexpr int64_t kDenseStride = 64;     // floats: lines so near cost what packed ones cost
-constexpr int64_t kAliasStride = 512;    // floats: lines a multiple apart share few cache lines
+constexpr int64_t kAliasStride = 1024;   // floats: lines a multiple apart share few cache lines
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
@@ -96,7 +96,8 @@ struct StripView {
 bool rows_direct(const Operand& a, int64_t columns) {
   if (a.element != Element::f32 || std::min(a.row_stride, a.column_stride) != 1) return false;
   const int64_t stride = std::max(a.row_stride, a.column_stride);
-  return stride <= kDenseStride || (columns <= 2 * kColumns && stride % kAliasStride != 0);
+  return stride <= kDenseStride ||
+         (a.column_stride == 1 && columns <= 2 * kColumns && stride % kAliasStride != 0);
 }
 
 bool dense(const Operand& b, int64_t columns) {
@@ -170,6 +171,11 @@ void multiply_strip(const Block& block, const Between& between, int64_t k, int64
   task.to_step = last ? block.ldc : kColumns;
   task.last = block.last && last;
   const int width = static_cast<int>(std::min<int64_t>(kColumns, block.columns - j));
+  // A short product is done before what it writes has come: then the next tile's is fetched.
+  const auto soon = [&](const float* to, bool more) {
+    if (task.depth > kShortDepth || !last) return to;
+    return more ? to + block.height * task.to_step : block.c + row_from * block.ldc + j + kColumns;
+  };
   for (int64_t i = row_from, tile = row_from / block.height; i < row_to;
        i += block.height, ++tile) {
     float* c = block.c + i * block.ldc + j;
@@ -177,6 +183,7 @@ void multiply_strip(const Block& block, const Between& between, int64_t k, int64
     task.a = a.data + tile * a.tile;
     task.from = !first ? t : block.first ? nullptr : c;
     task.to = last ? c : t;
+    task.soon = soon(task.to, i + block.height < row_to);
     run_tile(static_cast<int>(std::min(block.height, block.rows - i)), width, task);
   }
 }
@@ -297,11 +304,11 @@ void gemm_thin_of(int64_t m, int64_t n, const ThinRows& rows, const Operand& b, 
                   int64_t ldc, const Parallel& pool) {
   const auto* data = static_cast<const Storage<E>*>(b.data);
   parallel_for(pool, ceil_div(n, kThinTask), [&](int64_t task) {
-    with_rows(m, [&]<int Rows>() {
+    with_rows<kFewRows>(m, [&]<int Rows>() {
       const int64_t end = std::min(n, (task + 1) * kThinTask);
-      for (int64_t j = task * kThinTask; j < end; j += kLanes)
+      for (int64_t j = task * kThinTask; j < end; j += kGroups<Rows> * kLanes)
         thin_columns<E, Rows>(rows, data + j * b.column_stride, b.column_stride, c + j, ldc,
-                              std::min<int64_t>(kLanes, end - j));
+                              std::min<int64_t>(kGroups<Rows> * kLanes, end - j));
     });
   });
 }
@@ -326,7 +333,7 @@ void gemm_thin_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const f
   static thread_local Scratch scratch;
   const ThinRows rows = thin_rows(m, k, a, scratch);
   parallel_for(pool, ceil_div(n, kThinTask), [&](int64_t task) {
-    with_rows(m, [&]<int Rows>() {
+    with_rows<kThinRows>(m, [&]<int Rows>() {
       const int64_t end = std::min(n, (task + 1) * kThinTask);
       for (int64_t j = task * kThinTask; j < end; j += kColumns)
         thin_strip<Rows>(rows, packed + j * k, c + j, ldc, end - j);
@@ -339,22 +346,40 @@ Operand flipped(const Operand& x) { return {x.data, x.element, x.column_stride, 
 void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
           int64_t ldc, const Parallel& pool);
 
+// c[i][j] = flip[j][i] for the first `columns` and `rows` of a block of vectors.
+void copy_flipped(const float* flip, int64_t step, int64_t columns, int64_t rows, float* c,
+                  int64_t ldc) {
+  Vector block[kLanes];
+  load_transposed<Element::f32>(flip, step, columns, block);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i >= rows) continue;
+    if (columns >= kLanes)
+      store(c + i * ldc, block[i]);
+    else
+      store_partial(c + i * ldc, block[i], columns);
+  }
+}
+
 // Few columns: the product of the transposes, whose few rows fill vectors (fma's factors commute).
 void gemm_flipped(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
                   int64_t ldc, const Parallel& pool) {
   static thread_local Scratch scratch;
   float* flip = scratch.floats(m * n);
   gemm(n, m, k, flipped(b), flipped(a), flip, m, pool);
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = flip[j * m + i];
+  for (int64_t j = 0; j < n; j += kLanes)
+    for (int64_t i = 0; i < m; i += kLanes)
+      copy_flipped(flip + j * m + i, m, n - j, m - i, c + i * ldc + j, ldc);
 }
 
 void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
           int64_t ldc, const Parallel& pool) {
   if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
-  if (m <= kThinRows && b.row_stride == 1) return gemm_thin(m, n, k, a, b, c, ldc, pool);
+  if (m <= kFewRows && b.row_stride == 1) return gemm_thin(m, n, k, a, b, c, ldc, pool);
   if (n < m && n <= kThinRows) return gemm_flipped(m, n, k, a, b, c, ldc, pool);
+  if (m <= kLanes && n > kLanes && b.row_stride == 1 && rows_direct(flipped(b), m))
+    return gemm_flipped(m, n, k, a, b, c, ldc, pool);
   const Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
   // One task has all rows of few: then each part of B is read once, and packed where it is used.
   if (m <= kTaskRowStrips * kRows || dense(b, n))
@@ -378,14 +403,6 @@ void gemm_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const float*
 }
 
 }  // namespace
-
-void add_product(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
-                 int64_t ldc, const Parallel& pool) {
-  if (m == 0 || n == 0 || k == 0) return;
-  Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
-  whole.first = false;
-  multiply(whole, pool);
-}
 
 void gemm_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
                  int64_t packed_depth, float* c, int64_t ldc, const Parallel& pool) {

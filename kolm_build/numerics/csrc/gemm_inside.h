@@ -9,16 +9,13 @@
 
 namespace kolm::KOLM_ISA {
 
-// c = c + s, chunk by chunk of NUM-10: goes on with a product whose t so far is in c. The depth
-// before must have been whole chunks, and every chunk of a product but its last must be whole.
-void add_product(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
-                 int64_t ldc, const Parallel& pool);
-
 // gemm_packed for a part of what `pack` wrote: the first n columns, the first k of packed_depth.
 void gemm_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
                  int64_t packed_depth, float* c, int64_t ldc, const Parallel& pool);
 
-// add_product with a part of what `pack` wrote, as gemm_strips has it.
+// c = c + s, chunk by chunk of NUM-10: goes on with a product whose t so far is in c, with a part
+// of what `pack` wrote, as gemm_strips has it. The depth before must have been whole chunks, and
+// every chunk of a product but its last must be whole.
 void add_strips(int64_t m, int64_t n, int64_t k, const Operand& a, const float* packed,
                 int64_t packed_depth, float* c, int64_t ldc, const Parallel& pool);
 

@@ -60,16 +60,12 @@ inline void pack_block(const Strip& strip, int64_t k, int64_t line, float* packe
   const auto* data = static_cast<const Storage<E>*>(strip.data) + line * strip.line_step + k;
   const int64_t lines = strip.width - line, deep = std::min<int64_t>(kLanes, strip.depth - k);
   Vector block[kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i)
-    block[i] = i >= lines       ? zero()
-               : deep == kLanes ? widen<E>(data + i * strip.line_step)
-                                : widen_partial<E>(data + i * strip.line_step, deep);
-  transpose(block);
   if (deep == kLanes) {
+    load_transposed<E>(data, strip.line_step, lines, block);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) put<Width>(packed, k + i, strip.depth, line, block[i]);
   } else {
+    load_transposed_partial<E>(data, strip.line_step, lines, deep, block);
     for (int64_t i = 0; i < deep; ++i) put<Width>(packed, k + i, strip.depth, line, block[i]);
   }
 }

@@ -10,7 +10,8 @@
 
 namespace kolm::KOLM_ISA {
 
-constexpr int kThinRows = 4;
+constexpr int kThinRows = 4;                            // of a packed matrix
+constexpr int kFewRows = kLanes == 16 ? 8 : kThinRows;  // of one as it lies
 constexpr int64_t kAhead = 1024;  // floats between what is read and what is fetched for later
 
 // Few rows of A, each contiguous in its depth.
@@ -62,43 +63,80 @@ inline void thin_strip(const ThinRows& a, const float* b, float* c, int64_t ldc,
       put_columns(c + i * ldc + v * kLanes, t[i * kVectors + v], width - v * kLanes);
 }
 
-// `width` columns, at most kLanes, each contiguous in its depth: transposed in registers.
+// Groups of kLanes columns at once: the chains of sums of one go on while another is transposed.
+template <int Rows>
+constexpr int kGroups = kLanes == 16 && Rows <= 4 ? 2 : 1;
+
+// s = fma(a, b, s) over `deep` depths, at most kLanes, from k on; block[j] has the columns at k +
+// j.
+template <int Rows>
+inline __attribute__((always_inline)) void add_depths(const ThinRows& a, int64_t k, int64_t deep,
+                                                      const Vector (&block)[kLanes],
+                                                      Vector (&s)[Rows]) {
+#pragma GCC unroll 16
+  for (int j = 0; j < kLanes; ++j) {
+    if (j >= deep) break;
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i)
+      s[i] = fma(broadcast(a.data[i * a.step + k + j]), block[j], s[i]);
+  }
+}
+
+// Depths [k, k + deep) of one group of `columns` columns, each contiguous in its depth: transposed
+// in registers.
+template <Element E, int Rows>
+inline __attribute__((always_inline)) void thin_block(const ThinRows& a, const Storage<E>* b,
+                                                      int64_t column_step, int64_t columns,
+                                                      int64_t k, int64_t deep, Vector (&s)[Rows]) {
+  Vector block[kLanes];
+  if (columns >= kLanes && deep == kLanes) {
+    const BlockRows<E> rows(b + k, column_step);
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) __builtin_prefetch(rows(j) + kAhead / 16);
+    load_transposed<E>(rows, block);
+    add_depths(a, k, kLanes, block, s);
+  } else {
+    load_transposed_partial<E>(b + k, column_step, columns, deep, block);
+    add_depths(a, k, deep, block, s);
+  }
+}
+
+// One chunk, from depth `from` to `end`, of `width` columns.
+template <Element E, int Rows, int Groups>
+inline void thin_chunk(const ThinRows& a, const Storage<E>* b, int64_t column_step, int64_t width,
+                       int64_t from, int64_t end, Vector (&t)[Groups][Rows]) {
+  Vector s[Groups][Rows];
+#pragma GCC unroll 2
+  for (int g = 0; g < Groups; ++g)
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) s[g][i] = zero();
+  for (int64_t k = from; k < end; k += kLanes)
+#pragma GCC unroll 2
+    for (int g = 0; g < Groups; ++g)
+      thin_block<E, Rows>(a, b + g * kLanes * column_step, column_step, width - g * kLanes, k,
+                          std::min<int64_t>(kLanes, end - k), s[g]);
+#pragma GCC unroll 2
+  for (int g = 0; g < Groups; ++g) end_chunk(t[g], s[g]);
+}
+
+// `width` columns, at most kGroups vectors of them.
 template <Element E, int Rows>
 inline void thin_columns(const ThinRows& a, const Storage<E>* b, int64_t column_step, float* c,
                          int64_t ldc, int64_t width) {
-  Vector t[Rows], s[Rows];
-#pragma GCC unroll 4
-  for (int i = 0; i < Rows; ++i) t[i] = s[i] = zero();
-  for (int64_t k = 0; k < a.depth; k += kLanes) {
-    const int64_t deep = std::min<int64_t>(kLanes, a.depth - k);
-    Vector block[kLanes];
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) {
-      const Storage<E>* column = b + j * column_step + k;
-      if (j < width) __builtin_prefetch(column + kAhead / 16);
-      block[j] = j >= width       ? zero()
-                 : deep == kLanes ? widen<E>(column)
-                                  : widen_partial<E>(column, deep);
-    }
-    transpose(block);
-    if (deep == kLanes) {
-#pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j)
-#pragma GCC unroll 4
-        for (int i = 0; i < Rows; ++i)
-          s[i] = fma(broadcast(a.data[i * a.step + k + j]), block[j], s[i]);
-    } else {
-      for (int64_t j = 0; j < deep; ++j)
-        for (int i = 0; i < Rows; ++i)
-          s[i] = fma(broadcast(a.data[i * a.step + k + j]), block[j], s[i]);
-    }
-    if ((k + kLanes) % kChunk == 0 || k + kLanes >= a.depth) end_chunk(t, s);
-  }
-  for (int i = 0; i < Rows; ++i) put_columns(c + i * ldc, t[i], width);
+  constexpr int groups = kGroups<Rows>;
+  Vector t[groups][Rows];
+  for (int g = 0; g < groups; ++g)
+    for (int i = 0; i < Rows; ++i) t[g][i] = zero();
+  for (int64_t from = 0; from < a.depth; from += kChunk)
+    thin_chunk<E, Rows, groups>(a, b, column_step, width, from, std::min(a.depth, from + kChunk),
+                                t);
+  for (int g = 0; g < groups; ++g)
+    for (int i = 0; i < Rows; ++i)
+      put_columns(c + i * ldc + g * kLanes, t[g][i], width - g * kLanes);
 }
 
 // Calls body<rows>(): a function for each number of rows.
-template <int Rows = kThinRows, class Body>
+template <int Rows, class Body>
 inline void with_rows(int64_t rows, Body&& body) {
   if constexpr (Rows > 1) {
     if (rows < Rows) return with_rows<Rows - 1>(rows, body);

@@ -1,6 +1,7 @@
 // One tile of a product, in registers: NUM-10's chunk sums. Free of torch.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <utility>
@@ -37,8 +38,9 @@ struct TileTask {
   int64_t from_step;
   float* to;  // t after it
   int64_t to_step;
-  int tail;   // columns in the last vector
-  bool last;  // no chunk follows: a NaN becomes the canonical one
+  const float* soon;  // what is written next, in rows to_step apart: fetched meanwhile
+  int tail;           // columns in the last vector
+  bool last;          // no chunk follows: a NaN becomes the canonical one
 };
 
 // The rows of a at one depth. Apart: rows lie a_line apart; else they are neighbours.
@@ -75,7 +77,7 @@ inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) sums[i][v] = zero();
-  for (int64_t k = 0; k < task.depth; ++k, a.advance(a_step), b += b_step) {
+  const auto add_depth = [&]() __attribute__((always_inline)) {
     Vector columns[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) columns[v] = load(b + v * kLanes);
@@ -85,7 +87,18 @@ inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sums[i][v] = fma(row, columns[v], sums[i][v]);
     }
+    a.advance(a_step);
+    b += b_step;
+  };
+  // One row of what is written soon at a depth: all at once they would hold up the loads.
+  const int64_t fetching = std::min<int64_t>(Rows, task.depth);
+  const float* soon = task.soon;
+  for (int64_t k = 0; k < fetching; ++k, soon += task.to_step) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(soon + v * kLanes, 1);
+    add_depth();
   }
+  for (int64_t k = fetching; k < task.depth; ++k) add_depth();
 }
 
 // t = t + s for one vector of a row; `n` of its lanes are columns.
@@ -131,11 +144,6 @@ inline __attribute__((always_inline)) void fold_tile(const TileTask& task,
 
 template <int Rows, int Vectors, bool Apart>
 __attribute__((noinline)) void run_tile(const TileTask& task) {
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v)
-      __builtin_prefetch(task.to + i * task.to_step + v * kLanes, 1);
   Vector sums[Rows][Vectors];
   chunk_sums<Rows, Vectors, Apart>(task, sums);
   if (task.tail == kLanes)

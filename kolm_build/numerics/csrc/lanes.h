@@ -23,6 +23,7 @@ struct VectorOf {
   typedef float Type __attribute__((vector_size(kSize * sizeof(float))));
 };
 using Vector = VectorOf<kWidth>::Type;
+using Comparison = decltype(Vector{} == Vector{});
 
 KOLM_FN Vector load(const float* x) {
   Vector v;

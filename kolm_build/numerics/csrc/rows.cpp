@@ -91,12 +91,11 @@ float block_sum(const Source& source, int64_t first, int64_t n) {
     for (int k = 0; k < kVectors; ++k) lanes.v[k] += source.many(first + i + k * kWidth);
   }
   if (i < n) {
-    float rest[kLanes];
+    // No lane is -0, so that +0 changes none.
+    float rest[kLanes] = {};
+    for (int64_t l = 0; i + l < n; ++l) rest[l] = source.one(first + i + l);
 #pragma GCC unroll 16
-    for (int k = 0; k < kVectors; ++k) store(rest + k * kWidth, lanes.v[k]);
-    for (int64_t l = 0; i + l < n; ++l) rest[l] += source.one(first + i + l);
-#pragma GCC unroll 16
-    for (int k = 0; k < kVectors; ++k) lanes.v[k] = load(rest + k * kWidth);
+    for (int k = 0; k < kVectors; ++k) lanes.v[k] += load(rest + k * kWidth);
   }
   return fold(lanes);
 }
@@ -126,10 +125,22 @@ float sum_of(const Source& source, int64_t n) {
   return canonical(raw_sum(source, n));
 }
 
-// y = exp(x - shift) of one block.
-void exp_shifted(int64_t n, const float* x, float shift, float* y) {
+KOLM_FN void exp_of(int64_t n, const float* x, float shift, float* y) {
   KOLM_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) y[i] = exp_f32(x[i] - shift);
+}
+
+// y = exp(x - shift) of one block, the last elements as one vector: one by one they cost as much as
+// all others of a short row.
+void exp_shifted(int64_t n, const float* x, float shift, float* y) {
+  const int64_t whole = n / kWidth * kWidth;
+  exp_of(whole, x, shift, y);
+  if (whole == n) return;
+  float rest[kWidth];
+  for (int64_t l = 0; l < kWidth; ++l) rest[l] = shift;
+  for (int64_t l = 0; whole + l < n; ++l) rest[l] = x[whole + l];
+  exp_of(kWidth, rest, shift, rest);
+  for (int64_t l = 0; whole + l < n; ++l) y[whole + l] = rest[l];
 }
 
 // SUM of exp(x - shift): the blocks' sums of spans of one block are a SUM again.
@@ -314,30 +325,56 @@ void column_sums_centred(int64_t rows, int64_t columns, const float* x, int64_t 
 
 // ---- row operations
 
+KOLM_FN Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+// The largest lane.
+template <int kSize>
+KOLM_FN float largest_lane(typename VectorOf<kSize>::Type v) {
+  if constexpr (kSize == 1) {
+    return v[0];
+  } else {
+    using Half = typename VectorOf<kSize / 2>::Type;
+    Half low, high;
+    __builtin_memcpy(&low, &v, sizeof low);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return largest_lane<kSize / 2>(high > low ? high : low);
+  }
+}
+
+// Whether a comparison holds in any lane.
+KOLM_FN bool any_lane(Comparison lanes) {
+  int32_t each[kWidth];
+  __builtin_memcpy(each, &lanes, sizeof each);
+  int32_t any = 0;
+  for (int l = 0; l < kWidth; ++l) any |= each[l];
+  return any != 0;
+}
+
 // The maximum: a NaN wins, a zero is +0 (NUM-25).
 float row_max(int64_t n, const float* x) {
-  constexpr int64_t lanes = 64;
-  float best[lanes];
-  uint32_t nan[lanes] = {};
-  for (int64_t l = 0; l < lanes; ++l) best[l] = -kInfinity32;
+  constexpr int kAtOnce = 4;  // vectors
+  Vector best[kAtOnce];
+  Comparison unordered = {};
+  for (int k = 0; k < kAtOnce; ++k) best[k] = all(-kInfinity32);
+  const auto take = [&](int k, Vector v) {
+    best[k] = larger(v, best[k]);
+    unordered |= v != v;
+  };
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    for (int64_t l = 0; l < lanes; ++l) {
-      best[l] = x[i + l] > best[l] ? x[i + l] : best[l];
-      nan[l] |= x[i + l] == x[i + l] ? 0u : 1u;
-    }
+  for (; i + kAtOnce * kWidth <= n; i += kAtOnce * kWidth) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kAtOnce; ++k) take(k, load(x + i + k * kWidth));
   }
-  for (int64_t l = 0; i + l < n; ++l) {
-    best[l] = x[i + l] > best[l] ? x[i + l] : best[l];
-    nan[l] |= x[i + l] == x[i + l] ? 0u : 1u;
+  for (; i + kWidth <= n; i += kWidth) take(0, load(x + i));
+  if (i < n) {
+    float rest[kWidth];
+    store(rest, all(-kInfinity32));
+    for (int64_t l = 0; i + l < n; ++l) rest[l] = x[i + l];
+    take(1, load(rest));
   }
-  float most = best[0];
-  uint32_t any = nan[0];
-  for (int64_t l = 1; l < lanes; ++l) {
-    most = best[l] > most ? best[l] : most;
-    any |= nan[l];
-  }
-  return any != 0 ? kNaN32 : most + 0.0f;
+  const float most =
+      largest_lane<kWidth>(larger(larger(best[0], best[1]), larger(best[2], best[3])));
+  return any_lane(unordered) ? kNaN32 : most + 0.0f;
 }
 
 // y = exp(x - shift) and its SUM, block by block while a block is in the cache.

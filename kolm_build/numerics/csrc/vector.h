@@ -111,6 +111,13 @@ inline Vector widen_partial(const Storage<E>* p, int64_t n) {
   }
 }
 
+inline __m512 low_pairs(__m512 a, __m512 b) {
+  return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+inline __m512 high_pairs(__m512 a, __m512 b) {
+  return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+
 // Row i of the 16 x 16 matrix becomes its column i.
 inline void transpose(Vector (&r)[kLanes]) {
   __m512 t[16];
@@ -119,18 +126,12 @@ inline void transpose(Vector (&r)[kLanes]) {
     t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
     t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
   }
-  const auto low = [](__m512 a, __m512 b) {
-    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-  };
-  const auto high = [](__m512 a, __m512 b) {
-    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-  };
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    r[4 * i] = low(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = high(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = low(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = high(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i] = low_pairs(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = high_pairs(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = low_pairs(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = high_pairs(t[4 * i + 1], t[4 * i + 3]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -146,6 +147,43 @@ inline void transpose(Vector (&r)[kLanes]) {
     r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
     r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
   }
+}
+
+// Columns `from` to `from` + 7 of 16 rows. Halves of rows are joined as they are loaded, which
+// takes a stage of shuffles off the one port that has them.
+template <class Row>
+inline void transpose_half(const Row& row, int from, Vector (&r)[kLanes]) {
+  __m512 a[8], t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const int line = i < 4 ? i : i + 4;
+    a[i] = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(row(line) + from)),
+                              _mm256_loadu_ps(row(line + 4) + from), 1);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int q = 0; q < 2; ++q) {
+    a[4 * q] = low_pairs(t[4 * q], t[4 * q + 2]);
+    a[4 * q + 1] = high_pairs(t[4 * q], t[4 * q + 2]);
+    a[4 * q + 2] = low_pairs(t[4 * q + 1], t[4 * q + 3]);
+    a[4 * q + 3] = high_pairs(t[4 * q + 1], t[4 * q + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    r[from + j] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88);
+    r[from + j + 4] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
+  }
+}
+
+// The columns of the 16 x 16 matrix whose row i is at row(i).
+template <class Row>
+inline void transpose_rows(const Row& row, Vector (&r)[kLanes]) {
+  transpose_half(row, 0, r);
+  transpose_half(row, 8, r);
 }
 
 #elif defined(KOLM_ISA_AVX2)
@@ -225,6 +263,28 @@ inline void transpose(Vector (&r)[kLanes]) {
   }
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) r[i] = t[i];
+}
+
+// The columns of the 8 x 8 matrix whose row i is at row(i), halves of rows joined as above.
+template <class Row>
+inline void transpose_rows(const Row& row, Vector (&r)[kLanes]) {
+#pragma GCC unroll 2
+  for (int from = 0; from < kLanes; from += 4) {
+    __m256 a[4], t[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      a[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(i) + from)),
+                                  _mm_loadu_ps(row(i + 4) + from), 1);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      t[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+      t[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+    }
+    r[from] = _mm256_shuffle_ps(t[0], t[2], 0x44);
+    r[from + 1] = _mm256_shuffle_ps(t[0], t[2], 0xee);
+    r[from + 2] = _mm256_shuffle_ps(t[1], t[3], 0x44);
+    r[from + 3] = _mm256_shuffle_ps(t[1], t[3], 0xee);
+  }
 }
 
 #else  // four lanes: NEON, and what any compiler makes of a vector of four
@@ -320,6 +380,66 @@ inline void transpose(Vector (&r)[kLanes]) {
   r[3] = __builtin_shufflevector(t1, t3, 2, 3, 6, 7);
 }
 
+template <class Row>
+inline void transpose_rows(const Row& row, Vector (&r)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) r[i] = load(row(i));
+  transpose(r);
+}
+
 #endif
+
+// Where the kLanes rows of a block are, `step` apart: few pointers and three steps from each are
+// what the registers hold.
+template <Element E>
+struct BlockRows {
+  static constexpr int kEach = 4;
+  const Storage<E>* at[kLanes / kEach];
+  int64_t step;
+
+  inline __attribute__((always_inline)) BlockRows(const Storage<E>* data, int64_t row_step)
+      : step(row_step) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kLanes / kEach; ++i) {
+      at[i] = data + i * kEach * step;
+      asm("" : "+r"(at[i]));  // the compiler would make a pointer of every row
+    }
+  }
+  inline __attribute__((always_inline)) const Storage<E>* operator()(int i) const {
+    return at[i / kEach] + i % kEach * step;
+  }
+};
+
+// Column k of a block of kLanes x kLanes elements in r[k]; row i is at row(i).
+template <Element E, class Row>
+inline __attribute__((always_inline)) void load_transposed(const Row& row, Vector (&r)[kLanes]) {
+  if constexpr (E == Element::f32) {
+    transpose_rows(row, r);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) r[i] = widen<E>(row(i));
+    transpose(r);
+  }
+}
+
+// The same of rows `step` apart, the first `rows` of them; the others are +0.
+template <Element E>
+inline void load_transposed(const Storage<E>* data, int64_t step, int64_t rows,
+                            Vector (&r)[kLanes]) {
+  static constexpr Storage<E> kZeros[kLanes] = {};
+  if (rows >= kLanes)
+    load_transposed<E>(BlockRows<E>(data, step), r);
+  else
+    load_transposed<E>([&](int i) { return i < rows ? data + i * step : kZeros; }, r);
+}
+
+// The same of `deep` columns alone.
+template <Element E>
+inline void load_transposed_partial(const Storage<E>* data, int64_t step, int64_t rows,
+                                    int64_t deep, Vector (&r)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    r[i] = i < rows ? widen_partial<E>(data + i * step, deep) : zero();
+  transpose(r);
+}
 
 }  // namespace kolm::KOLM_ISA

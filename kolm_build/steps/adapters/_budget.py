@@ -1,8 +1,8 @@
-"""How AdaLoRA shares a budget of ranks out (arXiv:2303.10512, section 3.3; ADPT-40)."""
+"""How AdaLoRA shares a budget of ranks out (arXiv:2303.10512; ADPT-40)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The ranks that all layers may have together, by optimiser step (equation 12).
+    """The ranks that all layers may have together, by optimiser step (a cubic schedule).
 
     Attributes:
         first: At the start.
@@ -45,37 +45,44 @@ class Budget:
         return step > self.steps - self.cooldown or (step - self.warmup) % self.interval == 0
 
 
-class Importance:
-    """Smoothed sensitivity times uncertainty of every trained number (equations 8 to 11).
+SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"
+"""The two means of a parameter, in the optimiser's state."""
 
-    Args:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importance:
+    """Smoothed sensitivity times uncertainty of every trained number (its section on importance).
+
+    Attributes:
         beta1: Decay of the sensitivity's mean.
         beta2: Decay of the uncertainty's mean.
     """
 
-    def __init__(self, beta1: float, beta2: float) -> None:
-        self._betas = (beta1, beta2)
-        self._means: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    beta1: float
+    beta2: float
 
-    @torch.no_grad()
-    def note(self, name: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Take the gradient of one optimiser step."""
-        first, second = self._betas
-        zero = torch.zeros_like(parameter)
-        sensitivity, uncertainty = self._means.get(name, (zero, zero))
-        now = (parameter * gradient).abs()
-        sensitivity = first * sensitivity + (1 - first) * now
-        apart = (now - sensitivity).abs()
-        self._means[name] = (sensitivity, second * uncertainty + (1 - second) * apart)
+    def note(
+        self,
+        state: MutableMapping[str, torch.Tensor],
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+    ) -> None:
+        """Take the gradient of one optimiser step into the `state` of `parameter`."""
+        zero = torch.zeros_like(gradient)
+        now = (parameter.detach() * gradient).abs()
+        mean = self.beta1 * state.get(SENSITIVITY, zero) + (1 - self.beta1) * now
+        apart = (now - mean).abs()
+        state[SENSITIVITY] = mean
+        state[UNCERTAINTY] = self.beta2 * state.get(UNCERTAINTY, zero) + (1 - self.beta2) * apart
 
-    def of(self, name: str) -> torch.Tensor:
+    @staticmethod
+    def of(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The importance of every element."""
-        sensitivity, uncertainty = self._means[name]
-        return sensitivity * uncertainty
+        return state[SENSITIVITY] * state[UNCERTAINTY]
 
 
 def triplet_scores(values: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """The importance of each rank of a layer (equation 7).
+    """The importance of each rank of a layer.
 
     Args:
         values: Importance of the singular values, shape (rank, 1).

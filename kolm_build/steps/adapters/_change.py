@@ -24,6 +24,9 @@ class Change(ABC):
     output: str = ADAPTER
     """Which output of the step holds the result: ``adapter``, or ``model`` for a whole one."""
 
+    caches: bool = True
+    """Whether what a network with it has read can be kept as keys and values."""
+
     def load_dtype(self, training: TrainingParams) -> torch.dtype:
         """What the base is loaded in."""
         return torch.bfloat16 if training.compute_dtype == "bf16" else torch.float32
@@ -46,7 +49,7 @@ class Change(ABC):
         return None
 
     def row_penalty(self, network: Any) -> torch.Tensor | None:
-        """What is added to a row's loss, over the step's rows, after it was read; None for nothing."""
+        """What is added to a row's loss, over the step's rows, after it was read, or None."""
         del network
         return None
 

@@ -55,13 +55,13 @@ class Initialised(Lora):
         """The network with the factors that it began with."""
         return _swapped(network, self._start)
 
-    @torch.no_grad()
     def _split(self, layer: Any) -> Pair:
-        base, scale = layer.get_base_layer().weight, layer.scaling[ADAPTER]
-        down, up = self.factors(base.float(), scale)
-        base.copy_((base.float() - scale * (up @ down)).to(base.dtype))
-        layer.lora_A[ADAPTER].weight.copy_(down)
-        layer.lora_B[ADAPTER].weight.copy_(up)
+        linear, scale = layer.get_base_layer(), layer.scaling[ADAPTER]
+        whole = linear.weight.detach().float()
+        down, up = self.factors(whole, scale)
+        linear.weight.data = (whole - scale * (up @ down)).to(linear.weight.dtype)
+        layer.lora_A[ADAPTER].weight.data = down.clone()
+        layer.lora_B[ADAPTER].weight.data = up.clone()
         return down, up
 
 

@@ -26,6 +26,7 @@ class Virtual(Change):
     """
 
     peft_type: str
+    caches = False  # PEFT puts the vectors before every pass, and a cache would hold them twice
 
     def __init__(self, tokens: int, adapter_dtype: str) -> None:
         self.tokens = tokens

@@ -32,6 +32,7 @@ from kolm_build.steps.adapters._files import finite, write_adapter
 from kolm_build.steps.adapters._initialised import ADAPTER
 from kolm_build.steps.adapters.lora import ALL_LINEAR, modules
 
+_SIDES = ("lora_E", "lora_A", "lora_B")
 _RANK_SHIFT = 1e-5
 """PEFT divides by the rank plus this, so that a rank of 0 is no division by 0."""
 
@@ -169,7 +170,7 @@ class Allocator(TrainerCallback):
     def __init__(self, network: Any, params: AdaLoraParams) -> None:
         self._layers = list(_layers(network))
         self._params = params
-        self._importance = Importance(params.beta1, params.beta2)
+        self._importance = Importance(beta1=params.beta1, beta2=params.beta2)
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_others: Any) -> None:
         """The number of steps is known now."""
@@ -190,27 +191,29 @@ class Allocator(TrainerCallback):
                 actual=str(params.warmup + params.cooldown),
             )
 
-    def on_optimizer_step(self, _args: Any, state: Any, _control: Any, **_others: Any) -> None:
+    def on_optimizer_step(
+        self, _args: Any, state: Any, _control: Any, optimizer: Any, **_others: Any
+    ) -> None:
         """Gradients are there still, and the weights are the new ones (algorithm 1, line 8)."""
         step = state.global_step + 1
         if step <= self._budget.steps - self._budget.cooldown:
-            for name, layer in self._layers:
-                for side in ("lora_A", "lora_B", "lora_E"):
+            for _, layer in self._layers:
+                for side in _SIDES:
                     one = getattr(layer, side)[ADAPTER]
-                    self._importance.note(f"{name}.{side}", one, one.grad)
+                    self._importance.note(optimizer.state[one], one, one.grad)
         if self._budget.allocates(step):
-            self._mask(self._budget.at(step))
+            self._mask(self._budget.at(step), optimizer)
 
-    @torch.no_grad()
-    def _mask(self, budget: int) -> None:
-        of = self._importance.of
+    def _mask(self, budget: int, optimizer: Any) -> None:
         scores = {
-            name: triplet_scores(of(f"{name}.lora_E"), of(f"{name}.lora_A"), of(f"{name}.lora_B"))
-            for name, _ in self._layers
+            name: triplet_scores(
+                *(Importance.of(optimizer.state[getattr(layer, side)[ADAPTER]]) for side in _SIDES)
+            )
+            for name, layer in self._layers
         }
         stay = kept(scores, budget)
         for name, layer in self._layers:
-            layer.lora_E[ADAPTER].masked_fill_(~stay[name][:, None], 0.0)
+            layer.lora_E[ADAPTER].data.masked_fill_(~stay[name][:, None], 0.0)
 
 
 def _layers(network: Any) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""``bitfit``: the biases are trained, nothing else (arXiv:2106.10199, section 3)."""
+"""``bitfit``: the biases are trained, nothing else (arXiv:2106.10199)."""
 
 from __future__ import annotations
 

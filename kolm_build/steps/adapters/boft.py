@@ -1,4 +1,4 @@
-"""``boft``: inputs turned by a butterfly of orthogonal blocks (arXiv:2311.06243, equation 4).
+"""``boft``: inputs turned by a butterfly of orthogonal blocks (arXiv:2311.06243).
 
 W' = s (W R'), R the product of m block-diagonal orthogonal factors between permutations; with one
 factor it is OFT with trained lengths. Own modules in PEFT's names: PEFT's compiles a CUDA program

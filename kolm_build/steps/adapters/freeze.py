@@ -1,4 +1,4 @@
-"""``freeze``: the last layers are trained, the first are frozen (arXiv:1911.03090, section 3)."""
+"""``freeze``: the last layers are trained, the first are frozen (arXiv:1911.03090)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ln-tuning``: the normalisations' gains and biases are trained (arXiv:2312.11420, section 3)."""
+"""``ln-tuning``: the normalisations' gains and biases are trained (arXiv:2312.11420)."""
 
 from __future__ import annotations
 

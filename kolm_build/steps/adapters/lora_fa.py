@@ -1,4 +1,4 @@
-"""``lora-fa``: LoRA whose A stays as it was drawn (arXiv:2308.03303, section 3)."""
+"""``lora-fa``: LoRA whose A stays as it was drawn (arXiv:2308.03303)."""
 
 from __future__ import annotations
 

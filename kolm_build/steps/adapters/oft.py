@@ -1,4 +1,4 @@
-"""``oft``: inputs turned by trained orthogonal blocks (arXiv:2306.07280, equations 2 and 4).
+"""``oft``: inputs turned by trained orthogonal blocks (arXiv:2306.07280).
 
 R = (I - Q) (I + Q)^-1 with Q skew-symmetric, begun at 0. PEFT's `OFTConfig` makes the modules; its
 Cayley transform, a solver of LAPACK's or five terms of a series, is replaced by own elimination

@@ -1,4 +1,4 @@
-"""``olora``: LoRA begins with the first columns of Q and rows of R (arXiv:2406.01775, section 2.2).
+"""``olora``: LoRA begins with the first columns of Q and rows of R (arXiv:2406.01775).
 
 W = Q R: B0 = Q_r, A0 = R_r; what is left of W is frozen. PEFT's module, own QR (ADPT-21).
 """

@@ -30,14 +30,13 @@ class Qlora(Lora):
         self._dtype = super().load_dtype(training)
         return torch.float32
 
-    @torch.no_grad()
     def attach(self, network: Any) -> Any:
         """PEFT's model around `network`, the adapted layers rounded."""
         made = super().attach(network)
         for module in made.modules():
             if isinstance(module, LoraLayer):
                 base = module.get_base_layer()
-                base.weight.copy_(rounded(base.weight))
+                base.weight.data = rounded(base.weight)
         for parameter in made.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self._dtype)

@@ -13,8 +13,11 @@ from kolm_build.steps.adapters.boft import Boft
 from kolm_build.steps.adapters.dora import Dora
 from kolm_build.steps.adapters.freeze import Freeze
 from kolm_build.steps.adapters.full import Full
+from kolm_build.steps.adapters.hra import Hra
 from kolm_build.steps.adapters.ia3 import Ia3
 from kolm_build.steps.adapters.ln_tuning import LnTuning
+from kolm_build.steps.adapters.loha import LoHa
+from kolm_build.steps.adapters.lokr import LoKr
 from kolm_build.steps.adapters.lora import Lora
 from kolm_build.steps.adapters.lora_fa import LoraFrozenA
 from kolm_build.steps.adapters.lora_moe import LoraMoe
@@ -36,8 +39,11 @@ ADAPTERS: Mapping[str, Callable[[Fields], Change]] = MappingProxyType(
         "dora": Dora.take,
         "freeze": Freeze.take,
         "full": Full.take,
+        "hra": Hra.take,
         "ia3": Ia3.take,
         "ln-tuning": LnTuning.take,
+        "loha": LoHa.take,
+        "lokr": LoKr.take,
         "lora": Lora.take,
         "lora-fa": LoraFrozenA.take,
         "lora-moe": LoraMoe.take,

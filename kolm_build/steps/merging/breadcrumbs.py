@@ -27,7 +27,7 @@ from kolm_build.steps.merging.task_arithmetic import weighted_sum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breadcrumbs:
-    """theta = theta_0 + alpha sum_i w_i (m_i * tau_i), the masks m layer by layer (section 3).
+    """theta = theta_0 + alpha sum_i w_i (m_i * tau_i), the masks m layer by layer.
 
     Attributes:
         weights: Of each model.

@@ -73,10 +73,10 @@ class Dare:
 
 
 def drawn(change: torch.Tensor, density: Fraction, generator: torch.Generator) -> torch.Tensor:
-    """Which elements stay: m = 1 - Bernoulli(p), equation 2."""
+    """Which elements stay: m = 1 - Bernoulli(p)."""
     return torch.empty_like(change).bernoulli_(float(density), generator=generator) != 0
 
 
 def thinned(change: torch.Tensor, kept: torch.Tensor, density: Fraction) -> torch.Tensor:
-    """The change's elements that stay, divided by 1 - p, and 0 for the others (equation 2)."""
+    """The change's elements that stay, divided by 1 - p, and 0 for the others."""
     return torch.where(kept, change / float(density), torch.zeros_like(change))

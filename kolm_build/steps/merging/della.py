@@ -26,7 +26,7 @@ from kolm_build.steps.merging.task_arithmetic import weighted_sum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Della:
-    """Drop by MAGPRUNE, elect, fuse (section 3).
+    """Drop by MAGPRUNE, elect, fuse.
 
     Attributes:
         weights: Of each model.

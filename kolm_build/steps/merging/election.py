@@ -1,4 +1,4 @@
-"""Electing a sign for each element, and the mean of those that agree (2306.01708, section 3.3)."""
+"""Electing signs, and the mean of the changes that agree (arXiv:2306.01708, algorithm 1)."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from kolm_build.steps.merging.soup import mean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStock:
-    """w_H = t w_avg + (1 - t) w_0, with t = N cos / (1 + (N - 1) cos) (equations 3 and 5).
+    """w_H = t w_avg + (1 - t) w_0, with t = N cos / (1 + (N - 1) cos).
 
     Attributes:
         weights: 1 for each model.

@@ -1,4 +1,4 @@
-"""What objectives share that compare two answers which a policy gave itself (RL-60 to RL-66)."""
+"""What objectives share that compare two answers which a policy gave itself (RL-60 to RL-64)."""
 
 from __future__ import annotations
 

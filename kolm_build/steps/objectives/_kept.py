@@ -1,4 +1,4 @@
-"""What objectives share that learn the best of what a model said (RL-67 to RL-69)."""
+"""What objectives share that learn the best of what a model said (RL-66, RL-67)."""
 
 from __future__ import annotations
 

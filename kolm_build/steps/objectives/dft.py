@@ -1,4 +1,4 @@
-"""``dft``: dynamic fine-tuning (arXiv:2508.05629, equation 9)."""
+"""``dft``: dynamic fine-tuning (arXiv:2508.05629)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Dft(AnswerObjective):
     """-sg(p) log p of every token: sure ones count, so that a gradient is not scaled by 1 / p."""
 
     def losses(self, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Equation 9, without its sum."""
+        """-sg(p) log p, without the sum."""
         nll = negative_log_likelihoods(logits, ids)
         return torch.exp(-nll.detach()) * nll
 

@@ -126,7 +126,8 @@ class Ppo(PolicyObjective):
         policy = -torch.nn.functional.cross_entropy(
             logits, ids[0, sequence.start :], reduction="none"
         )
-        values = network.get_submodule(VALUE_HEAD)(seen.hidden_states[-1][0, places])
+        hidden = seen.hidden_states[-1][0, -len(sequence.ids) :]  # adapters may put vectors before
+        values = network.get_submodule(VALUE_HEAD)(hidden[places])
         return policy, values
 
     def _estimated(self, rollout: Rollout) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""``weighted-sft``: sft whose rows count differently (Peters and Schaal 2007, equation 9).
+"""``weighted-sft``: sft whose rows count differently (Peters and Schaal 2007).
 
 The weighted mean of the tokens' negative log-likelihoods: sum of w_i NLL over sum of w_i.
 """

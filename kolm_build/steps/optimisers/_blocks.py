@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._training_params import TrainingParams
+from kolm_build.steps.optimisers._count import Counter
 from kolm_build.steps.optimisers._groups import BETAS, EPSILON, groups, layers_of, trained
 from kolm_build.steps.optimisers._optimiser import Optimiser
 
@@ -35,15 +37,15 @@ class BlockAdamW(torch.optim.AdamW):
         super().__init__(grouped, lr=rate, betas=BETAS, eps=EPSILON, fused=True)
         self._frozen = frozen
         self._forgets = forgets
-        self._done = 0
+        self.done = 0
 
     def step(self, closure: Any = None) -> Any:
         """One step; a parameter without a gradient stays."""
-        for one in self._frozen(self._done):
+        for one in self._frozen(self.done):
             one.grad = None
             if self._forgets:
                 self.state.pop(one, None)
-        self._done += 1
+        self.done += 1
         return super().step(closure)
 
 
@@ -83,4 +85,11 @@ class Blocks(Optimiser):
             return rest + [one for at in layers if at not in active for one in layers[at]]
 
         grouped = groups(named, training, lambda _name: 1.0)
-        return BlockAdamW(grouped, training.learning_rate, frozen=frozen, forgets=self.forgets)
+        self._made = BlockAdamW(
+            grouped, training.learning_rate, frozen=frozen, forgets=self.forgets
+        )
+        return self._made
+
+    def watchers(self) -> Sequence[TrainerCallback]:
+        """What counts the steps."""
+        return (Counter(self._made),)

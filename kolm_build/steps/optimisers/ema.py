@@ -18,6 +18,9 @@ from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps.optimisers._groups import trained
 from kolm_build.steps.optimisers._optimiser import Optimiser
 
+MEAN = "mean"
+"""The mean of a parameter, in the optimiser's state."""
+
 
 class Ema(Optimiser):
     """AdamW with a mean of its weights.
@@ -47,31 +50,39 @@ class Ema(Optimiser):
 class Averager(TrainerCallback):
     """Keeps the mean of what is trained, and puts it in place in the end.
 
+    The means are part of the optimiser's state, under `MEAN`: they are in the trace, and a training
+    that goes on from a checkpoint finds them.
+
     Args:
         decay: The weight of the mean so far.
     """
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
+        self._first: dict[str, torch.Tensor] = {}
 
     def on_train_begin(
         self, _args: Any, _state: Any, _control: Any, model: Any, **_others: Any
     ) -> None:
-        """Begin with the first weights."""
-        self._means = {name: one.detach().clone() for name, one in trained(model)}
+        """Note the first weights."""
+        self._first = {name: one.detach().clone() for name, one in trained(model)}
 
     def on_step_end(
-        self, _args: Any, _state: Any, _control: Any, model: Any, **_others: Any
+        self, _args: Any, _state: Any, _control: Any, model: Any, optimizer: Any, **_others: Any
     ) -> None:
         """Take the weights of one optimiser step."""
         with torch.no_grad():
             for name, one in trained(model):
-                self._means[name].lerp_(one, 1 - self._decay)
+                kept = optimizer.state[one]
+                if MEAN not in kept:
+                    kept[MEAN] = self._first[name]
+                kept[MEAN].lerp_(one, 1 - self._decay)
 
     def on_train_end(
-        self, _args: Any, _state: Any, _control: Any, model: Any, **_others: Any
+        self, _args: Any, state: Any, _control: Any, model: Any, optimizer: Any, **_others: Any
     ) -> None:
-        """The mean is the result."""
-        with torch.no_grad():
-            for name, one in trained(model):
-                one.copy_(self._means[name])
+        """The mean is the result, unless the training is put aside before its end."""
+        if state.global_step == state.max_steps:
+            with torch.no_grad():
+                for _, one in trained(model):
+                    one.copy_(optimizer.state[one][MEAN])

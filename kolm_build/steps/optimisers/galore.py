@@ -9,14 +9,17 @@ projection on the whole space would turn it alone, which is no saving.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+from transformers import TrainerCallback
 
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._factorisation import leading_svd, samples
 from kolm_build.steps._training_params import TrainingParams
+from kolm_build.steps.optimisers._count import Counter
 from kolm_build.steps.optimisers._groups import BETAS, EPSILON, groups, trained
 from kolm_build.steps.optimisers._optimiser import Optimiser
 
@@ -43,19 +46,21 @@ class GaLoreAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(grouped, {"lr": rate, "weight_decay": 0.0})
         self._rank, self._interval, self._scale = rank, interval, scale
-        self._done = 0
-        self._rest = (1.0, 1.0)  # beta ** steps, by products: a C library's power is not portable
+        self.done = 0
+        self._powers = [(1.0, 1.0)]  # of the betas, by products: a C library's are not portable
 
     def step(self, closure: Any = None) -> None:
         """One step of every parameter with a gradient."""
         assert closure is None, "the trainer gives none"
-        self._rest = (self._rest[0] * BETAS[0], self._rest[1] * BETAS[1])
+        while len(self._powers) <= self.done + 1:
+            first, second = self._powers[-1]
+            self._powers.append((first * BETAS[0], second * BETAS[1]))
         with torch.no_grad():
             for group in self.param_groups:
                 for one in group["params"]:
                     if one.grad is not None:
                         self._move(one, group)
-        self._done += 1
+        self.done += 1
 
     def _move(self, one: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[one]
@@ -67,8 +72,9 @@ class GaLoreAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(gradient)
         state["exp_avg"].lerp_(gradient, 1 - BETAS[0])
         state["exp_avg_sq"].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        root = (state["exp_avg_sq"].sqrt() / math.sqrt(1 - self._rest[1])).add_(EPSILON)
-        change = (state["exp_avg"] / root) / (1 - self._rest[0])
+        first, second = self._powers[self.done + 1]
+        root = (state["exp_avg_sq"].sqrt() / math.sqrt(1 - second)).add_(EPSILON)
+        change = (state["exp_avg"] / root) / (1 - first)
         if basis is not None:
             change = _up(change, basis, one.shape) * self._scale
         one.mul_(1 - group["lr"] * group["weight_decay"])
@@ -76,7 +82,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
 
     def _basis(self, gradient: Any, state: dict[str, Any]) -> torch.Tensor:
         """The orthonormal vectors to project on, shape (shorter side, rank)."""
-        stale = self._done % self._interval == 0
+        stale = self.done % self._interval == 0
         if stale or not bool((state["basis"] != 0).any()):
             wide = gradient if gradient.shape[0] <= gradient.shape[1] else gradient.T
             noise = torch.randn(wide.shape[1], samples(wide, self._rank))
@@ -120,10 +126,15 @@ class GaLore(Optimiser):
     def make(self, network: Any, training: TrainingParams) -> torch.optim.Optimizer:
         """The optimiser of what is trained."""
         grouped = groups(trained(network), training, lambda _name: 1.0)
-        return GaLoreAdamW(
+        self._made = GaLoreAdamW(
             grouped,
             training.learning_rate,
             rank=self.rank,
             interval=self.interval,
             scale=self.scale,
         )
+        return self._made
+
+    def watchers(self) -> Sequence[TrainerCallback]:
+        """What counts the steps."""
+        return (Counter(self._made),)

@@ -1,4 +1,4 @@
-"""``lora-plus``: B learns faster than A (arXiv:2402.12354, section 4.2).
+"""``lora-plus``: B learns faster than A (arXiv:2402.12354).
 
 AdamW whose rate for LoRA's B is `lora_plus_ratio` times that for everything else; 1 is AdamW.
 """

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from kolm_build.core.bisect import ElementParting, Finding
     from kolm_build.core.trace import Parting
     from kolm_build.store.local import LocalStore
-    from kolm_build.surfaces.bisecting import Report, Side
+    from kolm_build.surfaces.bisecting import Begun, Report, Side
     from kolm_build.surfaces.contested import Training
 
 SPEAK_S = 10.0
+SFT = "sft"
+"""What two folders of traces are thought to come from."""
 
 BEGINNINGS = {
     "frozen": "the weights that are not trained, those of the base model",
@@ -81,7 +83,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     with ExitStack() as stack:
         place = Path(stack.enter_context(TemporaryDirectory(prefix="kolm-bisect-")))
         finder = _Finder(args, stack, place)
-        report = bisect(finder.sides(), finder.inputs(), place, _Progress(terminal))
+        report = bisect(finder.sides(), finder.begun(), place, _Progress(terminal))
     if args.json:
         terminal.give(report.to_value())
     else:
@@ -122,22 +124,26 @@ class _Finder:
             )
         )
 
-    def inputs(self) -> dict[str, Path]:
-        """The folders that both trainings began with; none where nothing says them."""
+    def begun(self) -> Begun:
+        """What both trainings began with; no inputs where nothing says them."""
         from kolm_build.errors import UsageError
+        from kolm_build.surfaces.bisecting import Begun
 
         training = self._training
         known = {} if training is None else {role: str(d) for role, d in training.inputs.items()}
         for role in ("model", "train"):
             given = getattr(self._args, role)
             known |= {} if given is None else {role: str(given)}
-        if known and set(known) != {"model", "train"}:
+        if known and not {"model", "train"} <= set(known):
             raise UsageError(
                 "running the training again needs both inputs",
                 file="kolm bisect",
                 expected="--model and --train, or --node",
             )
-        return {role: self._folder(text, role) for role, text in known.items()}
+        return Begun(
+            step=SFT if training is None else training.step,
+            inputs={role: self._folder(text, role) for role, text in known.items()},
+        )
 
     def _claimed(self) -> tuple[list[str], list[list[str]]]:
         """The two contents that are claimed for the node's trace, and what each ran in."""
