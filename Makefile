@@ -14,7 +14,7 @@ NODES := base base-evaluation dataset evaluation gate merge-1 package score trai
 KERNELS := kolm_build/numerics/libkolm_portable.so
 KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
 
-.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench conformance exhaustive lockfiles outputs algorithms portability portability-emulated dev format clean
+.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench conformance exhaustive lockfiles outputs algorithms federated portability portability-emulated dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -83,6 +83,9 @@ outputs: $(VENV)/.demo ## build the examples from their locks and note what they
 	done
 
 kernels: $(KERNELS) ## compile the portable kernels, where a source changed
+
+federated: $(VENV)/.dev ## every federated method twice; bytes compared (WRITE=--write notes them)
+	$(BIN)/python tools/federated.py $(WRITE)
 
 algorithms: $(VENV)/.dev ## every algorithm of the catalogue twice; bytes compared (WRITE=--write notes them)
 	$(BIN)/python tools/algorithms.py $(WRITE)

@@ -171,6 +171,38 @@ def test_a_nonce_of_a_round_that_failed_is_used_too(tmp_path):
         federation.round()
 
 
+def forget(federation):
+    """An aggregator that opens the round again, as if it had failed."""
+    (federation.root / "aggregator" / "memory").unlink(missing_ok=True)
+    federation.aggregator = federation.make_aggregator()
+
+
+def test_no_second_sum_of_the_same_updates_is_unmasked(tmp_path):
+    """FED-7: the last step of the first sum was kept from the sites, so that it seemed to fail."""
+    federation = Federation(tmp_path, plan())
+    for link in federation.links.values():
+        link.dead_from = "result"
+    federation.round()
+    forget(federation)
+    federation.links = {name: LocalLink(site) for name, site in federation.sites.items()}
+    federation.links["west"].dead_from = "open"
+    with pytest.raises(RoundError, match="too few sites joined") as caught:
+        federation.round()
+    assert "second sum" in str(caught.value)
+
+
+def test_a_round_that_failed_before_anything_was_unmasked_can_be_opened_again(tmp_path):
+    """FED-7."""
+    federation = Federation(tmp_path, plan())
+    for name in ("north", "west"):
+        federation.links[name].dead_from = "survivors"
+    with pytest.raises(RoundError):
+        federation.round()
+    for link in federation.links.values():
+        link.dead_from = None
+    assert federation.round().summary["survivors"] == sorted(ROWS)
+
+
 @pytest.mark.parametrize("how", [{"lie": {"rows": 2000}}, {"say": 2000}])
 def test_a_site_that_lies_about_its_rows_is_refused(tmp_path, how):
     """FED-63: what it said and what its signed card says are compared."""

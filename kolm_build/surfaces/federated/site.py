@@ -34,7 +34,7 @@ from kolm_build.surfaces.federated.checking import read_bytes, read_tree
 from kolm_build.surfaces.federated.settings import SiteSettings
 from kolm_build.surfaces.federated.wire import Message
 from kolm_build.surfaces.federated.workshop import Made, Workshop
-from kolm_build.surfaces.files import write_whole
+from kolm_build.surfaces.files import sync_folder, write_whole
 from kolm_build.surfaces.trees import keep
 
 SEED_BYTES = 32
@@ -345,6 +345,7 @@ class SiteParty:
                 expected=f"{record.plan.threshold} or more",
                 actual=str(len(agreed)),
             )
+        self._memory.tell(current.opening)
         own = {name: current.entrusted[name].own for name in names if name in current.entrusted}
         gone = {
             name: shares.mask for name, shares in current.entrusted.items() if name not in names
@@ -488,7 +489,9 @@ class Memory:
 
     def __init__(self, folder: Path) -> None:
         self._nonces = folder / "nonces"
-        self._nonces.mkdir(parents=True, exist_ok=True)
+        self._told = folder / "told"
+        for one in (self._nonces, self._told):
+            one.mkdir(parents=True, exist_ok=True)
         self._last = folder / "last.cbor"
 
     def _read(self) -> Mapping[str, object]:
@@ -528,6 +531,13 @@ class Memory:
             raise SubmissionError(
                 "a round that is over", where=where, expected=f"a number above {number}"
             )
+        if (self._told / _start_digest(opening)).exists():
+            raise SubmissionError(
+                "a second sum of the same updates was asked for",
+                where=where,
+                expected="another adapter or state than in a round that was unmasked",
+                advice="The difference of two such sums would tell single updates.",
+            )
         previous = opening.previous.raw if opening.previous else None
         if opening.number == number + 1 and previous != last["id"]:
             raise SubmissionError("a round after another one than this site's last", where=where)
@@ -545,6 +555,11 @@ class Memory:
                 os.fsync(file.fileno())
         except FileExistsError:
             raise SubmissionError("a round's nonce that was used before") from None
+        sync_folder(self._nonces)
+
+    def tell(self, opening: Opening) -> None:
+        """Note that shares are given for a round that starts as this one does (FED-7)."""
+        write_whole(self._told / _start_digest(opening), opening.encode())
 
     def finish(
         self, opening: Opening, round_id: Digest, *, base: Digest, control: Digest | None
@@ -559,6 +574,11 @@ class Memory:
             "control": kept.raw if kept else None,
         }
         write_whole(self._last, cbor.encode(value))
+
+
+def _start_digest(opening: Opening) -> str:
+    """What decides a site's update: the same start gives the same update again."""
+    return sha256(opening.base.raw + opening.adapter.raw + opening.state.raw).hexdigest()
 
 
 def _plan_digest(opening: Opening) -> bytes:
