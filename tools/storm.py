@@ -78,7 +78,7 @@ def write_output(folder: Path, random: Random) -> None:
         (folder / "sub").mkdir()
         (folder / "sub/model.safetensors").write_bytes(weights(random))
     if random.random() < 0.1:
-        (folder / "large").write_bytes(random.randbytes(3 << 20))
+        (folder / "large").write_bytes(random.randbytes((3 << 20) + random.choice((0, 5))))
 
 
 def build(store: LocalStore, name: str, random: Random, note: Callable[[str], None]) -> None:

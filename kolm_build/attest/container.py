@@ -8,7 +8,6 @@ is a part of the very bytes that were hashed.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,15 +25,13 @@ from kolm_build.errors import (
     InvalidRecordError,
     KolmError,
     ManifestError,
-    PermissionDeniedError,
     SignatureError,
     UnsupportedArtifactError,
     UnsupportedVersionError,
-    UsageError,
     VerificationError,
 )
+from kolm_build.reading import PIECE_BYTES, open_regular, pread
 
-PIECE_BYTES = 1 << 20
 MAX_THREADS = 8
 MAX_ATTESTATIONS = 64
 
@@ -69,7 +66,7 @@ class Container:
             SignatureError: It has too many attestations.
             UnsupportedArtifactError: It is of a format this program does not read.
         """
-        fd = _open(path)
+        fd = open_regular(path, ContainerError)
         try:
             return cls._read(fd)
         except BaseException:
@@ -80,7 +77,7 @@ class Container:
     def _read(cls, fd: int) -> Self:
         size = os.fstat(fd).st_size
         try:
-            layout = parse(lambda offset, length: _pread(fd, offset, length), size)
+            layout = parse(lambda offset, length: pread(fd, offset, length), size)
         except InvalidRecordError as error:
             raise as_verification(error, ContainerError) from None
         data = _manifest_bytes(fd, layout)
@@ -113,7 +110,7 @@ class Container:
         piece = self.placed[path]
         if piece.member.size > MAX_ENVELOPE_BYTES:
             raise SignatureError("too large", file=path, actual=f"{piece.member.size} bytes")
-        data = _pread(self.fd, piece.offset, piece.member.size)
+        data = pread(self.fd, piece.offset, piece.member.size)
         if crc32(data) != piece.member.crc32:
             raise ContentError("wrong CRC-32", file=path)
         return data
@@ -252,39 +249,13 @@ def as_verification(error: KolmError, kind: type[VerificationError]) -> Verifica
     )
 
 
-def _open(path: Path) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except PermissionError as error:
-        raise PermissionDeniedError("may not be read", file=str(path)) from error
-    except OSError as error:
-        raise UsageError("cannot be opened", file=str(path), actual=error.strerror) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ContainerError("not a regular file", file=str(path))
-    return fd
-
-
-def _pread(fd: int, offset: int, length: int) -> bytes:
-    """`length` bytes at `offset`; fewer where the file ends."""
-    pieces = []
-    while length > 0:
-        piece = os.pread(fd, min(length, PIECE_BYTES), offset)
-        if not piece:
-            break
-        pieces.append(piece)
-        offset += len(piece)
-        length -= len(piece)
-    return b"".join(pieces)
-
-
 def _manifest_bytes(fd: int, layout: Layout) -> bytes:
     first = layout.placed[0] if layout.placed else None
     if first is None or first.member.path != MANIFEST:
         raise ManifestError("there is no manifest", file=MANIFEST)
     if first.member.size > MAX_BYTES:
         raise ManifestError("too large", file=MANIFEST, actual=f"{first.member.size} bytes")
-    data = _pread(fd, first.offset, first.member.size)
+    data = pread(fd, first.offset, first.member.size)
     if crc32(data) != first.member.crc32:
         raise ContentError("wrong CRC-32", file=MANIFEST)
     return data

@@ -83,7 +83,8 @@ class Shares:
     ) -> bytes:
         """The shares, readable by `receiver` alone (FED-35)."""
         key = _agreed(own, other, [_SHARE, round_id, sender, receiver])
-        return _cipher(key).encrypt(_ONCE, cbor.encode([self.mask, self.own]), round_id)
+        made: bytes = _cipher(key).encrypt(_ONCE, cbor.encode([self.mask, self.own]), round_id)
+        return made
 
     @classmethod
     def open(
@@ -98,12 +99,15 @@ class Shares:
 
         key = _agreed(own, other, [_SHARE, round_id, sender, receiver])
         try:
-            match cbor.decode(_cipher(key).decrypt(_ONCE, data, round_id)):
-                case [bytes(mask), bytes(own_mask)]:
-                    return cls(mask=mask, own=own_mask)
+            value = cbor.decode(_cipher(key).decrypt(_ONCE, data, round_id))
         except (InvalidTag, InvalidRecordError):
-            pass
-        raise SubmissionError("shares that were not sealed for this site", where=sender)
+            value = None
+        match value:
+            case [bytes(mask), bytes(own_mask)]:
+                return cls(mask=mask, own=own_mask)
+            case _:
+                reason = "shares that were not sealed for this site"
+                raise SubmissionError(reason, where=sender)
 
 
 def _agreed(own: KeyPair, other: bytes, purpose: Sequence[object]) -> bytes:

@@ -13,12 +13,13 @@ from pathlib import Path
 from zlib import crc32
 
 from kolm_build.attest.attestation import make_attestation
-from kolm_build.attest.container import PIECE_BYTES, Container
+from kolm_build.attest.container import Container
 from kolm_build.attest.keys import SigningKey
 from kolm_build.attest.trust import STATEMENTS
 from kolm_build.attest.verify import verify_container
 from kolm_build.core.archive import ATTESTATIONS, Layout, Member, layout
 from kolm_build.errors import MachineError, NoSpaceError, UsageError
+from kolm_build.reading import PIECE_BYTES
 
 
 def sign_artifact(unsigned: Path, dest: Path, *, key: SigningKey, role: str = "builder") -> None:

@@ -113,7 +113,7 @@ class ClaimRules:
             distinct=_words(fields, "distinct", DISTINCT),
             contested=_word(fields, "contested", CONTESTED),
             committed=fields.flag("committed", default=False),
-            grade=_word(fields, "grade", GRADES[:-1]),
+            grade=_word(fields, "grade", GRADES),
         )
         fields.done()
         return made
@@ -173,16 +173,24 @@ class TrustPolicy:
                 expected='a principal with the role "log"',
             )
         able = [
-            policy.seat(principal.name)
+            principal.name
             for principal in self.principals
             if principal.name in policy.builders
             and (has_log or any(principal.window(key.keyid).is_open for key in principal.keys))
         ]
-        if BUILDER in self.thresholds and policy.require > len(set(able)):
+        if policy.grade == GRADES[-1] and len(able) < 2:
+            raise InvalidRecordError(
+                f"the grade {GRADES[-1]} takes two builders, and fewer could count",
+                where="claims.grade",
+                expected="two principals with the role builder",
+                actual=str(len(able)),
+            )
+        seats = {policy.seat(name) for name in able}
+        if BUILDER in self.thresholds and policy.require > len(seats):
             raise InvalidRecordError(
                 "a policy that can never be met",
                 where="threshold.builder",
-                expected=f"at most {len(set(able))}: so many distinct builders could count",
+                expected=f"at most {len(seats)}: so many distinct builders could count",
                 actual=str(policy.require),
                 advice="Ask for fewer builders, name more, or name a log that says when keys with"
                 " `from`, `until` or `revoked` signed.",

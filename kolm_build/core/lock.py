@@ -16,6 +16,7 @@ from kolm_build.core.environment import Distribution, Environment
 from kolm_build.core.fields import Fields
 from kolm_build.core.name import parse_entry, parse_label
 from kolm_build.core.numerics import PORTABLE, Numerics
+from kolm_build.core.quorum import parse_grade
 from kolm_build.core.recipe import Recipe
 from kolm_build.core.toml import read_toml
 from kolm_build.core.toml_writer import render
@@ -29,6 +30,7 @@ FILE = "kolm.lock"
 MAX_LISTED_FILES = 64
 """An input of more files is locked by its tree alone: nobody reviews thousands of lines."""
 
+RELEASE, GRADE = "release", "minimum_grade"
 KINDS = ("weights", "data", "code")
 
 _HEADER = ("Made by `kolm lock` from kolm.toml. Commit it; do not edit it.",)
@@ -155,6 +157,8 @@ class Lock:
         kernels: The digest of the portable kernels' sources in that code; None in other classes
             and where no step computes.
         version: The version of its form, which says what its recipe's sections and nodes are.
+        minimum_grade: The grade that claims have to show before what is made is released; None
+            where the recipe does not ask.
     """
 
     name: str
@@ -165,6 +169,7 @@ class Lock:
     code: Mapping[str, Digest] = field(hash=False)
     kernels: Sha256 | None = None
     version: int = VERSION
+    minimum_grade: str | None = None
 
     def __post_init__(self) -> None:
         _check_sorted([one.name for one in self.inputs], "input")
@@ -198,7 +203,7 @@ class Lock:
                 {"name": one.name, "version": one.version, "tree": str(one.content)}
                 for one in self.environment.distributions
             ],
-        }
+        } | ({} if self.minimum_grade is None else {RELEASE: {GRADE: self.minimum_grade}})
 
     @classmethod
     def from_value(cls, value: object) -> Lock:
@@ -212,6 +217,7 @@ class Lock:
             inputs=fields.records("input", LockedInput.from_value),
             code=_code(fields),
             environment=_environment(fields),
+            minimum_grade=fields.record(RELEASE, _grade) if fields.has(RELEASE) else None,
         )
         fields.done()
         return made
@@ -307,6 +313,13 @@ def _numerics(value: object) -> _Arithmetic:
     if kernels is not None and numerics.cls != PORTABLE:
         raise InvalidRecordError(f"kernels belong to {PORTABLE}", where="kernels")
     return {"numerics": numerics, "kernels": kernels}
+
+
+def _grade(value: object) -> str:
+    fields = Fields(value)
+    grade = fields.parsed(GRADE, parse_grade)
+    fields.done()
+    return grade
 
 
 def _file_path(text: str) -> str:

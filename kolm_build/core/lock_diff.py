@@ -61,6 +61,8 @@ def _entries(lock: Lock) -> Iterator[tuple[tuple[str, str], str]]:
         yield ("numerics", name), str(value)
     if lock.kernels is not None:
         yield ("numerics", "kernels"), str(lock.kernels)
+    if lock.minimum_grade is not None:
+        yield ("release", "minimum grade"), lock.minimum_grade
     for section, digest in lock.sections.items():
         yield ("recipe", f"[{section}]"), str(digest)
 

@@ -155,6 +155,11 @@ class Vote:
     objection: str = ""
 
     @property
+    def architecture(self) -> str:
+        """The processor's architecture, such as ``x86_64``; empty without a machine's record."""
+        return re.split(r"[-+/]", self.platform, maxsplit=1)[0] if self.machine else ""
+
+    @property
     def is_valid(self) -> bool:
         """Whether a trusted builder says, credibly, to have made this content."""
         return bool(self.signer) and not self.objection and self.kind in BUILDS
@@ -281,6 +286,8 @@ def grade_of(votes: Iterable[Vote]) -> str | None:
         return None
     if len({vote.content for vote in cast}) > 1:
         return GRADES[0]
+    if _on_two_architectures(cast):
+        return "R4"
     for grade, things in (
         ("R3", {vote.platform for vote in cast if vote.machine}),
         ("R2", {vote.machine for vote in cast}),
@@ -289,6 +296,30 @@ def grade_of(votes: Iterable[Vote]) -> str | None:
         if len(things - {""}) > 1:
             return grade
     return GRADES[0]
+
+
+def _on_two_architectures(votes: Iterable[Vote]) -> bool:
+    """Whether two principals made it, on processors of two architectures."""
+    makers = {(vote.signer, vote.architecture) for vote in votes if vote.architecture}
+    return any(
+        signer != other and here != there for signer, here in makers for other, there in makers
+    )
+
+
+def is_grade_below(grade: str | None, least: str) -> bool:
+    """Whether claims that show `grade` show less than `least`."""
+    return grade is None or GRADES.index(grade) < GRADES.index(least)
+
+
+def parse_grade(text: str) -> str:
+    """`text` as a grade.
+
+    Raises:
+        InvalidRecordError: It is none.
+    """
+    if text not in GRADES:
+        raise InvalidRecordError("not a grade", expected=", ".join(GRADES), actual=repr(text)[:80])
+    return text
 
 
 def _rank(vote: Vote) -> tuple[object, ...]:
@@ -391,7 +422,7 @@ def _missing(
     found = []
     if enough is None:
         found.append(_more(policy, claims, max(counts.values(), default=0)))
-    if GRADES.index(policy.grade) > GRADES.index(grade or GRADES[0]):
+    if policy.grade != GRADES[0] and is_grade_below(grade, policy.grade):
         found.append(
             f"the claims show the grade {grade or 'of nothing'}; asked for: {policy.grade}"
         )

@@ -21,6 +21,7 @@ from kolm_build.core.generic_step import LocalPath, Step, check_graph, read_step
 from kolm_build.core.name import parse_label
 from kolm_build.core.numerics import PORTABLE, Numerics
 from kolm_build.core.plain import plain
+from kolm_build.core.quorum import parse_grade
 from kolm_build.core.section_reader import SECTIONS, read_pipeline
 from kolm_build.core.sections import Origin, Pipeline
 from kolm_build.core.source import PATH, Source
@@ -58,6 +59,8 @@ class Recipe:
         name: The name of what it makes.
         distributions: Root distributions of the environment, sorted.
         numerics: How steps may compute.
+        minimum_grade: How well it has to be shown to be reproducible before it is released (a grade
+            of spec/trust.md); None where the recipe does not ask.
         pipeline: The pipeline's sections; None where the recipe has generic steps alone.
         steps: The generic steps, in the order they are written.
         sections: The digest of every section, by its name: what a lock is compared with.
@@ -69,6 +72,7 @@ class Recipe:
     pipeline: Pipeline | None
     steps: tuple[Step, ...]
     sections: Mapping[str, Digest] = field(hash=False)
+    minimum_grade: str | None = None
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -186,6 +190,7 @@ def _recipe(raw: dict[str, object], numerics_class: str) -> Recipe:
     name = fields.parsed("name", parse_label)
     environment = fields.record("environment", _distributions)
     numerics = fields.record("numerics", partial(_numerics, numerics_class))
+    grade = fields.record("release", _minimum_grade) if fields.has("release") else None
     pipeline = read_pipeline(fields)
     steps = fields.records("step", read_step)
     fields.done()
@@ -202,6 +207,7 @@ def _recipe(raw: dict[str, object], numerics_class: str) -> Recipe:
         name=name,
         distributions=environment,
         numerics=numerics,
+        minimum_grade=grade,
         pipeline=pipeline,
         steps=steps,
         sections=_section_digests(
@@ -209,6 +215,7 @@ def _recipe(raw: dict[str, object], numerics_class: str) -> Recipe:
                 "name": name,
                 "environment": environment,
                 "numerics": numerics,
+                "release": () if grade is None else {"minimum_grade": grade},
                 "step": [step.to_value() for step in steps],
             }
             | ({name: getattr(pipeline, name) for name in SECTIONS} if pipeline else {})
@@ -233,6 +240,13 @@ def _distributions(value: object) -> tuple[str, ...]:
     names = texts(fields, "distributions", parse_distribution_name)
     fields.done()
     return tuple(sorted(set(names)))
+
+
+def _minimum_grade(value: object) -> str:
+    fields = Fields(value)
+    grade = fields.parsed("minimum_grade", parse_grade)
+    fields.done()
+    return grade
 
 
 def _numerics(unnamed: str, value: object) -> Numerics:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kolm_build.core.numerics import Platform
 from kolm_build.engine.cpu import cpu_facts, cpu_kind, read_cpuinfo
+from kolm_build.errors import MachineMismatchError
 
 _NETWORK_NAMES = {
     "ALL_PROXY", "CURL_CA_BUNDLE", "HF_ENDPOINT", "HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY",
@@ -188,20 +189,70 @@ class Interpreter:
     foreign: tuple[Path, ...]
 
 
-def probe_interpreter() -> Interpreter:
-    """The running interpreter."""
+_FACTS = (
+    "import json, sys, sysconfig; print(json.dumps([sys.executable, sys.base_prefix,"
+    " '.'.join(map(str, sys.version_info[:3])), sysconfig.get_path('purelib')]))"
+)
+_ASKING_S = 60.0
+
+
+def probe_interpreter(program: str | Path | None = None) -> Interpreter:
+    """An interpreter as it is installed here.
+
+    Args:
+        program: Its program, that of a virtual environment too; the running one where None.
+
+    Raises:
+        MachineMismatchError: It is not a Python that runs here.
+    """
     import sysconfig
 
-    prefix = Path(sys.base_prefix).resolve()
-    lib = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
+    if program is not None:
+        return _interpreter(*_ask(program))
+    return _interpreter(
+        sys.executable, sys.base_prefix, _python_version(), sysconfig.get_path("purelib")
+    )
+
+
+def _interpreter(program: str, base_prefix: str, version: str, site: str) -> Interpreter:
+    prefix = Path(base_prefix).resolve()
+    lib = "lib/python" + ".".join(version.split(".")[:2])
     places = (
         f"{lib}/site-packages", f"{lib}/dist-packages", f"local/{lib}/dist-packages",
         "lib/python3/dist-packages", f"local/{lib}/site-packages",
     )  # fmt: skip
     return Interpreter(
-        binary=Path(sys.executable).resolve(),
+        binary=Path(program).resolve(),
         prefix=prefix,
-        version=_python_version(),
-        site=Path(sysconfig.get_path("purelib")),
+        version=version,
+        site=Path(site),
         foreign=tuple(prefix / place for place in places if (prefix / place).is_dir()),
     )
+
+
+def _ask(program: str | Path) -> list[str]:
+    """What another interpreter says of itself: program, prefix, version, distributions' folder."""
+    import json
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [str(program), "-I", "-c", _FACTS],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ASKING_S,
+            check=False,
+        )
+        facts = json.loads(done.stdout) if done.returncode == 0 else None
+        said = done.stderr.strip()[-200:] or f"exit status {done.returncode}"
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        facts, said = None, str(error)
+    if not isinstance(facts, list) or len(facts) != 4 or not all(isinstance(f, str) for f in facts):
+        raise MachineMismatchError(
+            "not an interpreter that runs here",
+            file=str(program),
+            actual=said,
+            advice="Name the program of a Python, such as .venv/bin/python.",
+        )
+    return facts

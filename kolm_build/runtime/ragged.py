@@ -96,6 +96,10 @@ class _RaggedLayer(CacheLayerMixin):
         """Most tokens of a row."""
         return int(self.keys.shape[2])
 
+    def get_max_cache_shape(self) -> int:
+        """The same, by the name that transformers 5.12 asks it by."""
+        return self.get_max_length()
+
 
 def _joined(parts: Sequence[torch.Tensor], size: int) -> torch.Tensor:
     """`parts`, shapes (rows, heads, places, size of a head), below one another with room behind."""

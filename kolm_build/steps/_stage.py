@@ -29,8 +29,9 @@ from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import input_folder, output_folder
 from kolm_build.steps._metrics import Metrics, MetricsCallback
 from kolm_build.steps._objective import Objective, ObjectiveTrainer
-from kolm_build.steps._pinned import SFT_PINNED
+from kolm_build.steps._pinned import SFT_INERT, SFT_PINNED
 from kolm_build.steps._sequences import Tokeniser
+from kolm_build.steps._settings import settings_of
 from kolm_build.steps._trace import TraceCallback
 from kolm_build.steps._trainer import AnswerTrainer
 from kolm_build.steps._training_params import TrainingParams
@@ -262,21 +263,21 @@ def _processing(model: Model) -> PreTrainedTokenizerFast:
 
 def sft_config(training: TrainingParams, numerics: Numerics, scratch: Path) -> SFTConfig:
     """TRL's settings: the recipe's, and `SFT_PINNED` for the rest."""
-    return SFTConfig(
-        output_dir=str(scratch),
-        seed=numerics.seed,
-        data_seed=numerics.seed,
-        learning_rate=training.learning_rate,
-        num_train_epochs=float(training.epochs),
-        max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        warmup_steps=training.warmup_steps,
-        lr_scheduler_type=training.schedule,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        **SFT_PINNED,
-    )
+    given = {
+        "output_dir": str(scratch),
+        "seed": numerics.seed,
+        "data_seed": numerics.seed,
+        "learning_rate": training.learning_rate,
+        "num_train_epochs": float(training.epochs),
+        "max_steps": training.max_steps or -1,
+        "per_device_train_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation,
+        "warmup_steps": training.warmup_steps,
+        "lr_scheduler_type": training.schedule,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+    }
+    return SFTConfig(**settings_of(SFTConfig, {**given, **SFT_PINNED}, SFT_INERT))
 
 
 def _named(fields: Fields, name: str, default: str, table: Any) -> Any:

@@ -15,6 +15,7 @@ from kolm_build.store.index import Index, chunks, marks
 
 VERSION = 1
 VERSION_WITH_EVIDENCE = 2
+VERSION_DELIVERED = 3
 MAX_EVIDENCE = 64
 Evidence = tuple[bytes, bytes | None]
 """The envelope of a countersignature or commitment, and the nonce that opens the latter."""
@@ -31,6 +32,7 @@ class StoredRealisation:
         circumstances: What happened around it; plain values without floats.
         envelope: The signed statement of it, if there is one.
         evidence: Countersignatures and commitments, sorted, each once (spec/trust.md).
+        is_delivered: Whether an unsigned claim came in a pack, and is not of a build here.
     """
 
     realisation: Realisation
@@ -38,14 +40,17 @@ class StoredRealisation:
     circumstances: Mapping[str, object]
     envelope: bytes | None = None
     evidence: tuple[Evidence, ...] = ()
+    is_delivered: bool = False
 
     def encode(self) -> bytes:
         """The file's bytes; their plain BLAKE3 is its name.
 
         Raises:
-            InvalidRecordError: There is more evidence than a file may hold.
+            InvalidRecordError: There is more evidence than a file may hold, or a signed claim is
+                said to be somebody's who has not signed it.
         """
         self._check_evidence()
+        self._check_delivered()
         value: dict[str, object] = {
             "v": VERSION,
             "realisation": self.realisation.to_value(),
@@ -56,6 +61,8 @@ class StoredRealisation:
         if self.evidence:
             evidence = [[envelope, nonce] for envelope, nonce in self.evidence]
             value |= {"v": VERSION_WITH_EVIDENCE, "evidence": evidence}
+        if self.is_delivered:
+            value |= {"v": VERSION_DELIVERED, "delivered": True}
         return cbor.encode(value)
 
     def _check_evidence(self) -> None:
@@ -67,6 +74,14 @@ class StoredRealisation:
                 actual=str(len(self.evidence)),
             )
 
+    def _check_delivered(self) -> None:
+        if self.is_delivered and self.envelope is not None:
+            raise InvalidRecordError("a signed claim needs no mark", where="delivered")
+
+    def bare(self) -> Self:
+        """The claim as it leaves the store: without the mark, which is this store's own."""
+        return replace(self, is_delivered=False)
+
     def with_evidence(self, *more: Evidence) -> Self:
         """The same claim with more said about it."""
         evidence = sorted({*self.evidence, *more}, key=lambda pair: (pair[0], pair[1] or b""))
@@ -76,20 +91,30 @@ class StoredRealisation:
     def decode(cls, data: bytes) -> Self:
         """The inverse of `encode`, strict."""
         fields = Fields(cbor.decode(data))
-        has_evidence = fields.has("evidence")
-        fields.version(VERSION_WITH_EVIDENCE if has_evidence else VERSION)
+        has_evidence, is_delivered = fields.has("evidence"), fields.has("delivered")
+        fields.version(_version(has_evidence=has_evidence, is_delivered=is_delivered))
         made = cls(
             realisation=fields.record("realisation", Realisation.from_value),
             derivation=Digest(fields.take("derivation", bytes)),
             circumstances=fields.table("circumstances"),
             envelope=fields.nullable("envelope", bytes),
             evidence=fields.records("evidence", _evidence),
+            is_delivered=fields.flag("delivered") if is_delivered else False,
         )
         fields.done()
         made._check_evidence()
+        made._check_delivered()
         if has_evidence and not made.evidence:
             raise InvalidRecordError("a list of no evidence", where="evidence")
+        if is_delivered and not made.is_delivered:
+            raise InvalidRecordError("a mark that marks nothing", where="delivered")
         return made
+
+
+def _version(*, has_evidence: bool, is_delivered: bool) -> int:
+    if is_delivered:
+        return VERSION_DELIVERED
+    return VERSION_WITH_EVIDENCE if has_evidence else VERSION
 
 
 def _evidence(value: object) -> Evidence:

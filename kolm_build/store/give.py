@@ -65,8 +65,7 @@ class Giver:
 
             closure([tree], below)
             whole = Inventory(tree=tree, trees=trees, joins={})
-            rows = self._index.rows_of(Kind.BLOB, whole.blobs())
-            joined = [b3 for b3, row in rows.items() if row.form is Form.JOINED]
+            joined = self._index.present(Kind.BLOB, whole.blobs(), form=Form.JOINED)
             joins = {b3: self._reader.leaves(b3) for b3 in joined}
             return Inventory(tree=tree, trees=trees, joins=joins)
 
@@ -77,10 +76,11 @@ class Giver:
 
     def packs(self, inventory: Inventory) -> Iterator[bytes]:
         """Packs of the small blobs of a tree; none where these are few."""
-        small = sorted(b3 for b3, size in inventory.leaves().items() if is_small(size))
+        sizes = inventory.leaves()
+        small = sorted((b3 for b3, size in sizes.items() if is_small(size)), key=lambda b3: b3.raw)
         if len(small) <= FEW_BLOBS:
             return
-        for run in _runs(small, inventory.leaves()):
+        for run in _runs(small, sizes):
             with door(self._root):
                 yield pack.encode(list(self._reader.blobs(run)))
 

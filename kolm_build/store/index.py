@@ -12,6 +12,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from threading import RLock
 from typing import NamedTuple, TypeVar
 
@@ -44,6 +45,8 @@ create table if not exists stat (
 """
 T = TypeVar("T")
 
+_KINDS = {int(kind): kind for kind in Kind}
+_FORMS = {int(form): form for form in Form}
 _SELECT_ROWS = "select kind, digest, size, form, pack, offset from object"
 _MAX_VARIABLES = 10_000
 VERSION = 2
@@ -146,14 +149,15 @@ class Index:
             found.extend(map(_row, self.select(query, some)))
         return {row.digest: row for row in found}
 
-    def present(self, kind: Kind, digests: Iterable[Digest]) -> set[Digest]:
-        """Those of `digests` that are valid objects of `kind`."""
+    def present(
+        self, kind: Kind, digests: Iterable[Digest], *, form: Form | None = None
+    ) -> set[Digest]:
+        """Those of `digests` that are valid objects of `kind`, and lie in the store as `form`."""
         given = {one.raw: one for one in digests}
         found: set[Digest] = set()
+        where = f"kind = {int(kind)}" + ("" if form is None else f" and form = {int(form)}")
         for some in chunks(list(given)):
-            query = (
-                f"select digest from object where kind = {int(kind)} and digest in ({marks(some)})"
-            )
+            query = f"select digest from object where {where} and digest in ({marks(some)})"
             found.update(given[raw] for (raw,) in self.select(query, some))  # type: ignore[index]  # the schema's types
         return found
 
@@ -211,14 +215,20 @@ class Index:
         return {Digest(raw) for (raw,) in rows}  # type: ignore[arg-type]  # see schema
 
 
+@lru_cache(maxsize=1024)
+def _pack(raw: bytes) -> Digest:
+    """A pack's digest; thousands of rows name the same one."""
+    return Digest(raw)
+
+
 def _row(values: tuple[object, ...]) -> Row:
     kind, raw, size, form, pack, offset = values
     return Row(
-        Kind(kind),  # type: ignore[arg-type]  # the schema's types, here and below
+        _KINDS[kind],  # type: ignore[index]  # the schema's types, here and below
         Digest(raw),  # type: ignore[arg-type]
         size,  # type: ignore[arg-type]
-        Form(form),  # type: ignore[arg-type]
-        None if pack is None else Digest(pack),  # type: ignore[arg-type]
+        _FORMS[form],  # type: ignore[index]
+        None if pack is None else _pack(pack),
         offset,  # type: ignore[arg-type]
     )
 

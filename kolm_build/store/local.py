@@ -586,7 +586,7 @@ class LocalStore:
             repair: Put right what can be: modes, bytes that `substitute` has; the rest becomes
                 invalid, so that the next build makes it again.
             deep: Check SHA-256 and the whole of files that are stored in parts, too.
-            substitute: Gives the right bytes of an object, or None.
+            substitute: Gives the bytes of a small object, or None.
         """
         from kolm_build.store.verify import Verifier
 
@@ -597,7 +597,9 @@ class LocalStore:
             report = verifier.check()
             if not repair:
                 return report
-            return verifier.repair(report, self._writer(), substitute or (lambda _: None))
+            return verifier.repair(
+                report, self._writer(), substitute or (lambda _kind, _digest: None)
+            )
 
     @classmethod
     def rebuild_index(cls, root: Path) -> int:

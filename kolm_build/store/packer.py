@@ -16,7 +16,7 @@ from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.index import Index
 from kolm_build.store.join import Join
 from kolm_build.store.layout import Form, Kind
-from kolm_build.store.reach import Key, Reached, Roots, reach
+from kolm_build.store.reach import Reached, Roots, reach
 from kolm_build.store.restore import Reader
 
 Have = Callable[[PackKind, Digest], bool]
@@ -80,11 +80,13 @@ class Packing:
         head: Its head.
         shares: Part to its share; every part, empty ones too.
         derivations: Every derivation in it, by digest.
+        claims: Every claim in it, by digest.
     """
 
     head: Head
     shares: Mapping[Part, Share]
     derivations: Mapping[Digest, Derivation]
+    claims: Mapping[Digest, StoredRealisation]
 
     @property
     def id(self) -> Digest:
@@ -125,11 +127,12 @@ class Packer:
         )
         if not wanted.without_outputs:
             self._check_built(targets)
+        said = self._claims(known)
         roots = Roots(
             targets=targets,
             project=wanted.project,
             environments=sorted(wanted.environments.items()),
-            claims=self._claims(known),
+            claims=said,
             left_out=self._left_out(known, everything=wanted.without_outputs),
         )
         found = reach(self, roots)
@@ -140,11 +143,13 @@ class Packer:
             project=wanted.project,
             environments=tuple(sorted(wanted.environments.items())),
             classes=tuple(sorted(classes)),
-            objects=tuple(sorted(map(self._entry, found.parts))),
-            needs=tuple(sorted(map(self._entry, found.needs))),
+            objects=tuple(sorted(self._entry(*key, said) for key in found.parts)),
+            needs=tuple(sorted(self._entry(*key, said) for key in found.needs)),
             left_out=tuple(sorted(found.left_out)),
         )
-        return Packing(head=head, shares=shares(head, found), derivations=found.derivations)
+        return Packing(
+            head=head, shares=shares(head, found), derivations=found.derivations, claims=said
+        )
 
     def write(self, packing: Packing, write: Callable[[bytes | memoryview], object]) -> None:
         """Write a pack, its objects checked on their way out.
@@ -157,7 +162,7 @@ class Packer:
         write(head)
         for entry in packing.head.objects:
             written = 0
-            for data in self._bytes(entry):
+            for data in self._bytes(entry, packing.claims):
                 write(data)
                 written += len(data)
             if written != entry.size_bytes:
@@ -221,13 +226,15 @@ class Packer:
                 )
 
     def _claims(self, known: Plan) -> dict[Digest, StoredRealisation]:
+        """The claims, as they leave the store: what a pack brought goes out as it came."""
         names = {name for action in known.actions for name, _ in action.contents}
         found = {}
         for resolved in set(known.resolved.values()):
             for name in names:
                 for digest in claims.of_output(self._index, resolved, name):
                     data = self._reader.record(Kind.CLAIM, digest, context=None)
-                    found[digest] = StoredRealisation.decode(data)
+                    claim = StoredRealisation.decode(data).bare()
+                    found[Digest.of_blob(claim.encode())] = claim
         return found
 
     def _left_out(self, known: Plan, *, everything: bool) -> frozenset[Digest]:
@@ -238,10 +245,13 @@ class Packer:
     def _present(self, trees: set[Digest]) -> set[Digest]:
         return self._index.present(Kind.TREE, trees)
 
-    def _entry(self, key: Key) -> Entry:
-        kind, digest = key
+    def _entry(
+        self, kind: PackKind, digest: Digest, said: Mapping[Digest, StoredRealisation]
+    ) -> Entry:
         if kind is PackKind.JOIN:
             return Entry(kind, digest, len(self._join_bytes(digest)))
+        if kind is PackKind.CLAIM:
+            return Entry(kind, digest, len(said[digest].encode()))
         row = self._index.row(STORED_AS[kind], digest)
         if row is None:
             raise MissingObjectError("not in the store", expected=str(digest))
@@ -252,11 +262,15 @@ class Packer:
         assert join is not None
         return join.encode()
 
-    def _bytes(self, entry: Entry) -> Iterator[bytes | memoryview]:
+    def _bytes(
+        self, entry: Entry, said: Mapping[Digest, StoredRealisation]
+    ) -> Iterator[bytes | memoryview]:
         if entry.kind is PackKind.BLOB:
             yield from self._reader.stream(entry.digest)
         elif entry.kind is PackKind.JOIN:
             yield self._join_bytes(entry.digest)
+        elif entry.kind is PackKind.CLAIM:
+            yield said[entry.digest].encode()
         else:
             kind, context = STORED_AS[entry.kind], CONTEXTS[entry.kind]
             yield self._reader.record(kind, entry.digest, context=context)

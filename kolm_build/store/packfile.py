@@ -8,7 +8,6 @@ blob, while it is read for whoever takes it.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -37,9 +36,8 @@ from kolm_build.errors import (
     PackDamagedError,
     PackError,
     PackIncompleteError,
-    PermissionDeniedError,
-    UsageError,
 )
+from kolm_build.reading import PIECE_BYTES, open_regular, pread
 from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.ingest import MAX_DEPTH
 from kolm_build.store.join import Join
@@ -47,7 +45,6 @@ from kolm_build.store.packer import CONTEXTS
 from kolm_build.store.reach import Reached, Roots, reach
 from kolm_build.store.restore import record_digest
 
-PIECE_BYTES = 1 << 20
 MAX_ENTRIES = 10_000_000
 """Of one tree with all below it."""
 MAX_JOINED_TIMES = 64
@@ -85,7 +82,7 @@ class PackFile:
             PackError: It is no pack, or its head is not what a head must be.
             PackDamagedError: The head is damaged, or the file is shorter or longer than it says.
         """
-        fd = _open(path)
+        fd = open_regular(path, PackError)
         try:
             return cls._read(fd, str(path))
         except KolmError as error:
@@ -202,7 +199,7 @@ def read_records(file: PackFile) -> Records:
     readers: Mapping[PackKind, Callable[[Digest, bytes], None]] = {
         PackKind.DERIVATION: lambda b3, data: _put(made.derivations, b3, Derivation.decode(data)),
         PackKind.TREE: lambda b3, data: _put(made.trees, b3, Tree.decode(data)),
-        PackKind.CLAIM: lambda b3, data: _put(made.claims, b3, StoredRealisation.decode(data)),
+        PackKind.CLAIM: lambda b3, data: _put(made.claims, b3, _claim(data)),
     }
     for entry in file.head.objects:
         try:
@@ -217,6 +214,13 @@ def read_records(file: PackFile) -> Records:
         except InvalidRecordError as error:
             raise as_pack_error(error).under(f"{entry.kind.name.lower()} {entry.digest}") from None
     return made
+
+
+def _claim(data: bytes) -> StoredRealisation:
+    claim = StoredRealisation.decode(data)
+    if claim.is_delivered:
+        raise InvalidRecordError("the mark of another store's look at a claim", where="delivered")
+    return claim
 
 
 def check_whole(head: Head, records: Records) -> Reached:
@@ -444,26 +448,8 @@ def _check_size(b3: Digest, said: int, actual: int | None) -> None:
         )
 
 
-def _open(path: Path) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except PermissionError as error:
-        raise PermissionDeniedError("may not be read", file=str(path)) from error
-    except OSError as error:
-        raise UsageError("cannot be opened", file=str(path), actual=error.strerror) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise PackError("not a regular file", file=str(path))
-    return fd
-
-
 def _pread(fd: int, offset: int, length: int) -> bytes:
-    pieces = []
-    while length > 0:
-        piece = os.pread(fd, min(length, PIECE_BYTES), offset)
-        if not piece:
-            raise PackDamagedError("the pack became shorter while it was read")
-        pieces.append(piece)
-        offset += len(piece)
-        length -= len(piece)
-    return b"".join(pieces)
+    data = pread(fd, offset, length)
+    if len(data) < length:
+        raise PackDamagedError("the pack became shorter while it was read")
+    return data

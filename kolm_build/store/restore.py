@@ -118,7 +118,7 @@ class Reader:
         """All bytes of many small blobs; each pack that holds some of them is opened once."""
         rows = self._index.rows_of(Kind.BLOB, b3s)
         with ExitStack() as opened:
-            files: dict[str, int] = {}
+            files: dict[Digest, int] = {}
             for b3 in b3s:
                 data = _packed(rows.get(b3), files, self._layout, opened)
                 # What was moved or damaged meanwhile is looked for, and refused, in the usual way.
@@ -276,19 +276,19 @@ def check(expected: Digest, actual: Digest, path: str) -> None:
 
 
 def _packed(
-    row: Row | None, files: dict[str, int], layout: Layout, opened: ExitStack
+    row: Row | None, files: dict[Digest, int], layout: Layout, opened: ExitStack
 ) -> bytes | None:
     """The bytes that a row says lie in a pack; None where they do not lie in one."""
-    if row is None or row.form is not Form.PACKED:
+    if row is None or row.pack is None:
         return None
-    path = row.path(layout)
-    if path not in files:
+    file = files.get(row.pack)
+    if file is None:
         try:
-            files[path] = _open(path, row.digest)
+            file = files[row.pack] = _open(row.path(layout), row.digest)
         except MissingObjectError:
             return None
-        opened.callback(os.close, files[path])
-    return os.pread(files[path], row.size_bytes, row.offset)
+        opened.callback(os.close, file)
+    return os.pread(file, row.size_bytes, row.offset)
 
 
 def _missing(digest: Digest) -> MissingObjectError:

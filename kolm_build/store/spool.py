@@ -1,10 +1,10 @@
 """Large files: copied aside piece by piece, and hashed while they are copied.
 
 Each piece is read once into memory; the same bytes are hashed and written, so a file that
-changes meanwhile cannot give an object a wrong name. One thread copies and computes BLAKE3, one
-SHA-256, which takes about as long; both release the interpreter. (Copying inside the kernel was
-slower: what it saves, the hashes pay again in page faults.) A file system that shares extents is
-asked for that first.
+changes meanwhile cannot give an object a wrong name. SHA-256, which takes longest, has a thread of
+its own; so has the writing, which waits for the disk; reading and BLAKE3 together take less than
+either. All of them release the interpreter. (Copying inside the kernel was slower: what it saves,
+the hashes pay again in page faults.) A file system that shares extents is asked for that first.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from blake3 import blake3
 
 from kolm_build.core.digest import Blob, Digest, Sha256
 from kolm_build.errors import InvalidRecordError
 from kolm_build.store.beside import Beside, Task
-from kolm_build.store.write import create, start_flush, write_all
+from kolm_build.store.direct import NewFile, buffers
 
-PIECE_BYTES = 512 << 10
-"""Small enough that a piece is still in the processor's cache when it is hashed and written."""
+PIECE_BYTES = 1 << 20
+"""Small enough that a piece is still in the processor's cache when it is hashed."""
 _AHEAD = 16
-"""How many pieces the copying thread may be ahead of the hashing one."""
+"""How many pieces the reading thread may be ahead of those that hash and write."""
 _FICLONE = 0x40049409
 _NO_CLONE = {
     errno.EOPNOTSUPP,
@@ -76,16 +77,17 @@ def spool(
     """
     whole, sha = blake3(), sha256()
     is_single = len(segments) == 1
-    beside = (sha,) if is_single else (sha, whole)
     parts = []
-    with Beside() as other:
-        hashing = _Hashing(other, beside, min(PIECE_BYTES, max(segments)))
+    with _Pieces(min(PIECE_BYTES, max(segments)), sha) as pieces:
         for size in segments:
             path = temp()
-            part = whole if is_single else blake3()
-            _copy_segment(source, size, path, hashing, part, clone=is_single and clone)
+            part = blake3()
+            hashers = (part,) if is_single else (part, whole)
+            _copy_segment(source, size, path, pieces, hashers, clone=is_single and clone)
             parts.append(Part(Digest(part.digest()), size, path))
-    blob = Blob(b3=Digest(whole.digest()), sha256=Sha256(sha.digest()), size_bytes=sum(segments))
+        pieces.wait()
+    b3 = parts[0].b3 if is_single else Digest(whole.digest())
+    blob = Blob(b3=b3, sha256=Sha256(sha.digest()), size_bytes=sum(segments))
     return blob, tuple(parts)
 
 
@@ -93,54 +95,88 @@ class _Hasher(Protocol):
     def update(self, data: memoryview, /) -> object: ...
 
 
-class _Hashing:
-    """Hashes pieces in order in a thread, and lends the buffers that they are read into."""
+class _Pieces:
+    """Lends buffers to read into; hashes and writes what was read, in order, in two threads.
 
-    def __init__(self, other: Beside, hashers: Sequence[_Hasher], piece_bytes: int) -> None:
-        self._other = other
-        self._hashers = hashers
-        self._free = deque(memoryview(bytearray(piece_bytes)) for _ in range(_AHEAD))
-        self._busy: deque[tuple[Task[None], memoryview]] = deque()
+    Args:
+        piece_bytes: The size of a buffer.
+        sha: What hashes every piece.
+    """
+
+    def __init__(self, piece_bytes: int, sha: _Hasher) -> None:
+        self._sha = sha
+        self._hashing, self._writing = Beside(), Beside()
+        self._free = deque(buffers(piece_bytes, _AHEAD))
+        self._busy: deque[tuple[memoryview, tuple[Task[object], ...]]] = deque()
+
+    def __enter__(self) -> Self:
+        self._hashing.__enter__()
+        self._writing.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hashing.__exit__(kind, error, trace)
+        self._writing.__exit__(kind, error, trace)
 
     def buffer(self) -> memoryview:
-        """A buffer whose bytes nobody needs any more."""
-        if self._free:
-            return self._free.popleft()
-        hashed, buffer = self._busy.popleft()
-        hashed.result()
-        return buffer
+        """A buffer, at a page's beginning, whose bytes nobody needs any more."""
+        return self._free.popleft() if self._free else self._wait_for_one()
 
-    def feed(self, buffer: memoryview, count: int) -> None:
-        """Hash the first `count` bytes of a buffer, then have it back."""
+    def feed(self, buffer: memoryview, count: int, target: NewFile | None) -> None:
+        """Hash the first `count` bytes of a buffer, write them to `target`, then have it back."""
         piece = buffer[:count]
-        self._busy.append((self._other.do(lambda: self._update(piece)), buffer))
+        tasks = [self._hashing.do(lambda: self._sha.update(piece))]
+        if target is not None:
+            tasks.append(self._writing.do(lambda: target.write(piece)))
+        self._busy.append((buffer, tuple(tasks)))
 
-    def _update(self, piece: memoryview) -> None:
-        for hasher in self._hashers:
-            hasher.update(piece)
+    def close(self, target: NewFile) -> None:
+        """Close a file once all that it was fed is written."""
+        self._writing.do(target.close)
+
+    def wait(self) -> None:
+        """Wait for all that was fed; what went wrong with it is raised here, or earlier."""
+        while self._busy:
+            self._free.append(self._wait_for_one())
+
+    def _wait_for_one(self) -> memoryview:
+        buffer, tasks = self._busy.popleft()
+        for task in tasks:
+            task.result()
+        return buffer
 
 
 def _copy_segment(
-    source: int, size: int, path: str, hashing: _Hashing, part: _Hasher, *, clone: bool
+    source: int,
+    size: int,
+    path: str,
+    pieces: _Pieces,
+    hashers: Sequence[_Hasher],
+    *,
+    clone: bool,
 ) -> None:
     """Copy the next `size` bytes of `source` to the new file `path`, hashing them."""
-    target = create(path)
+    target = NewFile(path, size)
     try:
-        cloned = clone and is_cloned(source, target)
+        is_copied = not (clone and is_cloned(source, target.fd))
         left = size
         while left:
-            buffer = hashing.buffer()
-            count = os.readv(target if cloned else source, [buffer[: min(left, len(buffer))]])
+            buffer = pieces.buffer()
+            room = buffer[: min(left, len(buffer))]
+            count = os.readv(source if is_copied else target.fd, [room])
             if count == 0:
                 raise InvalidRecordError("the file became shorter while it was read")
-            hashing.feed(buffer, count)
-            part.update(buffer[:count])
-            if not cloned:
-                write_all(target, buffer[:count])
-                start_flush(target, size - left, count)
+            pieces.feed(buffer, count, target if is_copied else None)
+            for hasher in hashers:
+                hasher.update(buffer[:count])
             left -= count
     finally:
-        os.close(target)
+        pieces.close(target)
 
 
 def is_cloned(source: int, target: int) -> bool:

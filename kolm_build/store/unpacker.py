@@ -11,7 +11,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kolm_build.core.digest import Blob, Digest
 from kolm_build.core.kolmpack import Entry, PackKind, Part
@@ -25,6 +25,7 @@ from kolm_build.errors import (
     StoreError,
 )
 from kolm_build.store import claims, roots
+from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.index import Index, Row
 from kolm_build.store.ingest import IN_MEMORY_BYTES
 from kolm_build.store.join import Join
@@ -164,11 +165,6 @@ def check_pack(
 def root_name(pack: Digest) -> str:
     """The name of the root that keeps what came in a pack."""
     return pack.hex
-
-
-def is_packs(root: Root) -> bool:
-    """Whether a root keeps what came in a pack: an environment's has no derivations."""
-    return len(root.name) == len(Digest.of_blob(b"").hex) and bool(root.derivations)
 
 
 class Unpacker:
@@ -351,22 +347,24 @@ class Unpacker:
                 batch.adopt(Row(Kind.BLOB, b3, join.size_bytes, Form.JOINED), temp)
 
     def _claims(self, batch: Batch, checked: Checked) -> int:
-        """Take the claims whose content is here; how many."""
+        """Take the claims whose content is here, the unsigned ones marked; how many."""
         count = 0
         for entry in self._file.head.objects:
             if entry.kind is not PackKind.CLAIM:
                 continue
             claim = checked.records.claims[entry.digest]
             if batch.has(Kind.TREE, claim.realisation.content):
-                row = Row(Kind.CLAIM, entry.digest, entry.size_bytes)
-                batch.write(row, self._file.record(entry))
-                batch.also(_adding(self._index, claim, entry.digest))
                 count += 1
+                if not batch.has(Kind.CLAIM, entry.digest):  # else it is of this store already
+                    self._claim(batch, claim)
         return count
 
-
-def _adding(index: Index, claim: claims.StoredRealisation, digest: Digest) -> Callable[[], None]:
-    return lambda: claims.add(index, claim, digest)
+    def _claim(self, batch: Batch, claim: StoredRealisation) -> None:
+        kept = replace(claim, is_delivered=claim.envelope is None)
+        data = kept.encode()
+        digest = Digest.of_blob(data)
+        batch.write(Row(Kind.CLAIM, digest, len(data)), data)
+        batch.also(lambda: claims.add(self._index, kept, digest))
 
 
 def _check_records(file: PackFile) -> Checked:

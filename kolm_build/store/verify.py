@@ -27,8 +27,10 @@ from kolm_build.store.survey import Found, strangers, survey
 from kolm_build.store.trash import to_trash
 from kolm_build.store.write import write_named
 
-Substitute = Callable[[Digest], bytes | None]
-"""Gives the right bytes of an object from elsewhere, or None."""
+Substitute = Callable[[Kind, Digest], bytes | None]
+"""Gives the bytes of an object from elsewhere, or None; they are proved before they are used."""
+MADE_INVALID = "made invalid: the next build makes it again"
+PUT_BACK = "put back"
 
 _SMALL_BYTES = 1 << 20
 _LARGE = frozenset({Kind.BLOB, Kind.PACK})
@@ -269,23 +271,23 @@ class Verifier:
             return replace(finding, repaired="mode set")
         if finding.kind is Kind.PACK:
             return self._unpack(finding, session, substitute)
-        data = substitute(finding.digest)
+        data = substitute(finding.kind, finding.digest)
         if data is not None and record_digest(data, CONTEXT[finding.kind]) == finding.digest:
             self._put_back(finding.kind, finding.digest, data, session)
-            return replace(finding, repaired="put back")
+            return replace(finding, repaired=PUT_BACK)
         with self._index.transaction():
             self._index.remove(finding.kind, [finding.digest])
             if finding.kind is Kind.CLAIM:
                 self._index.execute("delete from claim where digest = ?", [(finding.digest.raw,)])
         to_trash(self._layout, finding.path)
-        return replace(finding, repaired="made invalid: the next build makes it again")
+        return replace(finding, repaired=MADE_INVALID)
 
     def _unpack(self, finding: Finding, session: Session, substitute: Substitute) -> Finding:
         """Give up a damaged pack: each blob that is sound, or can be had, becomes a file."""
         assert finding.digest is not None
         kept = 0
         for row in self._index.packed_in(finding.digest):
-            data = self._salvaged(row.digest) or substitute(row.digest)
+            data = self._salvaged(row.digest) or substitute(Kind.BLOB, row.digest)
             if data is not None and Digest.of_blob(data) == row.digest:
                 self._put_back(Kind.BLOB, row.digest, data, session)
                 kept += 1

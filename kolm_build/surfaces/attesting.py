@@ -84,7 +84,9 @@ def _rebuilt(
         resolved = realised.keys.get(digest)
         if resolved is not None and not derivation.is_fixed:
             for output, _ in derivation.outputs:
-                yield from store.realisations(resolved, output)
+                for claim in store.realisations(resolved, output):
+                    if not claim.is_delivered:
+                        yield claim
 
 
 def _keep_log(claim: StoredRealisation, source: LocalStore, dest: LocalStore) -> None:

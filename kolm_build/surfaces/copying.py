@@ -1,4 +1,8 @@
-"""Copying what a project's nodes are between its store and a substituter."""
+"""Copying what a project's nodes are between its store and a substituter.
+
+A tree that is named by its digest needs no project; what only projects and claims need is imported
+there, since it takes longer than many a copy.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +10,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kolm_build.attest.envelope import Envelope
 from kolm_build.core.closure import closure
 from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.plan import Build, Plan, Substitute, plan
 from kolm_build.core.quorum import COPIED
-from kolm_build.engine.builder import OPEN_LEVEL
 from kolm_build.engine.events import Event, OnEvent, Progress, Substituted
 from kolm_build.engine.joblog import LOG
-from kolm_build.engine.scheduler import plan_for
-from kolm_build.engine.substitution import Substitution
 from kolm_build.errors import MissingObjectError, NoSandboxError
 from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.remote.place import Limits, Place
 from kolm_build.store.remote.publish import Publisher
-from kolm_build.store.remote.substitutes import JOBS, Substitutes
-from kolm_build.store.unpacker import is_packs
-from kolm_build.surfaces.lookup import find_output
-from kolm_build.surfaces.substituting import signed
 
 if TYPE_CHECKING:
     from kolm_build.attest.keys import SigningKey
     from kolm_build.core.pipeline import Instance
     from kolm_build.core.realisation import Realisation
     from kolm_build.store.local import LocalStore
+    from kolm_build.store.remote.substitutes import Substitutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +64,8 @@ def wanted_outputs(
         targets: Nodes, which mean all their outputs, and outputs.
         closure_too: With every output of everything they are made from.
     """
+    from kolm_build.surfaces.lookup import find_output
+
     some = [find_output(instance, text) for text in targets] or list(instance.targets.values())
     names = [text if text in instance.nodes else "" for text in targets] or [""] * len(some)
     found = {}
@@ -111,6 +110,8 @@ class Sender:
     def __init__(
         self, store: LocalStore, place: Place, *, limits: Limits, on_event: OnEvent
     ) -> None:
+        from kolm_build.store.remote.substitutes import JOBS
+
         self._store = store
         self._on_event = on_event
         self._name = ""
@@ -133,9 +134,10 @@ class Sender:
         self, instance: Instance, wanted: Iterable[OutputInput], key: SigningKey | None
     ) -> None:
         """Copy what is known of `wanted` and of all that they are made from, signed by `key`."""
+        from kolm_build.surfaces.substituting import signed
+
         reached = _reached(instance, wanted)
         known = known_plan(instance, reached, self._store)
-        delivered = _delivered(instance, self._store)
         for digest in reached:
             derivation = instance.derivations[digest]
             resolved = known.resolved.get(digest)
@@ -148,10 +150,11 @@ class Sender:
             ]
             for claim in claims:
                 self._record_of(claim)
-            # Unsigned claims are those of builds here, unless a pack may have brought them.
-            own = [claim for claim in claims if claim.envelope or digest not in delivered]
-            signatures = [signed(claim, key) for claim in (own if key else claims)]
-            copies = _copies(claims, own, digest, key)
+            # Unsigned claims are those of builds here, unless a pack brought them.
+            own = [claim for claim in claims if not claim.is_delivered]
+            shown = [claim.bare() for claim in claims]
+            signatures = [signed(claim, key) for claim in (own if key else shown)]
+            copies = _copies(shown, own, digest, key)
             self._publisher.claims(resolved, [*signatures, *copies])
 
     def _publishable(self, name: str, resolved: Digest, output: str) -> list[StoredRealisation]:
@@ -160,6 +163,8 @@ class Sender:
         Raises:
             NoSandboxError: It was only ever built openly.
         """
+        from kolm_build.engine.builder import OPEN_LEVEL
+
         claims = self._store.realisations(resolved, output)
         levels = {claim.circumstances.get("sandbox") for claim in claims if claim.envelope is None}
         fit = [
@@ -191,20 +196,6 @@ class Sender:
         self._on_event(Progress(node=self._name, done=done, total=total, unit="byte"))
 
 
-def _delivered(instance: Instance, store: LocalStore) -> set[Digest]:
-    """The derivations that came in a pack, whose unsigned claims may be somebody else's."""
-    targets = {
-        digest
-        for root in store.roots()
-        if is_packs(root)
-        for digest in root.derivations
-        if digest in instance.derivations
-    }
-    return set(
-        closure(targets, lambda one: [need.derivation for need in instance.derivations[one].needs])
-    )
-
-
 def _copies(
     claims: Sequence[StoredRealisation],
     own: Sequence[StoredRealisation],
@@ -212,6 +203,8 @@ def _copies(
     key: SigningKey | None,
 ) -> list[StoredRealisation]:
     """What `key` says of outputs that were never built here: that they were copied."""
+    from kolm_build.surfaces.substituting import signed
+
     outputs = {claim.realisation for claim in claims}
     built = {claim.realisation for claim in own if _is_by(claim, key)}
     return [
@@ -231,6 +224,8 @@ def _copies(
 
 def _is_by(claim: StoredRealisation, key: SigningKey | None) -> bool:
     """Whether a claim is unsigned, so of a build here, or signed by `key`."""
+    from kolm_build.attest.envelope import Envelope
+
     if claim.envelope is None or key is None:
         return True
     signatures = Envelope.decode(claim.envelope).signatures
@@ -290,6 +285,9 @@ def receive(
         MissingObjectError: Something is not here, and no substituter has it.
         NotReproducibleError: Something is contested.
     """
+    from kolm_build.engine.scheduler import plan_for
+    from kolm_build.engine.substitution import Substitution
+
     came: dict[str, int] = {}
 
     def count(event: Event) -> None:

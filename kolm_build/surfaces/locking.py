@@ -43,6 +43,8 @@ class Locking:
         project: What is locked.
         before: Its lock so far; None for a first one.
         update: Names of what is to be looked at anew.
+        environment: What to lock as the environment, in the store already; None to keep what is
+            locked, or take down what is installed here.
         store: Takes what is fetched and hashed.
         options: How fetches run.
         on_event: Told of fetches.
@@ -51,6 +53,7 @@ class Locking:
     project: Project
     before: Lock | None
     update: Sequence[str]
+    environment: Environment | None = None
     store: LocalStore
     options: Options
     on_event: OnEvent
@@ -78,6 +81,7 @@ class Locking:
             inputs=tuple(sorted(inputs, key=lambda one: one.name)),
             code=code,
             kernels=self._kernels(code),
+            minimum_grade=recipe.minimum_grade,
         )
 
     def _kernels(self, code: Mapping[str, Digest]) -> Sha256 | None:
@@ -108,6 +112,8 @@ class Locking:
         return section in then and now.get(section) == then[section]
 
     def _environment(self) -> Environment:
+        if self.environment is not None:
+            return self.environment
         if self.before is not None and self._is_kept(ENVIRONMENT, ENVIRONMENT):
             return self.before.environment
         return capture(self.project.recipe.distributions, memo=self.store)

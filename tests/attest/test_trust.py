@@ -183,13 +183,24 @@ def test_a_newer_trust_file_that_is_not_strict_is_refused(old, new):
         ('"cern"', '"acme"', "can never be met"),
         ('organisation = "cern"\n', "", "a builder without an organisation"),
         ('roles = ["log"]', 'roles = ["approver"]', "nobody is one"),
-        ('"R2"', '"R4"', "unknown word"),
+        ('"R2"', '"R5"', "unknown word"),
     ],
 )
 def test_a_policy_that_can_never_be_met_is_refused(old, new, why):
     """QUORUM-3."""
     with pytest.raises(KeyFileError, match=why):
         parse_trust(NEWER.replace(old, new).encode(), "trust.toml")
+
+
+def test_the_highest_grade_takes_two_builders():
+    """QUORUM-3."""
+    text = NEWER.replace('"R2"', '"R4"').replace("committed = true", "committed = false")
+    assert parse_trust(text.encode(), "trust.toml").quorum.grade == "R4"
+    alone = text.replace("builder = 2", "approver = 1").replace(
+        'organisation = "cern"\nroles = ["builder"]', 'roles = ["approver"]'
+    )
+    with pytest.raises(KeyFileError, match="takes two builders"):
+        parse_trust(alone.encode(), "trust.toml")
 
 
 def test_a_builder_whose_key_no_log_can_date_is_not_one_of_those_there_are():

@@ -22,6 +22,7 @@ from kolm_build.core.quorum import (
     Vote,
     Window,
     decide,
+    is_grade_below,
     parse_time,
 )
 from kolm_build.errors import InvalidRecordError
@@ -230,7 +231,7 @@ def test_a_claim_without_a_time_is_taken_to_have_come_first():
 
 def test_the_grade_is_what_the_claims_show():
     """GRADE-1, GRADE-2."""
-    one = vote("ann", run="1", machine="m", platform="p")
+    one = vote("ann", run="1", machine="m", platform="p-1")
     grades = [
         decide(TWO, votes).grade
         for votes in (
@@ -239,12 +240,33 @@ def test_the_grade_is_what_the_claims_show():
             [one, replace(one, signer="ben")],
             [one, replace(one, signer="ben", run="2")],
             [one, replace(one, signer="ben", run="2", machine="n")],
-            [one, replace(one, signer="ben", run="2", machine="n", platform="q")],
-            [one, replace(one, signer="ben", content="y", run="2", machine="n", platform="q")],
+            [one, replace(one, signer="ben", run="2", machine="n", platform="p-2")],
+            [one, replace(one, signer="ben", content="y", run="2", machine="n", platform="p-2")],
             [one, replace(one, signer="ben", run="2", machine="n", objection="revoked")],
         )
     ]
     assert grades == [None, "R0", "R0", "R1", "R2", "R3", "R0", "R0"]
+
+
+def test_portable_is_what_two_builders_made_on_two_architectures():
+    """GRADE-2."""
+    intel = vote("ann", platform="x86_64-v4+avx512_bf16/intel/none")
+    arm = vote("ben", platform="aarch64+bf16/arm/none")
+    older = vote("ben", platform="x86_64-v2/amd/none")
+    assert decide(TWO, [intel, arm]).grade == "R4"
+    assert decide(TWO, [intel, older]).grade == "R3"
+    assert decide(TWO, [intel, replace(arm, signer="ann")]).grade == "R3"
+    assert decide(TWO, [intel, replace(arm, machine="")]).grade == "R1"
+    assert decide(TWO, [intel, replace(arm, objection="revoked")]).grade == "R0"
+    assert decide(TWO, [intel, replace(arm, content="y")]).grade == "R0"
+    assert decide(replace(TWO, grade="R4"), [intel, arm]).usable == "x"
+    assert decide(replace(TWO, grade="R4"), [intel, older]).word == "not met"
+
+
+def test_no_claim_is_below_every_grade():
+    """GRADE-4."""
+    assert [is_grade_below(None, grade) for grade in GRADES] == [True] * 5
+    assert [is_grade_below("R2", grade) for grade in GRADES] == [False, False, False, True, True]
 
 
 def test_a_policy_may_ask_for_a_grade():

@@ -67,3 +67,17 @@ def test_a_lock_that_is_no_lock_is_refused(project):
     answer = project.kolm("build")
     assert answer.status == 2
     assert answer.err.startswith("error: kolm.lock: ")
+
+
+def test_a_lock_of_an_earlier_version_gets_all_code_anew(project):
+    """LOCK-14: where the version is the present one, code that is locked stays."""
+    project.ok("lock")
+    now = project.read("kolm.lock")
+    at = now.index('step = "script"\ntree = "b3:') + len('step = "script"\ntree = "b3:')
+    other = now[:at] + "0" * 64 + now[at + 64 :]
+    project.write("kolm.lock", other)
+    project.ok("lock")
+    assert project.read("kolm.lock") == other
+    project.write("kolm.lock", other.replace("\nversion = 2\n", "\nversion = 1\n"))
+    project.ok("lock")
+    assert project.read("kolm.lock") == now

@@ -47,3 +47,17 @@ def test_a_folder_that_is_no_store_is_refused(project, tmp_path):
     answer = project.kolm("lock", "--store", str(tmp_path / "mine"))
     assert answer.status == 4
     assert "thesis.txt" in answer.err
+
+
+def test_repair_fetches_what_a_substituter_has(project, tmp_path):
+    """STORE-26, STORE-33."""
+    project.ok("lock")
+    project.ok("build")
+    project.ok("copy", "--closure", "--no-sign", "--to", f"file://{tmp_path / 'cache'}")
+    for path in (project.store / "tree").glob("*/*"):
+        path.unlink()
+    refused = project.kolm("store", "fsck", "--substituter", f"file://{tmp_path / 'cache'}")
+    assert "only with --repair" in refused.err
+    project.ok("store", "fsck", "--repair", "--substituter", f"file://{tmp_path / 'cache'}")
+    assert project.ok("store", "fsck", "--deep").out.endswith("clean\n")
+    assert project.ok("build", "--offline").built() == []

@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from kolm_build.attest.keys import load
 from kolm_build.core.split import is_holdout
+from kolm_build.store.claims import StoredRealisation
+from kolm_build.store.local import LocalStore
+from kolm_build.surfaces.substituting import signed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
@@ -251,3 +255,38 @@ def test_what_was_built_without_a_sandbox_is_not_signed(copy):
     refused = copy.kolm("build", "--key", str(copy.home / ".config/kolm/key.pem"))
     assert refused.returncode == 1
     assert "what was built without a sandbox is not signed" in refused.stderr
+
+
+def test_an_artifact_holds_by_the_claims_that_its_lock_asks_for(copy):
+    """GRADE-4, GRADE-6."""
+    with (copy.project / "kolm.toml").open("a") as file:
+        file.write('\n[release]\nminimum_grade = "R1"\n')
+    copy.ok("lock")
+    copy.artifact.unlink()
+    store = copy.home / "store"
+    _sign_claims(copy, runs=1)
+    assert copy.kolm("build").returncode == 64  # the package is new, and nobody signed that
+    assert not copy.artifact.exists()
+    _sign_claims(copy, runs=2)
+    assert "built" not in copy.kolm("build").stderr
+    assert "shown to be of the grade R1" in copy.ok("verify", "tiny.kolm", "--claims", str(store))
+    copy.ok("verify", "tiny.kolm", "--no-trust")
+    refused = copy.kolm("verify", "tiny.kolm")
+    assert refused.returncode == 64
+    assert "holds no claims" in refused.stderr
+    with LocalStore.open(copy.home / "empty"):
+        pass
+    refused = copy.kolm("verify", "tiny.kolm", "--claims", str(copy.home / "empty"))
+    assert refused.returncode == 64
+    assert "no valid claim" in refused.stderr
+
+
+def _sign_claims(place: Place, *, runs: int) -> None:
+    """Sign all claims of a store, as of so many runs."""
+    key = load(place.home / ".config" / "kolm" / "key.pem", passphrase=None)
+    with LocalStore.open(place.home / "store") as store:
+        for path in [one for one in (place.home / "store" / "real").rglob("*") if one.is_file()]:
+            claim = StoredRealisation.decode(path.read_bytes())
+            for number in range(runs if claim.envelope is None else 0):
+                facts = {**claim.circumstances, "wall_ms": number}
+                store.add_claim(signed(replace(claim, circumstances=facts), key))

@@ -14,8 +14,9 @@ from kolm_build.store.remote.folder import FolderPlace
 from kolm_build.store.remote.place import Limits
 from kolm_build.store.remote.publish import Publisher, read_claims
 from kolm_build.surfaces import places
+from kolm_build.surfaces.addresses import addresses
 from kolm_build.surfaces.cli.terminal import Terminal
-from kolm_build.surfaces.substituting import addresses, signed
+from kolm_build.surfaces.substituting import signed
 from tests.cli.test_startup import imported
 from tests.substituter.serving import Faults, serving
 

@@ -131,6 +131,20 @@ def test_what_came_in_a_pack_is_published_as_copied_never_as_built(built, elsewh
     assert kinds(place) == {"copied"}
 
 
+def test_removing_the_root_of_an_import_makes_nothing_ones_own(built, elsewhere, tmp_path):
+    """SUB-22, STORE-32."""
+    built.ok("export", "-o", "x.kolmpack")
+    root = taken(elsewhere, built.root / "x.kolmpack", "--accept-claims")["root"]
+    elsewhere.ok("key", "new", "--unencrypted")
+    elsewhere.ok(*at(elsewhere, "store", "roots", "--remove", root))
+    copy = ("copy", "-C", str(elsewhere.root), "--to")
+    elsewhere.ok(*at(elsewhere, *copy, f"file://{tmp_path / 'before'}"))
+    assert kinds(tmp_path / "before") == {"copied"}
+    elsewhere.ok(*at(elsewhere, "build", "-C", str(elsewhere.root), "--check"))
+    elsewhere.ok(*at(elsewhere, *copy, f"file://{tmp_path / 'after'}"))
+    assert kinds(tmp_path / "after") == {"built"}
+
+
 def kinds(place: Path) -> set[str]:
     """What the claims in a folder of a substituter say of outputs: built, copied."""
     names = [path.name for path in place.rglob("real/**/*") if path.is_file()]

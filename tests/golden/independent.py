@@ -16,6 +16,7 @@ KINDS = (
 )
 CONTEXTS = {kind: f"kolm_build 2026 {kind} v1" for kind in KINDS}
 CONTEXTS["recipe"] = "kolm_build 2026 recipe section v1"
+CONTEXTS["federated_round"] = "kolm_build 2026 federated round v1"
 
 
 def plain(noted):

@@ -78,7 +78,7 @@ def trained(step, inputs, root, rows, *, checkpoint=None, stop=0, **params):
     ],
 )
 def test_a_training_in_segments_ends_in_the_same_bytes(step, rows, params, inputs, tmp_path):
-    """ALG-10, ALG-11, ADPT-76: 14 rows in steps of 4, so segments end within an epoch and at its end."""
+    """ALG-10, ALG-11, ADPT-76: 14 rows by 4: segments end within an epoch and at its end."""
     whole = trained(step, inputs, tmp_path / "whole", rows, **params)
     place = None
     for stop in (3, 4):

@@ -11,6 +11,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kolm_build.core.fields import Fields
 from kolm_build.errors import StepFailedError
@@ -537,6 +539,83 @@ def test_pairs_and_steps_are_scored_by_a_logistic_loss():
     scores = torch.tensor([1.5, -0.5])
     wanted = (math.log1p(math.exp(-1.5)) + math.log1p(math.exp(-0.5))) / 2
     assert of_steps(scores, [True, False]).item() == pytest.approx(wanted)
+
+
+def test_a_reward_models_loss_is_that_of_trl():
+    """RL-20: value and gradient of two pairs with margins."""
+    from trl import RewardTrainer
+
+    from kolm_build.steps.objectives.reward_bt import pair_loss
+
+    scores = [0.8, 1.2, -0.1, 1.5]  # two chosen answers, then the rejected ones
+    margins = [0.5, 0.0]
+    theirs, ours = (torch.tensor(scores, dtype=torch.float64).requires_grad_() for _ in range(2))
+    trainer = RewardTrainer.__new__(RewardTrainer)
+    vars(trainer).update(
+        model=SimpleNamespace(training=False),
+        args=SimpleNamespace(center_rewards_coefficient=0.01),
+        accelerator=alone(),
+        _metrics=MagicMock(),
+        _total_train_tokens=0,
+    )
+    loss = trainer.compute_loss(
+        lambda **_inputs: SimpleNamespace(logits=theirs[:, None]),
+        {"margin": torch.tensor(margins, dtype=torch.float64)},
+    )
+    loss.backward()
+    rows = [pair_loss(ours[at], ours[2 + at], margins[at], 0.01) for at in (0, 1)]
+    (sum(rows) / 2).backward()
+    assert sum(rows).item() / 2 == pytest.approx(loss.item(), rel=1e-12)
+    assert ours.grad.tolist() == pytest.approx(theirs.grad.tolist(), rel=1e-12)
+
+
+FINITE = st.floats(-100, 100).map(lambda one: round(one, 3))
+PROPERTY = settings(deadline=None, max_examples=60)
+
+
+@PROPERTY
+@given(st.lists(FINITE, min_size=2, max_size=9), FINITE)
+def test_advantages_are_about_zero_and_do_not_move_with_all_rewards(rewards, more):
+    """RL-35: as do those of every objective that measures from the prompt's own rewards."""
+    from kolm_build.steps.objectives.dr_grpo import centred
+    from kolm_build.steps.objectives.grpo import standardised
+    from kolm_build.steps.objectives.rloo import left_out
+
+    for advantages in (standardised, centred, left_out):
+        found = advantages(rewards)
+        assert math.fsum(found) == pytest.approx(0, abs=1e-6)
+        moved = advantages([one + more for one in rewards])
+        assert moved == pytest.approx(found, abs=1e-6)
+        assert advantages([more] * len(rewards)) == pytest.approx([0.0] * len(rewards), abs=1e-9)
+
+
+@PROPERTY
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=1, max_size=9), st.floats(0, 1))
+def test_looking_to_the_end_an_advantage_is_the_return_less_the_value(tokens, gamma):
+    """RL-48: lambda is 1."""
+    from kolm_build.steps.objectives.ppo import generalised_advantages
+
+    rewards, values = map(list, zip(*tokens, strict=True))
+    found = generalised_advantages(rewards, values, gamma=gamma, lam=1.0)
+    for at, value in enumerate(values):
+        wanted = sum(gamma**later * one for later, one in enumerate(rewards[at:])) - value
+        assert found[at] == pytest.approx(wanted, abs=1e-6)
+
+
+@PROPERTY
+@given(
+    st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any),
+    st.sampled_from([0.01, 0.3, 0.5, 0.9, 0.99]),
+)
+def test_a_nucleus_has_its_probability_and_no_token_too_many(weights, top_p):
+    """RL-5."""
+    from kolm_build.steps._rollouts import nucleus
+
+    (kept,) = nucleus(np.array([weights]), top_p)
+    left = sorted(one for one in kept if one)
+    assert sum(left) >= top_p * sum(weights)
+    assert sum(left[1:]) < top_p * sum(weights)
+    assert min(left) >= max((a for a, b in zip(weights, kept, strict=True) if not b), default=0)
 
 
 def test_the_catalogue_and_the_steps_name_the_same_parameters():

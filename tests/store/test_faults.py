@@ -19,6 +19,7 @@ from kolm_build.errors import (
     PermissionDeniedError,
     StoreFormatError,
 )
+from kolm_build.store.layout import Kind
 from kolm_build.store.local import LocalStore
 from kolm_build.store.verify import Trouble
 from tests.store.builders import (
@@ -105,7 +106,7 @@ def test_a_substituter_puts_bytes_back(
     harm(victim)
     asked: list[Digest] = []
 
-    def substitute(digest: Digest) -> bytes:
+    def substitute(_: Kind, digest: Digest) -> bytes:
         asked.append(digest)
         return right
 
@@ -119,7 +120,7 @@ def test_a_substituter_puts_bytes_back(
 def test_a_lying_substituter_is_not_believed(store: LocalStore, tree: Digest) -> None:
     """STORE-26."""
     _flip(_victim(store, tree, "blob"))
-    store.fsck(repair=True, substitute=lambda _: b"wrong")
+    store.fsck(repair=True, substitute=lambda _kind, _digest: b"wrong")
     assert not store.has_tree(tree)
     assert store.fsck().is_clean
 

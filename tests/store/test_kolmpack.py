@@ -27,9 +27,10 @@ from kolm_build.errors import (
     StoreError,
 )
 from kolm_build.store import unpacker
+from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.join import Join
 from kolm_build.store.local import LocalStore
-from kolm_build.store.packfile import PackFile
+from kolm_build.store.packfile import PackFile, read_records
 from kolm_build.store.unpacker import check_pack
 from tests.store.builders import blob_path, damage, derivation, make_folder, read_folder, realise
 from tests.store.packing import (
@@ -229,6 +230,51 @@ def test_claims_are_not_believed_unless_asked_for(other, pack):
     assert take(other, pack, accept_claims=True).claims == 2
 
 
+def claims_of(store):
+    rows = store._index.select("select resolved, output from claim group by resolved, output")
+    return [one for raw, output in rows for one in store.realisations(Digest(raw), output)]
+
+
+def test_claims_that_came_are_marked_for_good(other, pack):
+    """STORE-32."""
+    root = take(other, pack, accept_claims=True).root
+    marked = claims_of(other)
+    assert [claim.is_delivered for claim in marked] == [True, True]
+    other.remove_root(root)
+    other.collect(dry_run=False)
+    other.close()
+    LocalStore.rebuild_index(other.root)
+    with LocalStore.open(other.root) as again:
+        assert claims_of(again) == marked
+
+
+def test_claims_of_this_store_are_not_marked_by_its_own_pack(store, pack):
+    """STORE-32."""
+    before = claims_of(store)
+    take(store, pack, accept_claims=True)
+    assert claims_of(store) == before
+    assert not any(claim.is_delivered for claim in before)
+
+
+def test_a_marked_claim_does_not_travel(other, wanted, pack, place):
+    """STORE-32."""
+    take(other, pack, accept_claims=True)
+    write_pack(other, wanted, place / "again.kolmpack")
+    with PackFile.open(place / "again.kolmpack") as file:
+        assert not any(claim.is_delivered for claim in read_records(file).claims.values())
+
+
+def test_a_pack_with_a_marked_claim_is_refused(store, wanted, other, place, monkeypatch):
+    """PACK-16."""
+    monkeypatch.setattr(StoredRealisation, "bare", lambda claim: replace(claim, is_delivered=True))
+    write_pack(store, wanted, place / "marked.kolmpack")
+    monkeypatch.undo()
+    before = snapshot(other)
+    with pytest.raises(PackError, match="mark"):
+        take(other, place / "marked.kolmpack", accept_claims=True)
+    assert snapshot(other) == before
+
+
 def test_a_claim_without_its_content_is_not_taken(store, wanted, other, place):
     """PACK-16."""
     write_pack(store, replace(wanted, without_outputs=True), place / "y.kolmpack")
@@ -304,7 +350,7 @@ import os, signal, sys
 from pathlib import Path
 from kolm_build.store import unpacker
 from kolm_build.store.local import LocalStore
-from kolm_build.store.packfile import PackFile
+from kolm_build.store.packfile import PackFile, read_records
 copied = unpacker.Unpacker._copied
 def die(self, entry, place):
     if len(os.listdir(os.path.dirname(place))) > int(sys.argv[3]):

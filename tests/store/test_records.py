@@ -1,6 +1,7 @@
 """Derivations, claims, logs and locks."""
 
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -156,14 +157,33 @@ def test_what_logs_say_of_a_claim_travels_in_its_file(store: LocalStore, place: 
         {"evidence": [[b"one", "nonce"]]},
         {"evidence": [[b"one", None]], "v": 1},
         {"v": 2},
+        {"v": 3},
+        {"delivered": True},
+        {"v": 3, "delivered": False},
+        {"v": 3, "delivered": 1},
+        {"v": 3, "delivered": True, "envelope": b"signed"},
+        {"v": 3, "delivered": True, "evidence": []},
     ],
 )
-def test_a_claim_with_evidence_out_of_order_is_not_read(
+def test_a_claim_that_is_not_what_its_version_says_is_not_read(
     store: LocalStore, place: Path, change: dict[str, object]
 ) -> None:
-    """STORE-31, WITNESS-5."""
+    """STORE-31, STORE-32, WITNESS-5."""
     tree = store.ingest(make_folder(place / "f", {"f": b"f"}))
     (plain,) = store.realisations(realise(store, derivation(), tree), "out")
     value = {**cbor.decode(plain.encode()), "v": 2, **change}  # type: ignore[dict-item]  # a map
     with pytest.raises(InvalidRecordError):
         StoredRealisation.decode(cbor.encode(value))
+
+
+def test_a_mark_and_evidence_stand_in_one_file(store: LocalStore, place: Path) -> None:
+    """STORE-31, STORE-32."""
+    tree = store.ingest(make_folder(place / "f", {"f": b"f"}))
+    (plain,) = store.realisations(realise(store, derivation(), tree), "out")
+    for claim in (plain, plain.with_evidence((b"one", None))):
+        marked = replace(claim, is_delivered=True)
+        assert StoredRealisation.decode(marked.encode()) == marked
+        assert marked.bare() == claim
+        assert cbor.decode(marked.encode())["v"] == 3  # type: ignore[index,call-overload]  # a map
+    with pytest.raises(InvalidRecordError, match="needs no mark"):
+        replace(plain, envelope=b"signed", is_delivered=True).encode()

@@ -1,6 +1,6 @@
 """What the catalogue says of one algorithm (spec/algorithms.md).
 
-An algorithm stands on one of three axes. An *objective* is what a stage of a recipe minimises; an
+An algorithm stands on one of four axes. An *objective* is what a stage of a recipe minimises; an
 *adapter* is which numbers it may change; an *optimiser* is how it changes them. A stage names one
 of each, so every objective goes with every adapter that it can go with, and each is one row.
 """
@@ -20,7 +20,8 @@ from kolm_build.errors import InvalidRecordError
 OBJECTIVE = "objective"
 ADAPTER = "adapter"
 OPTIMISER = "optimiser"
-AXES = (OBJECTIVE, ADAPTER, OPTIMISER)
+FEDERATION = "federation"
+AXES = (OBJECTIVE, ADAPTER, OPTIMISER, FEDERATION)
 
 FAMILIES = (
     "supervised",

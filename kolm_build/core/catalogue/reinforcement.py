@@ -224,7 +224,7 @@ ROWS: tuple[Algorithm, ...] = (
         "arXiv:2402.04792, algorithm 1",
         "-log sigmoid(beta (log ratio of the better answer - of the worse)), both the policy's",
         (*DRAWING, *REWARD, _closeness(), _iterations()),
-        oracle="trl.experimental.online_dpo",
+        oracle="NumPy",
         passes=TWO,
     ),
     _row(
@@ -262,7 +262,7 @@ ROWS: tuple[Algorithm, ...] = (
         "arXiv:2401.01335, equation 4.7",
         "-log sigmoid(beta (log ratio of the row's answer - of the model's as it was))",
         (*DRAWING, _closeness(), _iterations()),
-        oracle="trl.DPOTrainer, loss_type sigmoid",
+        oracle="NumPy",
         passes=TWO,
         schema="answers",
         roles=(),

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from kolm_build.core.catalogue import (
     adapters,
     distillation,
+    federated,
     merging,
     mixture,
     optimisers,
@@ -25,6 +26,7 @@ _ROWS: tuple[Algorithm, ...] = (
     *reinforcement.ROWS,
     *distillation.ROWS,
     *merging.ROWS,
+    *federated.ROWS,
     *adapters.ROWS,
     *mixture.ROWS,
     *optimisers.ROWS,

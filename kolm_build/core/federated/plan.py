@@ -15,10 +15,13 @@ from kolm_build.errors import InvalidRecordError
 
 VERSION = 1
 
-AVERAGING = ("avg", "prox", "avgm", "adam", "yogi", "adagrad", "scaffold", "dyn", "ffa")
+AVERAGING = (
+    *("fed-avg", "dp-fed-avg", "fed-prox", "fed-avgm", "fed-adam", "fed-yogi", "fed-adagrad"),
+    *("scaffold", "fed-dyn", "ffa-lora"),
+)
 """Methods whose server needs no more than a sum of updates, so that masks can hide the parts."""
 
-FACTORING = ("flora", "product")
+FACTORING = ("flora", "flex-lora")
 """Methods whose server needs each site's A and B."""
 
 METHODS = (*AVERAGING, *FACTORING)
@@ -79,13 +82,15 @@ class FederationPlan:
             raise InvalidRecordError("an update has to have room", where="clip", actual=self.clip)
         if self.method == "scaffold":
             self._check_scaffold()
-        if self.method == "dyn" and parse_decimal(self.mu) == 0:
-            raise InvalidRecordError("the method dyn divides by it", where="mu", actual=self.mu)
+        if self.method == "fed-dyn" and parse_decimal(self.mu) == 0:
+            raise InvalidRecordError("the method fed-dyn divides by it", where="mu", actual=self.mu)
 
     def _check_noise(self) -> None:
+        if not self.has_noise and self.method == "dp-fed-avg":
+            raise InvalidRecordError("the method dp-fed-avg is about it", where="noise_multiplier")
         if not self.has_noise:
             return
-        if self.method in FACTORING or self.method in ("scaffold", "dyn"):
+        if self.method in FACTORING or self.method in ("scaffold", "fed-dyn"):
             raise InvalidRecordError(
                 f"noise is not accounted for in the method {self.method}", where="noise_multiplier"
             )
@@ -159,7 +164,7 @@ class FederationPlan:
         fields = Fields(value)
         fields.version(VERSION)
         made = cls(
-            method=choice(fields, "method", METHODS, default="avg"),
+            method=choice(fields, "method", METHODS, default="fed-avg"),
             weight=choice(fields, "weight", ("rows", "equal"), default="rows"),
             masks=fields.flag("masks", default=True),
             threshold=integer(fields, "threshold", least=1, most=1 << 12, default=2),

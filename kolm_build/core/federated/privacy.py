@@ -3,7 +3,7 @@
 I. Mironov, Rényi differential privacy, arXiv:1702.07476; I. Mironov, K. Talwar, L. Zhang, Rényi
 differential privacy of the sampled Gaussian mechanism, arXiv:1908.10530, section 3.3, for whole
 orders, where the sum is finite and exact. 60 digits are kept and epsilon is rounded up, so the
-figure is the same everywhere and never too small (FED-50 to FED-53).
+figure is the same everywhere and never too small (FED-50 to FED-52).
 """
 
 from __future__ import annotations

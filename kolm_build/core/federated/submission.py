@@ -43,7 +43,7 @@ class Submission:
 
 def update_params(plan: FederationPlan) -> dict[str, Param]:
     """The parameters of a site's training under `plan`."""
-    mu = plan.mu if plan.method in ("prox", "dyn") else "0"
+    mu = plan.mu if plan.method in ("fed-prox", "fed-dyn") else "0"
     return dict(plan.training) | {"method": plan.method, "mu": mu}
 
 

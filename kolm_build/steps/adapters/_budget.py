@@ -51,7 +51,7 @@ SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importance:
-    """Smoothed sensitivity times uncertainty of every trained number (the paper's section on importance).
+    """Smoothed sensitivity times uncertainty of every trained number (its section on importance).
 
     Attributes:
         beta1: Decay of the sensitivity's mean.

@@ -49,7 +49,7 @@ class Change(ABC):
         return None
 
     def row_penalty(self, network: Any) -> torch.Tensor | None:
-        """What is added to a row's loss, over the step's rows, after it was read; None for nothing."""
+        """What is added to a row's loss, over the step's rows, after it was read, or None."""
         del network
         return None
 

@@ -17,7 +17,8 @@ from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._adapter import adapter_config
 from kolm_build.steps._base import PLAIN
 from kolm_build.steps._bounds import choice, count, decimal
-from kolm_build.steps._pinned import LORA_PINNED
+from kolm_build.steps._pinned import LORA_INERT, LORA_PINNED
+from kolm_build.steps._settings import settings_of
 from kolm_build.steps._training_params import DTYPES
 from kolm_build.steps.adapters._change import Change, check_layers
 from kolm_build.steps.adapters._files import adapter_state, write_adapter
@@ -118,10 +119,10 @@ class Lora(Change):
 
 def lora_config(params: LoraParams, flags: Mapping[str, bool] = MappingProxyType({})) -> LoraConfig:
     """PEFT's settings: the recipe's, and `LORA_PINNED` with `flags` for the rest."""
-    return LoraConfig(
-        r=params.lora_r,
-        lora_alpha=params.lora_alpha,
-        lora_dropout=params.lora_dropout,
-        target_modules=list(params.target_modules) or ALL_LINEAR,
-        **{**LORA_PINNED, **flags},
-    )
+    given = {
+        "r": params.lora_r,
+        "lora_alpha": params.lora_alpha,
+        "lora_dropout": params.lora_dropout,
+        "target_modules": list(params.target_modules) or ALL_LINEAR,
+    }
+    return LoraConfig(**settings_of(LoraConfig, {**given, **LORA_PINNED, **flags}, LORA_INERT))

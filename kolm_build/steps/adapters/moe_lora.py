@@ -138,7 +138,7 @@ def chosen(logits: torch.Tensor, top_k: int) -> torch.Tensor:
 
 
 def balance_loss(logits: torch.Tensor, params: MoeLoraParams) -> torch.Tensor:
-    """The number of experts times the sum of (share of tokens) (mean probability): 1 where all is even."""
+    """Experts times the sum of (share of tokens) (mean probability): 1 where all is even."""
     flat = logits.reshape(-1, params.experts)
     shares = chosen(flat, params.top_k).mean(dim=0) / params.top_k
     return params.experts * (shares * torch.softmax(flat, dim=-1).mean(dim=0)).sum()

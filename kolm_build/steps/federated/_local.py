@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from peft import set_peft_model_state_dict
 
-from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.weights import map_weights
-from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps.adapters.lora import Lora, LoraParams
-from kolm_build.steps.optimisers._optimiser import Optimiser
 from kolm_build.steps.sft import Answers
 
 Tensors = Mapping[str, torch.Tensor]
@@ -110,23 +107,3 @@ class LocalAnswers(Answers):
             now = torch.cat([one.detach().reshape(-1) for one in _trained(network).values()])
             gradient = gradient + self.mu * (now - start)
         return gradient + shift if self._shift else gradient
-
-
-class Sgd(Optimiser):
-    """Plain gradient steps, as the papers of federated learning have them."""
-
-    @classmethod
-    def take(cls, fields: Fields) -> Self:
-        """It has no parameters of its own."""
-        del fields
-        return cls()
-
-    def make(self, network: Any, training: TrainingParams) -> torch.optim.Optimizer | None:
-        """torch's, without momentum."""
-        return torch.optim.SGD(
-            _trained(network).values(),
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            foreach=False,
-            fused=False,
-        )

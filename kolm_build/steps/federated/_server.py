@@ -131,13 +131,14 @@ def _moved(turn: Turn, step: Arrays) -> dict[str, NDArray[Any]]:
 
 
 RULES: Mapping[str, Rule] = {
-    "avg": averaging,
-    "prox": averaging,
-    "ffa": averaging,
-    "avgm": momentum,
-    "adagrad": adaptive(adagrad),
-    "adam": adaptive(adam),
-    "yogi": adaptive(yogi),
+    "fed-avg": averaging,
+    "fed-prox": averaging,
+    "ffa-lora": averaging,
+    "dp-fed-avg": averaging,
+    "fed-avgm": momentum,
+    "fed-adagrad": adaptive(adagrad),
+    "fed-adam": adaptive(adam),
+    "fed-yogi": adaptive(yogi),
     "scaffold": scaffold,
-    "dyn": dynamic,
+    "fed-dyn": dynamic,
 }

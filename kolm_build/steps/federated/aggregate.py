@@ -139,7 +139,7 @@ def _average(
 def layout_of_round(record: Round, arrays: Arrays) -> Layout:
     """What each update of the round holds."""
     method = record.plan.method
-    names = [name for name in arrays if method != "ffa" or ".lora_B." in name]
+    names = [name for name in arrays if method != "ffa-lora" or ".lora_B." in name]
     found = {UPDATE + name: arrays[name] for name in names}
     if method == "scaffold":
         found |= {CHANGE + name: arrays[name] for name in names}

@@ -67,7 +67,7 @@ def crossing(update: Path, before: Path, record: Round) -> Arrays:
     start, end = read_arrays(before / ADAPTER), read_arrays(update / ADAPTER)
     check_same(layout_of(end), layout_of(start), file=ADAPTER, what="an update")
     method = record.plan.method
-    chosen = [name for name in start if method != "ffa" or ".lora_B." in name]
+    chosen = [name for name in start if method != "ffa-lora" or ".lora_B." in name]
     made = {UPDATE + name: end[name] - start[name] for name in chosen}
     if method == "scaffold":
         changes = read_arrays(update / CONTROL)
@@ -109,7 +109,7 @@ def seal(vector: Sequence[int], record: Round, site: str, secret: Secret) -> Vec
 
 
 def _check(record: Round, site: str, secret: Secret) -> None:
-    others = {one.name for one in record.sites} - {site}
+    others = {one.name for one in record.sites} - {record.site(site).name}
     if not secret.pairs.keys() <= others:
         raise InvalidRecordError("a mask for no site of this round", where="pairs")
     masked = secret.own is not None and bool(secret.pairs)

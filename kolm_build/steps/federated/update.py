@@ -29,12 +29,12 @@ from kolm_build.steps.adapters.lora import LoraParams
 from kolm_build.steps.federated._local import (
     GlobalLora,
     LocalAnswers,
-    Sgd,
     Tensors,
     read_tensors,
 )
 from kolm_build.steps.optimisers._optimiser import Optimiser
 from kolm_build.steps.optimisers.adamw import AdamW
+from kolm_build.steps.optimisers.sgd import Sgd
 
 OPTIMISERS = ("adamw", "sgd")
 ADAPTER, STATE, CONTROL = "adapter_model.safetensors", "state.safetensors", "control.safetensors"
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 def run(request: StepRequest, events: Events) -> None:
     """Train; write the update, the site's control variate and a card that says how many rows."""
     fields = Fields(request.params)
-    method = choice(fields, "method", "avg", METHODS)
+    method = choice(fields, "method", "fed-avg", METHODS)
     mu = decimal(fields, "mu", "0", least=0.0, most=1000.0)
     optimiser = choice(fields, "optimiser", "adamw", OPTIMISERS)
     start = read_tensors(input_folder(request, "global") / ADAPTER)
@@ -58,9 +58,10 @@ def run(request: StepRequest, events: Events) -> None:
     objective = LocalAnswers(mu=mu, start=start, shift=_shift(method, server, own))
     stage = Stage(
         training=TrainingParams.take(fields),
-        change=GlobalLora(LoraParams.take(fields), start=start, freeze_a=method == "ffa"),
+        change=GlobalLora(LoraParams.take(fields), start=start, freeze_a=method == "ffa-lora"),
         optimiser=_optimiser(optimiser),
         objective=objective,
+        stop_after=0,
     )
     fields.done()
     _check_class(request)
@@ -71,7 +72,7 @@ def run(request: StepRequest, events: Events) -> None:
     made = _Made(method=method, mu=mu, start=start, end=end, server=server, own=own)
     _write(output_folder(request, "control") / CONTROL, made.control(stage.training, objective))
     _write(out / CONTROL, made.change(stage.training, objective))
-    losses = [row[0] for row in training.metrics.rows]
+    losses = [float(row[0]) for row in training.metrics.rows]
     _write_card(request, steps=objective.steps, losses=losses)
     for name, data in training.trace.files().items():
         (output_folder(request, "trace") / name).write_bytes(data)
@@ -89,7 +90,8 @@ def _check_class(request: StepRequest) -> None:
 
 
 def _optimiser(name: str) -> Optimiser:
-    return Sgd() if name == "sgd" else AdamW()
+    """The papers' plain gradient steps have no momentum."""
+    return Sgd(momentum=0.0) if name == "sgd" else AdamW()
 
 
 def _controls(request: StepRequest) -> tuple[Tensors, Tensors]:
@@ -111,7 +113,7 @@ def _shift(method: str, server: Tensors, own: Tensors) -> Tensors:
     if method == "scaffold":
         names = server.keys() | own.keys()
         return {name: _of(server, name) - _of(own, name) for name in sorted(names)}
-    if method == "dyn":
+    if method == "fed-dyn":
         return {name: -one for name, one in own.items()}
     return {}
 
@@ -136,7 +138,7 @@ class _Made:
 
         SCAFFOLD's option II: c_i - c + (x - y) / (steps * rate); FedDyn: g_i - mu (y - x).
         """
-        if self._method == "dyn":
+        if self._method == "fed-dyn":
             return {
                 name: _of(self._own, name) - self._mu * (one - self._start[name])
                 for name, one in self._end.items()

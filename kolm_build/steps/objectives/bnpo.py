@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Context, Decimal
+from decimal import Context, Decimal, localcontext
 from typing import Self
 
 import torch
@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
 GRPO_SHAPE = 1.5
 """Both parameters of the density that makes the normalisation GRPO's, up to a factor."""
 
-EXACT = Context(prec=40)
-"""Logarithms and powers that are rounded correctly, so that they are equal on every machine."""
+DIGITS = Context(prec=40)
+"""Decimal arithmetic, logarithms among it, that is the same on every machine."""
 
 
 class Bnpo(PolicyObjective):
@@ -74,7 +74,8 @@ def shapes(middles: Sequence[float]) -> tuple[float, float]:
 
     Where no such density exists, as with a single prompt or equal means, both are GRPO's.
     """
-    middle, variance = mean(middles), deviation(middles, less=0) ** 2
+    middle, spread = mean(middles), deviation(middles, less=0)
+    variance = spread * spread
     room = middle * (1.0 - middle)
     if not 0.0 < variance < room:
         return GRPO_SHAPE, GRPO_SHAPE
@@ -91,26 +92,24 @@ def scaled(rewards: Sequence[float], middle: float, alpha: float, beta: float) -
 
 
 def density(x: float, alpha: float, beta: float) -> float:
-    """The density of Beta(alpha, beta) at `x`, 0 < x < 1."""
-    one, other = Decimal(x), 1 - Decimal(x)
-    a, b = Decimal(alpha), Decimal(beta)
-    scale = log_gamma(a + b) - log_gamma(a) - log_gamma(b)
-    powers = EXACT.multiply(a - 1, EXACT.ln(one)) + EXACT.multiply(b - 1, EXACT.ln(other))
-    return float(EXACT.exp(EXACT.add(scale, powers)))
+    """The density of Beta(alpha, beta) at `x`, 0 < x < 1; rounded to binary64 in the end."""
+    with localcontext(DIGITS):
+        one, a, b = Decimal(x), Decimal(alpha), Decimal(beta)
+        scale = log_gamma(a + b) - log_gamma(a) - log_gamma(b)
+        return float((scale + (a - 1) * one.ln() + (b - 1) * (1 - one).ln()).exp())
 
 
 def log_gamma(x: Decimal) -> Decimal:
     """Log of the gamma function of `x` > 0: Stirling's series above 30, and steps down to `x`."""
     below = Decimal(0)
     while x < 30:
-        below += EXACT.ln(x)
+        below += x.ln()
         x += 1
-    series = sum(
-        (EXACT.divide(Decimal(top), bottom * x**power) for top, bottom, power in _STIRLING),
-        start=Decimal(0),
-    )
     half = Decimal("0.5")
-    return (x - half) * EXACT.ln(x) - x + half * EXACT.ln(2 * _PI) + series - below
+    found = (x - half) * x.ln() - x + half * (2 * _PI).ln() - below
+    for top, bottom, power in _STIRLING:
+        found += Decimal(top) / (bottom * x**power)
+    return found
 
 
 _PI = Decimal("3.141592653589793238462643383279502884197")

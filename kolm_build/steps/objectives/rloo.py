@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import fsum
 from typing import Self
 
 import torch
@@ -63,7 +64,7 @@ def penalised_rewards(rollout: Rollout, beta: float) -> list[float]:
 
 def left_out(rewards: Sequence[float]) -> list[float]:
     """Each reward less the mean of the others."""
-    total, others = sum(rewards), len(rewards) - 1
+    total, others = fsum(rewards), len(rewards) - 1
     return [one - (total - one) / others for one in rewards]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import fsum
 from typing import Any, Self
 
 import torch
@@ -90,7 +91,7 @@ def judging(messages: Sequence[Mapping[str, str]], answer: str) -> list[Mapping[
 def expected_score(log_likelihoods: torch.Tensor) -> float:
     """The sum of k p(k), p the softmax of `log_likelihoods`, shape (6,)."""
     chances = log_likelihoods.softmax(dim=-1).tolist()
-    return sum(points * chance for points, chance in enumerate(chances))
+    return fsum(points * chance for points, chance in enumerate(chances))
 
 
 TAKE: Take = SelfRewarding.take

@@ -18,7 +18,6 @@ from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps.optimisers._groups import trained
 from kolm_build.steps.optimisers._optimiser import Optimiser
 
-
 MEAN = "mean"
 """The mean of a parameter, in the optimiser's state."""
 

@@ -135,15 +135,22 @@ class Publisher:
         return gone + len(data)
 
     def _packed(self, inventory: Inventory) -> tuple[Inventory, int]:
-        """The inventory with its packs, which are there; how many bytes went."""
+        """The inventory with its packs, which are there; how many bytes went.
+
+        One pack is made at a time, while others are on their way.
+        """
         packs, count = [], 0
-        for data in self._giver.packs(inventory):
-            b3 = Digest.of_blob(data)
-            packs.append((b3, len(data)))
-            if not self._has(pack_path(b3)):
-                self._write(pack_path(b3), Bytes(data))
-                count += len(data)
+        for b3, size, is_new in at_once(self._giver.packs(inventory), self._pack, jobs=self._jobs):
+            packs.append((b3, size))
+            count += size if is_new else 0
         return replace(inventory, packs=tuple(sorted(packs))), count
+
+    def _pack(self, data: bytes) -> tuple[Digest, int, bool]:
+        b3 = Digest.of_blob(data)
+        is_new = not self._has(pack_path(b3))
+        if is_new:
+            self._write(pack_path(b3), Bytes(data))
+        return b3, len(data), is_new
 
     def _blob(self, blob: Blob) -> tuple[Blob, bool]:
         path = blob_path(blob.b3)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 
-from kolm_build.core.digest import Digest
+from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.errors import (
     CorruptObjectError,
     KolmError,
@@ -22,17 +22,24 @@ from kolm_build.errors import (
     SignatureError,
 )
 from kolm_build.store.claims import Key, StoredRealisation
+from kolm_build.store.layout import Kind
 from kolm_build.store.local import ATTEMPTS, LocalStore
 from kolm_build.store.remote.fetch import Fetch, OnBytes, fetch_inventory
 from kolm_build.store.remote.inventory import Inventory
-from kolm_build.store.remote.layout import MAX_RECORD_BYTES, log_path
+from kolm_build.store.remote.layout import MAX_RECORD_BYTES, derivation_path, log_path
 from kolm_build.store.remote.many import at_once
 from kolm_build.store.remote.place import Limits, Place
 from kolm_build.store.remote.pour import read
 from kolm_build.store.remote.publish import check_format, read_claims
+from kolm_build.store.restore import record_digest
 from kolm_build.store.write import VanishedError
 
 JOBS = 4
+_RECORDS = {
+    Kind.LOG: (log_path, None),
+    Kind.DERIVATION: (derivation_path, RecordKind.DERIVATION),
+}
+"""Small objects that are asked for by their names: where they lie, and how the name is made."""
 COPIED = "copied"
 """In the circumstances of a claim that this store made of another's: that one's digest."""
 
@@ -202,17 +209,26 @@ class Substitutes:
         text = claim.circumstances.get("log")
         if not isinstance(text, str):
             return
+        with suppress(KolmError):
+            data = self.record(Kind.LOG, Digest.parse(text))
+            if data is not None:
+                self.store.put_log(data)
+
+    def record(self, kind: Kind, digest: Digest) -> bytes | None:
+        """A log or derivation, proved; None where nobody has it, and for other kinds."""
+        if kind not in _RECORDS:
+            return None
+        path_of, context = _RECORDS[kind]
         for one in self._those:
             try:
-                log = Digest.parse(text)
                 data = self._is_up(one) and read(
-                    one.place, log_path(log), most=MAX_RECORD_BYTES, limits=self.limits
+                    one.place, path_of(digest), most=MAX_RECORD_BYTES, limits=self.limits
                 )
             except KolmError:
                 continue
-            if data and Digest.of_blob(data) == log:
-                self.store.put_log(data)
-                return
+            if data and record_digest(data, context) == digest:
+                return data
+        return None
 
     # Bytes
 

@@ -18,7 +18,8 @@ def describe(parser: Parser) -> None:
     """Declare the command."""
     parser.tell_of(
         "Show what a stage of a recipe can train with: objectives (what is minimised),\n"
-        "adapters (which numbers may change) and optimisers (how they change).",
+        "adapters (which numbers may change) and optimisers (how they change); and the methods\n"
+        "of `kolm federated`.",
         ("kolm algorithms list", "all of them, by family"),
         ("kolm algorithms show dpo", "one: paper, data, formula, parameters, a recipe"),
     )
@@ -134,7 +135,11 @@ def _toml(value: str | int) -> str:
 
 
 def _recipe(row: Algorithm) -> Iterator[str]:
-    """How a stage names `row`, in TOML."""
+    """How a stage names `row`, or a federation.toml, in TOML."""
+    if row.axis == "federation":
+        yield "[plan]  # of a federation.toml"
+        yield f'method = "{row.id}"'
+        return
     yield "[[train]]"
     yield f'algorithm = "{row.id if row.axis == "objective" else "sft"}"'
     if row.axis != "objective":

@@ -136,7 +136,8 @@ def _substitutes(
         from contextlib import nullcontext
 
         return nullcontext()
-    from kolm_build.surfaces.substituting import addresses, open_substitutes, warn_of_no_trust
+    from kolm_build.surfaces.addresses import addresses
+    from kolm_build.surfaces.substituting import open_substitutes, warn_of_no_trust
     from kolm_build.surfaces.trusting import own_trust
 
     urls = addresses(args.substituter, offline=args.offline, terminal=terminal)
@@ -197,6 +198,7 @@ def _finish(done: Finished, args: Namespace, key: SigningKey | None, terminal: T
     from kolm_build.surfaces.results import package_of, write_artifact
     from kolm_build.surfaces.shortcut import note
 
+    _check_grade(done, args, terminal)
     written = None
     package = package_of(done)
     if package is not None and not args.check:
@@ -210,7 +212,8 @@ def _finish(done: Finished, args: Namespace, key: SigningKey | None, terminal: T
         )
         _tell_artifact(written, args, terminal)
     refused = key is not None and written is not None and written.signed_by is None
-    if not (args.check or args.record or refused):
+    asks = done.prepared.lock.minimum_grade is not None  # then claims are looked at every time
+    if not (args.check or args.record or refused or asks):
         note(done, written, args)
     contents = {name: str(done.realised.contents[one]) for name, one in done.wanted.items()}
     if args.json:
@@ -219,6 +222,18 @@ def _finish(done: Finished, args: Namespace, key: SigningKey | None, terminal: T
         for name, content in contents.items():
             terminal.say(f"{name}  {content}")
     return 0
+
+
+def _check_grade(done: Finished, args: Namespace, terminal: Terminal) -> None:
+    """Refuse to release what is not shown to be as reproducible as the lock asks."""
+    if args.check or done.prepared.lock.minimum_grade is None:
+        return
+    from kolm_build.surfaces.addresses import addresses
+    from kolm_build.surfaces.grading import check_grade
+
+    urls = addresses(args.substituter, offline=args.offline, terminal=terminal)
+    wanted = tuple(done.wanted.values())
+    check_grade(done.prepared, wanted, args, store=done.store, terminal=terminal, urls=tuple(urls))
 
 
 def _allowed(

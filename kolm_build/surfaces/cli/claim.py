@@ -107,9 +107,9 @@ def _witness(args: Namespace, terminal: Terminal) -> int:
 
     from kolm_build.core.quorum import parse_time
     from kolm_build.store.remote.place import Limits
+    from kolm_build.surfaces.addresses import place_at
     from kolm_build.surfaces.claiming import now, witness_at, witness_claims, witness_file
     from kolm_build.surfaces.opening import open_store
-    from kolm_build.surfaces.substituting import place_at
 
     key, time = _key(args), parse_time(args.time or now())
     for file in args.file:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Mapping
 
+    from kolm_build.attest.keys import SigningKey
     from kolm_build.core.derivation import OutputInput
     from kolm_build.core.digest import Digest
     from kolm_build.engine.events import OnEvent
@@ -93,6 +94,12 @@ def _tell(copied: list[Copied], args: Namespace, terminal: Terminal) -> None:
     terminal.tell(f"{count / 1e6:.1f} MB copied" if count else "nothing to copy", "dim")
 
 
+def _key(args: Namespace) -> SigningKey | None:
+    from kolm_build.surfaces.signing import find_key
+
+    return find_key(args.key, args.passphrase_file)
+
+
 def _look(args: Namespace) -> Look:
     from kolm_build.surfaces.lookup import Look
     from kolm_build.surfaces.project import open_project
@@ -128,13 +135,12 @@ class _Copying:
     def send(self, names: list[str], trees: list[Digest]) -> list[Copied]:
         """Copy to the substituter."""
         from kolm_build.store.remote.place import Limits
+        from kolm_build.surfaces.addresses import place_at
         from kolm_build.surfaces.copying import Sender, known_contents
-        from kolm_build.surfaces.signing import find_key
-        from kolm_build.surfaces.substituting import place_at
 
         args, wanted, limits = self.args, self._wanted(names), Limits()
         unsigned = args.no_sign or self.look is None
-        key = None if unsigned else find_key(args.key, args.passphrase_file)
+        key = None if unsigned else _key(args)
         found = known_contents(self.look.instance, wanted, self.store) if self.look else {}
         place = place_at(args.to, limits)
         try:

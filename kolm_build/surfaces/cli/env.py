@@ -6,7 +6,12 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kolm_build.surfaces.cli.options import add_json, add_project, add_store
+from kolm_build.surfaces.cli.options import (
+    add_environment_source,
+    add_json,
+    add_project,
+    add_store,
+)
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
@@ -51,7 +56,13 @@ def describe(parser: Parser) -> None:
         "Take the locked environment, as it is installed here, into the store: distributions,\n"
         "interpreter, and the system's libraries that they need.",
         ("kolm env add", ""),
+        ("kolm env add --python old/bin/python", "as it is installed there"),
+        ("kolm env add --wheels pylock.toml", "from wheels: nothing is installed"),
+        ("kolm env add --wheels pylock.toml --find-links wheels --offline", "from a stick"),
     )
+    for action in (diff, add):
+        add_environment_source(action)
+        action.add_argument("--offline", action="store_true", help="fetch no wheel")
     for action in (show, diff, check, add):
         add_project(action)
     for action in (every, show, diff, check, add):
@@ -125,9 +136,13 @@ def _show(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
 def _diff(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
     from kolm_build.engine.environment import InstalledEnvironment
     from kolm_build.errors import Exit
+    from kolm_build.surfaces.taking import Source
 
-    locked = _locked(args)
-    found = InstalledEnvironment([locked], memo=store).differences(locked.digest)
+    locked, source = _locked(args), Source.of(args)
+    with source.interpreter(store, terminal.tell) as interpreter:
+        memo = store if source.wheels is None else None
+        installed = InstalledEnvironment([locked], memo=memo, interpreter=interpreter)
+        found = installed.differences(locked.digest)
     if args.json:
         lines = [{"installed": actual, "locked": expected} for expected, actual in found]
         terminal.give({"differences": lines, "environment": str(locked.digest)})
@@ -184,19 +199,14 @@ def _rehashed(store: LocalStore, stored: Stored) -> Iterator[int]:
 
 
 def _add(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
-    from kolm_build.engine.environment import InstalledEnvironment
     from kolm_build.engine.site import below
-    from kolm_build.engine.stored import add, find
+    from kolm_build.engine.stored import find
+    from kolm_build.surfaces.taking import Source, take_locked
 
-    locked = _locked(args)
+    locked, source = _locked(args), Source.of(args)
     stored = find(store, locked.digest)
     if stored is None:
-        InstalledEnvironment([locked], memo=store).check(locked.digest, thorough=True)
-        stored = add(
-            locked,
-            store,
-            on_files=lambda count: terminal.tell(f"taking {count} files into the store"),
-        )
+        stored = take_locked(locked, source, store, terminal.tell)
     sizes = {node.b3: node.size_bytes for _, node in below(store, stored.tree)}
     if args.json:
         terminal.give(

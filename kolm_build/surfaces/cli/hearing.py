@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kolm_build.engine.events import SubstituterTrouble
 from kolm_build.errors import KolmError
 from kolm_build.store.remote.place import Limits
+from kolm_build.surfaces.addresses import place_at
 from kolm_build.surfaces.hearing import (
     STORE,
     Claimed,
@@ -17,7 +18,6 @@ from kolm_build.surfaces.hearing import (
     claims_of_store,
 )
 from kolm_build.surfaces.progress import json_lines, trouble_lines
-from kolm_build.surfaces.substituting import place_at
 
 if TYPE_CHECKING:
     from kolm_build.attest.trust import TrustPolicy

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kolm_build.surfaces.cli.options import add_json, add_project, add_store
+from kolm_build.surfaces.cli.options import (
+    add_environment_source,
+    add_json,
+    add_project,
+    add_store,
+)
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
@@ -28,6 +33,8 @@ def describe(parser: Parser) -> None:
         ("kolm lock --check", "in CI: is the committed lock what would be locked?"),
         ("kolm lock --update base", "fetch one input again"),
         ("kolm lock --update code", "after an upgrade of kolm"),
+        ("kolm lock --python old/bin/python", "the environment of another interpreter"),
+        ("kolm lock --wheels pylock.toml", "the environment that these wheels make"),
         ("kolm lock diff", "what changed since the commit, and what it will rebuild"),
         ("kolm lock diff main", "the same against a branch"),
     )
@@ -42,6 +49,7 @@ def describe(parser: Parser) -> None:
         default=[],
         help="look again at this input, at `environment`, `code` or `numerics`, whatever is locked",
     )
+    add_environment_source(parser)
     parser.add_argument("--offline", action="store_true", help="never touch the network")
     parser.add_argument(
         "--sandbox",
@@ -91,6 +99,7 @@ def _lock(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.progress import shown_events
     from kolm_build.surfaces.project import open_project
+    from kolm_build.surfaces.taking import Source, take
 
     newest = PORTABLE if NUMERICS in args.update else None
     project = open_project(args.project, lock=args.lock, numerics_class=newest)
@@ -100,6 +109,7 @@ def _lock(args: Namespace, terminal: Terminal) -> int:
             project=project,
             before=before,
             update=args.update,
+            environment=take(project.recipe.distributions, Source.of(args), store, terminal.tell),
             store=store,
             options=Options(sandbox=args.sandbox, offline=args.offline),
             on_event=on_event,

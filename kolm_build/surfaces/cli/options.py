@@ -39,6 +39,27 @@ def add_store(parser: Parser) -> None:
     )
 
 
+def add_environment_source(parser: Parser) -> None:
+    """Where an environment is: another interpreter's, or a list of wheels."""
+    parser.add_argument(
+        "--python",
+        metavar="PROGRAM",
+        help="the interpreter whose distributions are meant, such as old/bin/python"
+        " (default: the one that runs kolm)",
+    )
+    parser.add_argument(
+        "--wheels",
+        metavar="FILE",
+        help="a list of wheels with hashes in place of what is installed: pylock.toml, or"
+        " requirements for pip's --require-hashes",
+    )
+    parser.add_argument(
+        "--find-links",
+        metavar="DIR",
+        help="a folder to look for the wheels in, before pip fetches them",
+    )
+
+
 def add_json(parser: Parser, shape: str) -> None:
     """``--json``; `shape` says what comes out."""
     parser.add_argument("--json", action="store_true", help=shape)
@@ -94,7 +115,13 @@ def add_trust(parser: Parser) -> None:
 
 
 def add_substituters(parser: Parser) -> None:
-    """Who may have what is missing."""
+    """Who may have what is missing, and whom to believe."""
+    add_places(parser)
+    add_trust(parser)
+
+
+def add_places(parser: Parser) -> None:
+    """``--substituter URL``."""
     parser.add_argument(
         "--substituter",
         metavar="URL",
@@ -102,7 +129,6 @@ def add_substituters(parser: Parser) -> None:
         default=[],
         help="copy from there what it has (repeatable; also $KOLM_SUBSTITUTERS)",
     )
-    add_trust(parser)
 
 
 def add_key(parser: Parser, unsigned: str = "write the artifact unsigned") -> None:

@@ -53,6 +53,11 @@ def describe(parser: Parser) -> None:
     parser.add_argument(
         "--key", metavar="FILE", help="what --attest signs with (default: ~/.config/kolm/key.pem)"
     )
+    parser.add_argument(
+        "--trust",
+        metavar="FILE",
+        help="whose claims show the grade, where the lock asks for one (default: your trust file)",
+    )
     add_passphrase(parser)
     add_lock(parser)
     add_building(parser)
@@ -135,7 +140,9 @@ def _artifact(args: Namespace, terminal: Terminal) -> int:
         attestor = _attestor(args, key, new, Path.cwd(), terminal)
         with attestor.compared(prepared, realised):
             found = compare_artifact(container, realised, prepared, stores)
-        return _identical({PACKAGE: found}, args, terminal)
+        status = _identical({PACKAGE: found}, args, terminal)
+        _check_grade(prepared, prepared.wanted([PACKAGE]), args, Path.cwd(), terminal)
+        return status
 
 
 def _project(args: Namespace, terminal: Terminal) -> int:
@@ -165,7 +172,23 @@ def _project(args: Namespace, terminal: Terminal) -> int:
         attestor = _attestor(args, key, new, project.root, terminal)
         with attestor.compared(prepared, realised):
             found = compare_project(prepared, wanted, realised, stores)
-        return _identical({name: str(one) for name, one in found.items()}, args, terminal)
+        status = _identical({name: str(one) for name, one in found.items()}, args, terminal)
+        _check_grade(prepared, wanted, args, project.root, terminal)
+        return status
+
+
+def _check_grade(
+    prepared: Prepared, wanted: Targets, args: Namespace, start: Path, terminal: Terminal
+) -> None:
+    """Refuse what the first store's claims, those just signed among them, show too little of."""
+    if prepared.lock.minimum_grade is None:
+        return
+    from kolm_build.store.local import LocalStore
+    from kolm_build.surfaces.grading import check_grade
+    from kolm_build.surfaces.places import store_root
+
+    with LocalStore.open(Path(store_root(args.against, start)), read_only=True) as store:
+        check_grade(prepared, wanted.values(), args, store=store, terminal=terminal)
 
 
 @contextmanager

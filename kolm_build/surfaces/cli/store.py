@@ -6,12 +6,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kolm_build.surfaces.cli.options import add_json, add_store
+from kolm_build.surfaces.cli.options import add_json, add_places, add_store
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kolm_build.store.local import LocalStore
+    from kolm_build.store.verify import Report
 
 
 def describe(parser: Parser) -> None:
@@ -33,8 +34,10 @@ def describe(parser: Parser) -> None:
         "Re-hash every object and compare the index with the files.",
         ("kolm store fsck", ""),
         ("kolm store fsck --repair", "drop what is corrupt; the next build makes it anew"),
+        ("kolm store fsck --repair --substituter URL", "fetch it again where somebody has it"),
     )
     check.add_argument("--repair", action="store_true", help="put right what can be")
+    add_places(check)
     check.add_argument(
         "--deep", action="store_true", help="check SHA-256 and files kept in parts, too"
     )
@@ -94,10 +97,36 @@ def _rebuild_index(args: Namespace, terminal: Terminal) -> None:
     terminal.tell(f"the index holds {held} objects again")
 
 
+def _check_usage(args: Namespace) -> None:
+    from kolm_build.errors import UsageError
+
+    if args.substituter and not args.repair:
+        raise UsageError("a substituter is asked only with --repair", file="--substituter")
+
+
+def _repaired(args: Namespace, terminal: Terminal, store: LocalStore) -> Report:
+    """The store, checked and put right, with what substituters have where there are any."""
+    from kolm_build.store.remote.mend import mend
+    from kolm_build.surfaces.addresses import addresses
+    from kolm_build.surfaces.progress import trouble_lines
+    from kolm_build.surfaces.substituting import open_substitutes
+
+    urls = addresses(args.substituter, offline=False, terminal=terminal)
+    opened = open_substitutes(urls, store, trust=None, on_event=trouble_lines(terminal))
+    with opened as those:
+        if those is None:
+            return store.fsck(repair=True, deep=args.deep)
+        mended = mend(store, those, deep=args.deep, on_bytes=lambda _done, _total: None)
+    lost = f", {len(mended.lost)} trees nobody has" if mended.lost else ""
+    terminal.tell(f"{size(mended.came_bytes)} fetched{lost}", "dim")
+    return mended.report
+
+
 def _fsck(args: Namespace, terminal: Terminal, store: LocalStore) -> int:
     from kolm_build.errors import Exit
 
-    report = store.fsck(repair=args.repair, deep=args.deep)
+    _check_usage(args)
+    report = _repaired(args, terminal, store) if args.repair else store.fsck(deep=args.deep)
     if args.json:
         findings = [
             {

@@ -11,6 +11,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "build": "make what the lock describes, or find it made",
         "copy": "copy what was built to a substituter, or from one",
         "run": "ask a built model one question",
+        "federated": "train at several sites whose rows stay where they are",
     },
     "trust a model": {
         "verify": "check an artifact: its bytes, its signatures, its numbers",

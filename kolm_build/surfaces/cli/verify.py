@@ -11,6 +11,7 @@ from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from kolm_build.attest.trust import TrustPolicy
     from kolm_build.attest.verify import Report
 
 
@@ -22,6 +23,7 @@ def describe(parser: Parser) -> None:
         ("kolm verify triage.kolm", "with ~/.config/kolm/trust.toml"),
         ("kolm verify triage.kolm --trust team.toml", ""),
         ("kolm verify triage.kolm --no-trust", "the bytes and figures alone"),
+        ("kolm verify triage.kolm --claims store", "where its lock asks for a grade"),
     )
     parser.add_argument("file", metavar="FILE.kolm", type=Path, help="the artifact")
     parser.add_argument(
@@ -29,6 +31,12 @@ def describe(parser: Parser) -> None:
     )
     parser.add_argument(
         "--no-trust", action="store_true", help="do not ask who signed; says nothing about origin"
+    )
+    parser.add_argument(
+        "--claims",
+        metavar="DIR",
+        type=Path,
+        help="the store whose claims show the grade that its lock asks for",
     )
     add_json(parser, "one JSON object with the verdict")
 
@@ -40,11 +48,21 @@ def run(args: Namespace, terminal: Terminal) -> int:
 
     trust = None if args.no_trust else read_trust(args.trust)
     report = verify_artifact(args.file, trust=trust)
+    grade = None if trust is None else _grade(args, trust)
     if args.json:
-        terminal.give(report.to_value())
+        terminal.give(report.to_value() | ({} if grade is None else {"grade_shown": grade}))
     else:
         _tell(report, terminal)
+        if grade is not None:
+            terminal.say(f"shown to be of the grade {grade}, or better", "green")
     return 0
+
+
+def _grade(args: Namespace, trust: TrustPolicy) -> str | None:
+    """The grade that the artifact's lock asks for, which claims show; None where none is."""
+    from kolm_build.surfaces.grading import check_artifact_grade
+
+    return check_artifact_grade(args.file, args.claims, trust)
 
 
 def _tell(report: Report, terminal: Terminal) -> None:

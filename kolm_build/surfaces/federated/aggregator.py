@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kolm_build.attest.keys import PublicKey
 from kolm_build.attest.rounds import KeyPair, commitment, open_message, pair_seed, sign_message
-from kolm_build.core import strict_json
+from kolm_build.core import cbor, strict_json
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
 from kolm_build.core.federated import shamir
@@ -31,6 +32,7 @@ from kolm_build.surfaces.federated.site import (
 )
 from kolm_build.surfaces.federated.wire import Link
 from kolm_build.surfaces.federated.workshop import Workshop
+from kolm_build.surfaces.files import write_whole
 from kolm_build.surfaces.trees import Files, digest_of, keep
 
 Nonce = Callable[[], bytes]
@@ -99,6 +101,7 @@ class Aggregator:
         peers: The keys of the sites it knows, by name.
         base: The base model's files.
         start: The files of the adapter and of the state that it starts from.
+        memory: The file that tells how far it came; it goes on from there.
         nonce: Gives 32 bytes that no round has had; random, but for tests of those who reuse one.
     """
 
@@ -110,6 +113,7 @@ class Aggregator:
         peers: Mapping[str, PublicKey],
         base: Digest,
         start: Mapping[str, Files],
+        memory: Path,
         nonce: Nonce = lambda: os.urandom(NONCE_BYTES),
     ) -> None:
         self._workshop = workshop
@@ -120,6 +124,8 @@ class Aggregator:
         self._nonce = nonce
         self._previous: Digest | None = None
         self._number = 1
+        self._memory = memory
+        self._remember()
 
     def round(self, links: Mapping[str, Link]) -> Told:
         """Run a round with the sites behind `links`.
@@ -359,12 +365,38 @@ class Aggregator:
             adapter=made["adapter"],
         )
 
+    def _remember(self) -> None:
+        """Go on after the last round that was finished, if there was one."""
+        if not self._memory.exists():
+            return
+        fields = Fields(cbor.decode(self._memory.read_bytes()))
+        self._number = fields.integer("number")
+        self._previous = Digest(fields.take("previous", bytes))
+        self._base = Digest(fields.take("base", bytes))
+        self._adapter, self._state = (
+            self._workshop.files(Digest(fields.take(name, bytes))) for name in ("adapter", "state")
+        )
+        fields.done()
+
+    def _note(self) -> None:
+        assert self._previous is not None, "a round was finished"
+        store = self._workshop.store
+        value = {
+            "number": self._number,
+            "previous": self._previous.raw,
+            "base": self._base.raw,
+            "adapter": keep(self._adapter, store).raw,
+            "state": keep(self._state, store).raw,
+        }
+        write_whole(self._memory, cbor.encode(value))
+
     def _advance(self, record: Round, adapter: Files, state: Digest) -> None:
         """The next round starts from what this one made."""
         self._previous, self._number = record.id, self._number + 1
         self._state = self._workshop.files(state)
         if self._plan.method != "flora":
             self._adapter = adapter
+            self._note()
             return
         # FLoRA: what was stacked goes into the base, and the next round begins with fresh factors.
         store = self._workshop.store
@@ -372,6 +404,7 @@ class Aggregator:
         self._base = self._workshop.make(
             f"round-{record.opening.number}-model", "merge", inputs, {}
         ).contents["out"]
+        self._note()
 
 
 def _given(shares: Mapping[int, bytes | None]) -> dict[int, bytes]:

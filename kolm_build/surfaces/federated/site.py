@@ -34,6 +34,7 @@ from kolm_build.surfaces.federated.checking import read_bytes, read_tree
 from kolm_build.surfaces.federated.settings import SiteSettings
 from kolm_build.surfaces.federated.wire import Message
 from kolm_build.surfaces.federated.workshop import Made, Workshop
+from kolm_build.surfaces.files import write_whole
 from kolm_build.surfaces.trees import keep
 
 SEED_BYTES = 32
@@ -98,7 +99,7 @@ class SiteParty:
         self._holdings = holdings
         self._workshop = workshop
         self._memory = Memory(memory)
-        self._base = holdings.base
+        self._base = self._memory.base or holdings.base
         self._current: _Current | None = None
 
     @property
@@ -367,7 +368,9 @@ class SiteParty:
         told = self.judge(model, f"round-{current.opening.number}")
         if current.opening.plan.method == "flora":
             self._base = model
-        self._memory.finish(current.opening, current.known().id, _control_of(current))
+        self._memory.finish(
+            current.opening, current.known().id, base=self._base, control=_control_of(current)
+        )
         self._current = None
         return told
 
@@ -391,7 +394,7 @@ class SiteParty:
 
 def _control_of(current: _Current) -> Digest | None:
     """The control variate that the site keeps, where its method has one and it took part."""
-    if current.update is None or current.opening.plan.method not in ("scaffold", "dyn"):
+    if current.update is None or current.opening.plan.method not in ("scaffold", "fed-dyn"):
         return None
     return current.update.contents["control"]
 
@@ -490,7 +493,7 @@ class Memory:
 
     def _read(self) -> Mapping[str, object]:
         if not self._last.exists():
-            return {"number": 0, "id": None, "plan": None, "control": None}
+            return {"number": 0, "id": None, "plan": None, "base": None, "control": None}
         found = cbor.decode(self._last.read_bytes())
         assert isinstance(found, dict), "what `finish` wrote"
         return found
@@ -498,7 +501,15 @@ class Memory:
     @property
     def control(self) -> Digest | None:
         """The site's control variate after its last round; None where there is none."""
-        raw = self._read()["control"]
+        return self._digest("control")
+
+    @property
+    def base(self) -> Digest | None:
+        """The base model after the last round; None before the first."""
+        return self._digest("base")
+
+    def _digest(self, name: str) -> Digest | None:
+        raw = self._read()[name]
         return Digest(raw) if type(raw) is bytes else None
 
     def check(self, opening: Opening) -> None:
@@ -535,18 +546,19 @@ class Memory:
         except FileExistsError:
             raise SubmissionError("a round's nonce that was used before") from None
 
-    def finish(self, opening: Opening, round_id: Digest, control: Digest | None) -> None:
+    def finish(
+        self, opening: Opening, round_id: Digest, *, base: Digest, control: Digest | None
+    ) -> None:
         """Note that a round is over."""
         kept = control or self.control
         value = {
             "number": opening.number,
             "id": round_id.raw,
             "plan": _plan_digest(opening),
+            "base": base.raw,
             "control": kept.raw if kept else None,
         }
-        temporary = self._last.with_suffix(".new")
-        temporary.write_bytes(cbor.encode(value))
-        temporary.replace(self._last)
+        write_whole(self._last, cbor.encode(value))
 
 
 def _plan_digest(opening: Opening) -> bytes:

@@ -1,4 +1,4 @@
-"""Messages between an aggregator and a site: canonical CBOR, its length in eight bytes before it."""
+"""Messages between an aggregator and a site: canonical CBOR, its length in 8 bytes before it."""
 
 from __future__ import annotations
 
