@@ -19,7 +19,6 @@ from kolm_build.steps._adapter_kinds import (
     Kind,
     Parts,
     Settings,
-    lora_delta,
 )
 from kolm_build.steps._base import Base
 
@@ -111,16 +110,6 @@ class Adapter:
         """The bias of the layer `module`, of the base's, both float32."""
         scale = self._parts(module)[self.kind.scales_bias]
         return base * scale.reshape(-1) if scale.shape[-1] == 1 else base
-
-    def delta(self, module: str) -> torch.Tensor:
-        """The change of the layer `module`, float32; of a LoRA adapter alone.
-
-        Raises:
-            InvalidRecordError: The adapter does not add to the weights.
-        """
-        if self.kind is not LORA or self.settings["use_dora"]:
-            raise InvalidRecordError("the adapter is no sum", where="peft_type", expected="LORA")
-        return lora_delta(self._parts(module), self.settings)
 
     def _parts(self, module: str) -> Parts:
         return {part: tensor.float() for part, tensor in self.layers[module].items()}
