@@ -131,7 +131,7 @@ def test_a_record_that_lies_is_refused(refused):
 
 @pytest.mark.parametrize(
     "path",
-    ["../out.py", "/tmp/out.py", "a/../../out.py", "a//b.py", "./b.py", "a\\b.py", "C:\\b.py",
+    ["../out.py", "/out.py", "a/../../out.py", "a//b.py", "./b.py", "a\\b.py", "C:\\b.py",
      "a/\x07.py", "a/e\u0301.py"],
 )  # fmt: skip
 def test_a_name_that_leads_elsewhere_is_refused(refused, tmp_path, path):
