@@ -39,6 +39,8 @@ class Star(KeptObjective):
         rationalise: Whether hints are given.
     """
 
+    figures = ("right", "kept")  # rewards of the model as it was: they do not rise
+
     def __init__(
         self, sampling: Sampling, reward: RewardParams, iterations: int, *, rationalise: bool
     ) -> None:
