@@ -39,7 +39,7 @@ def test_a_lock_says_which_grade_it_asks_for_and_old_ones_ask_for_none(project):
 
 @pytest.mark.parametrize("text", ['"R5"', "1", '""', '"R1"\nmore = 1'])
 def test_what_is_no_grade_is_refused(project, text):
-    """RECIPE-15."""
+    """RECIPE-25."""
     project.write("kolm.toml", project.read("kolm.toml") + f"\n[release]\nminimum_grade = {text}\n")
     refused = project.kolm("lock")
     assert refused.status == 2
