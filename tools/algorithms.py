@@ -20,7 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -386,21 +386,22 @@ def names(wanted: Sequence[str], third: int | None) -> list[str]:
     return found if third is None else found[third::3]
 
 
-def table(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """The table of the document."""
-    yield "| algorithm | family | paper | moved | CPU s | digest |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for verdict in verdicts:
-        yield "| " + " | ".join(verdict.cells()) + " |"
+HEAD = (
+    "| algorithm | family | paper | moved | CPU s | digest |",
+    "| --- | --- | --- | --- | --- | --- |",
+)
 
 
 def write_document(verdicts: Sequence[Verdict]) -> None:
-    """Put the table into the document."""
+    """Put what `verdicts` say into the document's table and the golden file; the rest stays."""
     head, rest = DOCUMENT.read_text().split(BEGIN)
-    _, tail = rest.split(END)
-    body = "".join(line + "\n" for line in table(verdicts))
-    DOCUMENT.write_text(head + BEGIN + body + END + tail)
-    golden = {verdict.name: verdict.digests[0] for verdict in verdicts}
+    table, tail = rest.split(END)
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()[2:]}
+    rows |= {one.name: "| " + " | ".join(one.cells()) + " |" for one in verdicts}
+    lines = (*HEAD, *(rows[name] for name in ALGORITHMS if name in rows))
+    DOCUMENT.write_text(head + BEGIN + "".join(line + "\n" for line in lines) + END + tail)
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    golden |= {verdict.name: verdict.digests[0] for verdict in verdicts}
     GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
 
 
@@ -435,8 +436,8 @@ def compare(wanted: Sequence[str], *, write: bool) -> int:
     print(
         f"{len(wanted) - bad} of {len(wanted)} algorithms: same bytes twice, and something learnt"
     )
-    if write and not bad:
-        write_document(verdicts)
+    if write:
+        write_document([one for one in verdicts if not one.trouble(golden)])
     return int(bad > 0)
 
 

@@ -13,6 +13,7 @@ from kolm_build.core.bisect import first_element, first_operation
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import StepRequest
 from kolm_build.core.trace import parting
+from kolm_build.numerics import native
 from tests.cli.command import kolm
 from tests.numerics.faults import OPTIMISER, Fault, Plan
 from tests.steps_ml.calling import write_rows
@@ -73,6 +74,7 @@ def run(inputs, scratch, plan=None, watchers=()):
         numerics=Numerics(cls="native-1", seed=3),
         events_fd=1,
     )
+    native.apply(request.numerics)  # as a process does that begins
     fault = nullcontext() if plan is None else Fault(plan)
     with fault:
         stage = Stage.parse(request.params, sft.TAKE)

@@ -92,9 +92,11 @@ def test_surroundings_change_no_byte(chains, step, output):
 
 
 def test_the_adapter_has_two_canonical_files(chains):
-    """SFT-8, SFT-9: no path, version or time; and nothing beside them."""
+    """SFT-8, SFT-9, ADPT-1: no path, version or time; beside them what it was trained on."""
     files = files_of(chains[0]["sft"].folder("adapter"))
-    assert sorted(files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(files) == [
+        *("adapter_config.json", "adapter_model.safetensors", "base.json"),
+    ]
     config = strict_json.loads(files["adapter_config.json"])
     assert strict_json.dumps(config) == files["adapter_config.json"]
     assert sorted(config) == [
