@@ -62,9 +62,11 @@ class Way:
     segments: bool
 
 
+AVX2 = "avx2" if " avx2 " in Path("/proc/cpuinfo").read_text() else None
+
 WAYS = (
     Way(name="first", hash_seed="1", threads=1, isa=None, segments=False),
-    Way(name="second", hash_seed="4711", threads=2, isa="avx2", segments=True),
+    Way(name="second", hash_seed="4711", threads=2, isa=AVX2, segments=True),
 )
 
 
