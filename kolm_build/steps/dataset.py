@@ -99,7 +99,8 @@ def run(request: StepRequest, events: Events) -> None:
     for name, side in sides.items():
         (output_folder(request, name) / f"{name}.jsonl").write_bytes(b"".join(side.lines))
     compared = b"".join(KeptOut.of(example).line for example in made.holdout)
-    (output_folder(request, "compared") / COMPARED).write_bytes(compared)
+    if "compared" in request.outputs:  # a recipe's own step may ask for the other three alone
+        (output_folder(request, "compared") / COMPARED).write_bytes(compared)
     report = {
         "format": FORMAT,
         "schema": params.schema,
