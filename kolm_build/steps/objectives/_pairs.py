@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from kolm_build.steps._conversations import Pair, read_pairs
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, token_log_probabilities
 from kolm_build.steps._stage import Given
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +98,15 @@ def pair_columns(examples: Sequence[PairExample]) -> dict[str, list[list[int]]]:
     }
 
 
-class PairObjective(Objective[PairExample, StepSize]):
-    """The mean over a step's rows of a loss of the log-probabilities of the two answers.
+class PairRows(Objective[PairExample, C]):
+    """Pairs of answers and their log-probabilities; what is made of them is another's to say.
 
     The reference is the model as the stage begins, and its log-probabilities are computed once,
-    before the first step; an objective without a reference says so. With `nll_weight` that many
-    times the mean negative log-likelihood of the chosen answers' tokens is added.
+    before the first step; an objective without a reference says so.
     """
 
     figures = ("margin", "accuracy")
     uses_reference = True
-    nll_weight = 0.0
 
     def examples(self, given: Given) -> Sequence[PairExample]:
         """Both answers of every row."""
@@ -128,25 +128,6 @@ class PairObjective(Objective[PairExample, StepSize]):
                 for one in (examples if self.uses_reference else ())
             ]
 
-    def prepare(
-        self, network: Any, examples: Sequence[PairExample], moment: Moment
-    ) -> Sequence[StepSize]:
-        """The size of the step."""
-        del network, moment
-        size = StepSize(
-            rows=len(examples), chosen_tokens=sum(one.chosen.tokens for one in examples)
-        )
-        return [size] * len(examples)
-
-    def share(self, network: Any, example: PairExample, context: StepSize) -> Share:
-        """The row's part of the mean."""
-        chosen, rejected = self.sides(network, example)
-        loss = self.loss(chosen, rejected, example) / context.rows
-        if self.nll_weight:
-            loss = loss - self.nll_weight * (chosen.log_p / context.chosen_tokens)
-        margin = self.margin(chosen, rejected).detach()
-        return Share(loss=loss, figures=(margin, (margin > 0).float()))
-
     def sides(self, network: Any, example: PairExample) -> tuple[Side, Side]:
         """What `network` says of the chosen and of the rejected answer."""
         policies = [
@@ -166,6 +147,39 @@ class PairObjective(Objective[PairExample, StepSize]):
     def margin(self, chosen: Side, rejected: Side) -> torch.Tensor:
         """By how much the policy prefers the chosen answer more than the reference does."""
         return chosen.ratio - rejected.ratio
+
+    def figures_of(self, chosen: Side, rejected: Side) -> tuple[torch.Tensor, torch.Tensor]:
+        """The figures of one row."""
+        margin = self.margin(chosen, rejected).detach()
+        return margin, (margin > 0).float()
+
+
+class PairObjective(PairRows[StepSize]):
+    """The mean over a step's rows of a loss of the log-probabilities of the two answers.
+
+    With `nll_weight` that many times the mean negative log-likelihood of the chosen answers' tokens
+    is added.
+    """
+
+    nll_weight = 0.0
+
+    def prepare(
+        self, network: Any, examples: Sequence[PairExample], moment: Moment
+    ) -> Sequence[StepSize]:
+        """The size of the step."""
+        del network, moment
+        size = StepSize(
+            rows=len(examples), chosen_tokens=sum(one.chosen.tokens for one in examples)
+        )
+        return [size] * len(examples)
+
+    def share(self, network: Any, example: PairExample, context: StepSize) -> Share:
+        """The row's part of the mean."""
+        chosen, rejected = self.sides(network, example)
+        loss = self.loss(chosen, rejected, example) / context.rows
+        if self.nll_weight:
+            loss = loss - self.nll_weight * (chosen.log_p / context.chosen_tokens)
+        return Share(loss=loss, figures=self.figures_of(chosen, rejected))
 
     @abstractmethod
     def loss(self, chosen: Side, rejected: Side, example: PairExample) -> torch.Tensor:

@@ -19,9 +19,8 @@ from kolm_build.core.fields import Fields
 from kolm_build.steps._objective import Moment, Share
 from kolm_build.steps.objectives._pairs import (
     PairExample,
-    PairObjective,
+    PairRows,
     Side,
-    StepSize,
     take_beta,
     take_smoothing,
 )
@@ -42,7 +41,7 @@ class Part:
     loss: torch.Tensor
 
 
-class SortedObjective(PairObjective):
+class SortedObjective(PairRows[Part]):
     """The mean of -log s(beta delta) over the pairs of two sorted lists of values (AOT).
 
     Args:
@@ -59,23 +58,20 @@ class SortedObjective(PairObjective):
         """The objective that `fields` describe."""
         return cls(take_beta(fields), take_smoothing(fields, "0"))
 
-    def prepare(  # type: ignore[override]  # a row knows more of its step here
+    def prepare(
         self, network: Any, examples: Sequence[PairExample], moment: Moment
     ) -> Sequence[Part]:
         """Each row's factors."""
         del moment
         return self.parts([self.sides(network, one) for one in examples])
 
-    def share(  # type: ignore[override]
-        self, network: Any, example: PairExample, context: Part
-    ) -> Share:
+    def share(self, network: Any, example: PairExample, context: Part) -> Share:
         """The row's values times its factors; as a figure, its part of the loss."""
         chosen, rejected = self.sides(network, example)
         linear = context.chosen * chosen.log_p + context.rejected * rejected.log_p
-        margin = self.margin(chosen, rejected).detach()
         return Share(
             loss=linear + (context.loss - linear).detach(),
-            figures=(margin, (margin > 0).float()),
+            figures=self.figures_of(chosen, rejected),
         )
 
     @abstractmethod
@@ -89,14 +85,7 @@ class SortedObjective(PairObjective):
         slope = noise * torch.sigmoid(scaled) - (1 - noise) * torch.sigmoid(-scaled)
         return loss / count, self.beta * slope / count
 
-    def loss(self, chosen: Side, rejected: Side, example: PairExample) -> torch.Tensor:
-        """There is none of a row alone."""
-        raise NotImplementedError
-
 
 def ranked(values: Sequence[torch.Tensor]) -> list[int]:
     """The indices of `values`, ascending; equal ones in the order in which they stand."""
     return sorted(range(len(values)), key=lambda at: values[at].item())
-
-
-__all__ = ["Part", "Side", "SortedObjective", "StepSize", "ranked"]
