@@ -109,7 +109,7 @@ ROWS: tuple[Algorithm, ...] = (
         "Distillation of hidden states",
         "arXiv:1412.6550, equation 3; arXiv:1909.10351, equation 8",
         "(1 - h) mean of (last hidden state - the teacher's)^2 + h NLL",
-        (_hard("0.5"), _temperature()),
+        (_hard("0.5"),),
     ),
     _row(
         "minilm",

@@ -103,6 +103,12 @@ def mixture(one: torch.Tensor, other: torch.Tensor, weight: float) -> torch.Tens
     return torch.log(weight * torch.exp(one) + (1 - weight) * torch.exp(other))
 
 
+def jensen_shannon(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
+    """The generalised divergence at each token (arXiv:2306.13649, equation 1)."""
+    mean = mixture(teacher, student, beta)
+    return beta * divergence(teacher, mean) + (1 - beta) * divergence(student, mean)
+
+
 def absolute(values: torch.Tensor) -> torch.Tensor:
     """|values|; torch's own has a derivative that is not certified."""
     return torch.relu(values) + torch.relu(-values)

@@ -15,7 +15,7 @@ from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._rollouts import Completion, PromptExample, Sampler, Sampling
 from kolm_build.steps._sequences import answer_logits
 from kolm_build.steps._stage import Given, Take, stage_main
-from kolm_build.steps.objectives._teaching import divergence, load_teacher, mixture
+from kolm_build.steps.objectives._teaching import jensen_shannon, load_teacher
 
 
 def main(argv: list[str]) -> int:
@@ -92,9 +92,7 @@ class Gkd(Objective[PromptExample, Said]):
             taught, _ = answer_logits(self.teacher.network, sequence)
         logits, _ = answer_logits(network, sequence)
         student, teacher = torch.log_softmax(logits, dim=-1), torch.log_softmax(taught, dim=-1)
-        mean = mixture(teacher, student, self.beta)
-        distance = self.beta * divergence(teacher, mean)
-        distance = distance + (1 - self.beta) * divergence(student, mean)
+        distance = jensen_shannon(student, teacher, self.beta)
         told = logits.new_tensor(float(sequence.tokens))
         return Share(loss=distance.sum() / context.tokens, figures=(told,))
 

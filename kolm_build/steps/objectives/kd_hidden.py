@@ -16,7 +16,6 @@ from kolm_build.steps.objectives._teaching import (
     TEACHER,
     TeachingObjective,
     take_hard_weight,
-    take_temperature,
 )
 
 
@@ -29,13 +28,13 @@ class KdHidden(TeachingObjective):
     """The mean square difference of the last hidden states at the answers' tokens.
 
     No projection stands between the models, so both must have one hidden size: a student that
-    has fewer layers, or narrower ones inside. (`temperature` has no meaning here and is 1.)
+    has fewer layers, or narrower ones inside. There is no temperature.
     """
 
     @classmethod
     def take(cls, fields: Fields) -> Self:
         """The objective that `fields` describe."""
-        return cls(take_hard_weight(fields, "0.5"), take_temperature(fields))
+        return cls(take_hard_weight(fields, "0.5"), temperature=1.0)
 
     def share(self, network: Any, example: Continuation, context: int) -> Share:
         """The row's part of the mean."""

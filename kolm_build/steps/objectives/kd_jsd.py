@@ -11,8 +11,7 @@ from kolm_build.steps._bounds import decimal
 from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._teaching import (
     TeachingObjective,
-    divergence,
-    mixture,
+    jensen_shannon,
     take_hard_weight,
     take_temperature,
 )
@@ -47,9 +46,7 @@ class KdJsd(TeachingObjective):
 
     def distance(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """Equation 1."""
-        mean = mixture(teacher, student, self.beta)
-        theirs, ours = divergence(teacher, mean), divergence(student, mean)
-        return self.beta * theirs + (1 - self.beta) * ours
+        return jensen_shannon(student, teacher, self.beta)
 
 
 TAKE: Take = KdJsd.take
