@@ -29,6 +29,8 @@ FILES, FOLDERS = 10_000, 100
 MEAN_BYTES = 6700
 WARM_BYTES = 3 << 30
 AGAIN = ", again"
+COLD = ", from the disk"
+CHECKS = ("check {}", f"check {{}}{AGAIN}", f"check {{}}{COLD}")
 DURABLY = "until on the disk"
 WIDTH = 34
 
@@ -199,11 +201,21 @@ def warm_memory() -> None:
     run([sys.executable, "-c", f"b'x' * {WARM_BYTES}"])
 
 
+def forget_pages(folder: Path) -> None:
+    """Have the page cache give up what it holds of the files below `folder`."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def measure(tool: Tool, place: Path, source: Path, what: str) -> None:
-    """One round: a fresh store, one import, two checks.
+    """One round: a fresh store, one import, three checks.
 
     The first check of a large file reads kolm's copy from the disk, since an import leaves none of
-    it in the page cache, and nix's from there; the second reads either from memory.
+    it in the page cache, and nix's from there; the second reads either from memory; the third has
+    to read either from the disk.
     """
     at = place / "round"
     at.mkdir()
@@ -218,7 +230,9 @@ def measure(tool: Tool, place: Path, source: Path, what: str) -> None:
     tool.took(f"add {what} {DURABLY}", start)
     if tool.check is not None:
         warm_memory()
-        for when in ("", AGAIN):
+        for when in ("", AGAIN, COLD):
+            if when == COLD:
+                forget_pages(at)
             start = time.perf_counter()
             tool.check(at)
             tool.took(f"check {what}{when}", start)
@@ -317,7 +331,7 @@ def main() -> int:
                 for tool in tools if number % 2 == 0 else tools[::-1]:
                     if tool.name != "disk" or source.is_file():
                         measure(tool, place, source, what)
-        rows = ("add {}", f"add {{}} {DURABLY}", "check {}", f"check {{}}{AGAIN}")
+        rows = ("add {}", f"add {{}} {DURABLY}", *CHECKS)
         report(tools, [form.format(what) for what in sources for form in rows])
         for what in sources:
             report_rounds(tools, f"add {what}", loads)

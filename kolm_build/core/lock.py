@@ -16,7 +16,7 @@ from kolm_build.core.environment import Distribution, Environment
 from kolm_build.core.fields import Fields
 from kolm_build.core.name import parse_entry, parse_label
 from kolm_build.core.numerics import PORTABLE, Numerics
-from kolm_build.core.quorum import parse_grade
+from kolm_build.core.quorum import GRADE, RELEASE, parse_grade
 from kolm_build.core.recipe import Recipe
 from kolm_build.core.toml import read_toml
 from kolm_build.core.toml_writer import render
@@ -30,7 +30,6 @@ FILE = "kolm.lock"
 MAX_LISTED_FILES = 64
 """An input of more files is locked by its tree alone: nobody reviews thousands of lines."""
 
-RELEASE, GRADE = "release", "minimum_grade"
 KINDS = ("weights", "data", "code")
 
 _HEADER = ("Made by `kolm lock` from kolm.toml. Commit it; do not edit it.",)

@@ -21,6 +21,8 @@ DISTINCT = (ORGANISATION, MACHINE)
 STOP, MAJORITY = "stop", "majority"
 CONTESTED = (STOP, MAJORITY)
 GRADES = ("R0", "R1", "R2", "R3", "R4")
+RELEASE, GRADE = "release", "minimum_grade"
+"""The table and the key of a lock that ask for a grade."""
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 

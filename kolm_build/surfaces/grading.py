@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kolm_build.core.quorum import is_grade_below
-from kolm_build.errors import UntrustedError
-from kolm_build.surfaces.cli.hearing import hear
+from kolm_build.core.quorum import RELEASE, is_grade_below
+from kolm_build.errors import InvalidRecordError, UntrustedError
 from kolm_build.surfaces.trusting import read_trust
 
 if TYPE_CHECKING:
@@ -48,6 +47,8 @@ def check_grade(
     least = prepared.lock.minimum_grade
     if least is None:
         return
+    from kolm_build.surfaces.cli.hearing import hear
+
     trust = read_trust(getattr(args, "trust", None))
     heard = hear(
         prepared.instance, wanted, urls, store=store, trust=trust, terminal=terminal,
@@ -91,15 +92,9 @@ def check_artifact_grade(file: Path, claims: Path | None, trust: TrustPolicy) ->
         UntrustedError: It is not shown.
     """
     from kolm_build.attest.container import Container
-    from kolm_build.core import story
-    from kolm_build.core.lock import parse_lock
 
     with Container.open(file) as container:
-        entry = container.entries.get(f"build/{story.LOCK}")
-        if entry is None:
-            return None
-        text = container.checked(f"build/{story.LOCK}", entry.size).decode()
-        least = parse_lock(text, file=f"build/{story.LOCK}").minimum_grade
+        least = _least(container)
         if least is None:
             return None
         if claims is None:
@@ -112,6 +107,27 @@ def check_artifact_grade(file: Path, claims: Path | None, trust: TrustPolicy) ->
             )
         refuse_below(least, _heard_of(container, claims, trust), trust)
         return least
+
+
+def _least(container: Container) -> str | None:
+    """The grade that an artifact's lock asks for; one that asks for none is not read whole."""
+    from kolm_build.core.story import LOCK
+    from kolm_build.core.toml import read_toml
+
+    member = f"build/{LOCK}"
+    entry = container.entries.get(member)
+    if entry is None:
+        return None
+    text = container.checked(member, entry.size).decode()
+    try:
+        table = read_toml(text)
+    except InvalidRecordError as error:
+        raise error.in_file(member) from None
+    if RELEASE not in table:
+        return None
+    from kolm_build.core.lock import parse_lock  # and with it the catalogue: 30 ms
+
+    return parse_lock(text, file=member).minimum_grade
 
 
 def _heard_of(container: Container, claims: Path, trust: TrustPolicy) -> list[Claimed]:

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from kolm_build.attest.keys import create, load
+from kolm_build.attest.sign import sign_artifact
+from tests.artifact import making
 from tests.cli.command import ROOT, kolm, kolm_process
 
 SLOW = {
@@ -110,6 +114,29 @@ def test_verify_needs_the_standard_library_and_cryptography_alone(tmp_path):
     found = imported("verify", str(tmp_path / "x.kolm"), "--no-trust", status=64)
     assert not found & HEAVY
     assert "blake3" not in found
+
+
+def test_verify_of_a_signed_artifact_reads_no_recipe_and_opens_no_store(tmp_path):
+    """CLI-14: what each of them imports would be a tenth of the time of a small file."""
+    signed, trust = signed_artifact(tmp_path)
+    found = imported("verify", str(signed), "--trust", str(trust))
+    assert "kolm_build.attest.trust" in found
+    assert not found & HEAVY
+    assert not found & {"blake3", "kolm_build.core.recipe", "kolm_build.core.lock"}
+    assert not [name for name in found if name.startswith(("kolm_build.store", "kolm_build.eng"))]
+
+
+def signed_artifact(folder: Path) -> tuple[Path, Path]:
+    """An artifact signed by a new key, and a trust file for that key."""
+    key, trust, signed = folder / "key.pem", folder / "trust.toml", folder / "signed.kolm"
+    public = create(key, passphrase=None, unencrypted=True)
+    made = making.make(folder / "made")
+    sign_artifact(made, signed, key=load(key, passphrase=None))
+    trust.write_text(
+        "version = 1\n[threshold]\nbuilder = 1\n[[principal]]\n"
+        f'name = "team"\nroles = ["builder"]\nkeys = ["{public}"]\n'
+    )
+    return signed, trust
 
 
 def test_a_module_run_is_the_program():
