@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import Params, integer, texts, unknown_name
-from kolm_build.core.catalogue.algorithm import Algorithm, Role, read_parameters
+from kolm_build.core.catalogue.algorithm import ITERATIONS, Algorithm, Role, read_parameters
 from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, OBJECTIVES, OPTIMISERS
+from kolm_build.core.derivation import Param
 from kolm_build.core.fields import Fields
 from kolm_build.core.name import parse_part
 from kolm_build.core.schemas import ANSWERS, NO_ROWS
@@ -181,6 +182,7 @@ def _stage(value: object, around: _Around) -> Train:
         checkpoints=_checkpoints(fields, params, used),
     )
     fields.done()
+    _check_roles(algorithm, {role.name for role, _, _ in given}, dict(params))
     return made
 
 
@@ -208,7 +210,19 @@ def _checkpoints(fields: Fields, params: Params, rows: Sequence[Algorithm]) -> t
             expected=f"max_steps above it, and at most {MAX_CHECKPOINTS} checkpoints",
             actual=f"{CHECKPOINT_STEPS} = {every}, max_steps = {last}",
         )
+    _check_iterations(every, int(dict(params).get(ITERATIONS, 1)))
     return tuple(range(every, last, every))
+
+
+def _check_iterations(every: int, iterations: int) -> None:
+    """Refuse to put a training aside while its completions are to be used again (RL-31)."""
+    if every % iterations:
+        raise InvalidRecordError(
+            "a training cannot be put aside between steps with the same completions",
+            where=CHECKPOINT_STEPS,
+            expected=f"a multiple of {ITERATIONS}",
+            actual=f"{CHECKPOINT_STEPS} = {every}, {ITERATIONS} = {iterations}",
+        )
 
 
 def _row(
@@ -263,6 +277,27 @@ def _given(fields: Fields, role: Role, around: _Around) -> Iterator[Given]:
     else:
         parse = parse_script if role.kind == "code" else _path
         yield role, role.name, fields.parsed(role.name, parse)
+
+
+def _check_roles(algorithm: Algorithm, given: Collection[str], params: Mapping[str, Param]) -> None:
+    """Refuse a stage that lacks what a parameter asks for, or is given what none uses."""
+    for role in algorithm.roles:
+        if role.used_with is None or role.needed(params) == (role.name in given):
+            continue
+        parameter, value = role.used_with
+        if role.needed(params):
+            raise InvalidRecordError(
+                "missing value",
+                where=role.name,
+                expected=role.help,
+                advice=f"{parameter} = {value!r} needs it.",
+            )
+        raise InvalidRecordError(
+            "an input that nothing uses",
+            where=role.name,
+            expected=f"{parameter} = {value!r} beside it",
+            actual=f"{parameter} = {params[parameter]!r}",
+        )
 
 
 def _path(text: str) -> str:

@@ -20,6 +20,7 @@ from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import StepRequest
 from kolm_build.core.trace import Trace
 from kolm_build.errors import InvalidRecordError
+from kolm_build.numerics import native
 from kolm_build.numerics.apply import applied_as
 from kolm_build.numerics.state import payload
 from kolm_build.runtime.load import Model, load
@@ -230,8 +231,14 @@ def _stopped(
 def make_trainer(
     stage: Stage, model: Model, examples: Sequence[Any], *, numerics: Numerics, scratch: Path
 ) -> AnswerTrainer:
-    """The trainer of `stage`, its network attached, its optimiser set."""
+    """The trainer of `stage`, its network attached, its optimiser set.
+
+    Every generator is seeded first, whatever was drawn in this process before (ALG-13).
+    """
+    native.seed(numerics.seed)
     network = stage.change.attach(model.network)
+    if stage.objective.needs_reference:
+        stage.change.remember(network)
     stage.objective.attach(network)
     trainer = _trainer_class(stage, numerics.cls)(
         model=network,

@@ -78,6 +78,16 @@ def run(inputs, scratch, *, cls="portable-1", seed=3, **params):
     return done.trace, adapters
 
 
+def test_a_training_is_the_same_whatever_the_process_drew_before(inputs, tmp_path):
+    """ALG-13: twice in one process, the arithmetic applied once."""
+    trace, adapters = trained(inputs, tmp_path, max_steps=1)
+    torch.rand(3)
+    again, same = run(inputs, tmp_path, max_steps=1)
+    assert again.lines == trace.lines
+    for name, tensor in adapters.items():
+        assert torch.equal(same[name], tensor), name
+
+
 @pytest.fixture
 def whole(inputs, tmp_path):
     return trained(inputs, tmp_path, batch_size=8, gradient_accumulation=1)
