@@ -70,6 +70,10 @@ class Objective(ABC, Generic[E, C]):
     repeats: int = 1
     """How many optimiser steps in a row are made with the same rows."""
 
+    needs_reference: bool = False
+    """Whether it asks for the change's `reference` once the training runs; what it looks at in
+    `start` is the reference by itself."""
+
     @abstractmethod
     def examples(self, given: Given) -> Sequence[E]:
         """The rows, read and made ready; what is wrong with one is refused with its number."""

@@ -237,6 +237,8 @@ def make_trainer(
     """
     native.seed(numerics.seed)
     network = stage.change.attach(model.network)
+    if stage.objective.needs_reference:
+        stage.change.remember(network)
     stage.objective.attach(network)
     trainer = _trainer_class(stage, numerics.cls)(
         model=network,

@@ -128,6 +128,20 @@ def pair_row(number: int, prompt: str, chosen: str, rejected: str) -> bytes:
     )
 
 
+def feedback_row(number: int, prompt: str, answer: str, *, good: bool) -> bytes:
+    """A line of a set of answers with verdicts."""
+    return strict_json.dumps(
+        {
+            "answer": answer,
+            "good": good,
+            "group": "",
+            "id": f"sha256:{number:064x}",
+            "messages": [{"content": prompt, "role": "user"}],
+            "weight": "1",
+        }
+    )
+
+
 def prompt_row(number: int, prompt: str, reference: str = "", **fields: str) -> bytes:
     """A line of a set of prompts."""
     return strict_json.dumps(

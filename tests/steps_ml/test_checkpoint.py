@@ -6,8 +6,15 @@ import json
 
 import pytest
 
-from kolm_build.core import strict_json
-from tests.steps_ml.calling import LABELS, files_of, pair_row, run_step, write_lines, write_rows
+from tests.steps_ml.calling import (
+    LABELS,
+    feedback_row,
+    files_of,
+    pair_row,
+    run_step,
+    write_lines,
+    write_rows,
+)
 from tests.support.models import tiny_llama, tiny_rows
 
 # Importing the trainers takes ten seconds and warns on the way.
@@ -26,16 +33,7 @@ def inputs(tmp_path_factory):
         for at, one in enumerate(rows, 1)
     ]
     feedback = [
-        strict_json.dumps(
-            {
-                "answer": one["ward"],
-                "good": at % 2 == 0,
-                "group": "",
-                "id": f"sha256:{at:064x}",
-                "messages": [{"content": one["text"], "role": "user"}],
-                "weight": "1",
-            }
-        )
+        feedback_row(at, one["text"], one["ward"], good=at % 2 == 0)
         for at, one in enumerate(rows, 1)
     ]
     return {

@@ -407,6 +407,24 @@ def test_every_weight_can_be_trained_and_the_reference_stays(world, tmp_path):
     assert float(table[0]["divergence"]) == 0.0 < float(table[1]["divergence"])
 
 
+@pytest.mark.parametrize(
+    "name", ["grpo", "nash-md", "online-dpo", "self-rewarding", "spin", "star", "xpo"]
+)
+def test_the_reference_of_every_weight_is_there_for_who_asks(world, tmp_path, name):
+    """ALG-5."""
+    params = params_of(name, adapter="full", batch_size=2, max_steps=2, **grouped(name))
+    del params["lora_r"]
+    ran = run_step(
+        name,
+        tmp_path,
+        inputs=inputs_of(world, name),
+        params=params,
+        portable=(1, None),
+        outputs=("model", "metrics", "trace"),
+    )
+    assert sorted(files_of(ran.folder("model"))) == sorted(files_of(world.model))
+
+
 def test_a_prompt_must_leave_room_for_an_answer(world, tmp_path):
     """RL-9."""
     ran = run_step(

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
+import re
 
 import pytest
 import torch
 
+from kolm_build.core.catalogue.table import OBJECTIVES
+from kolm_build.core.fields import Fields
 from kolm_build.runtime.load import load
-from tests.steps_ml.calling import LABELS, files_of, pair_row, run_step, write_lines, write_rows
+from kolm_build.steps.table import STEPS
+from tests.steps_ml.calling import (
+    LABELS,
+    feedback_row,
+    files_of,
+    pair_row,
+    run_step,
+    write_lines,
+    write_rows,
+)
 from tests.support.models import tiny_llama, tiny_rows
 
 # Importing the trainers takes ten seconds and warns on the way.
 pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]
 
+TRAINED = sorted(one.id for one in OBJECTIVES.values() if one.trains)
 SETTINGS = {"compute_dtype": "fp32", "learning_rate": "5e-3", "max_steps": 2, "batch_size": 4}
 
 
@@ -26,11 +41,16 @@ def inputs(tmp_path_factory):
         pair_row(at, one["text"], one["ward"], next(w for w in LABELS if w != one["ward"]))
         for at, one in enumerate(rows, 1)
     ]
+    feedback = [
+        feedback_row(at, one["text"], one["ward"], good=at % 2 == 0)
+        for at, one in enumerate(rows, 1)
+    ]
     answers = [(one["text"], one["ward"]) for one in rows]
     return {
         "model": tiny_llama(root / "model"),
         "answers": write_rows(root / "answers", "train.jsonl", answers),
         "pairs": write_lines(root / "pairs", "train.jsonl", pairs),
+        "feedback": write_lines(root / "feedback", "train.jsonl", feedback),
     }
 
 
@@ -65,11 +85,11 @@ def test_the_reference_is_the_model_as_the_stage_begins(adapter, inputs, tmp_pat
 @pytest.mark.parametrize("adapter", ["lora", "full", "moe-lora"])
 def test_the_reference_can_be_asked_at_any_time(adapter, inputs):
     """ALG-5: and afterwards the trained model is back."""
-    from kolm_build.core.fields import Fields
     from kolm_build.steps.adapters.table import ADAPTERS
 
     change = ADAPTERS[adapter](Fields({}))
     network = change.attach(load(inputs["model"]).network)
+    change.remember(network)
     ids = torch.tensor([[1, 70, 80, 90]])
     with torch.no_grad():
         before = network(input_ids=ids).logits
@@ -81,6 +101,66 @@ def test_the_reference_can_be_asked_at_any_time(adapter, inputs):
             assert torch.equal(network(input_ids=ids).logits, before)
         assert torch.equal(network(input_ids=ids).logits, trained)
     assert not torch.equal(trained, before)
+
+
+def objective(name, **params):
+    """The objective `name`, with those of `params` that it knows."""
+    row = OBJECTIVES[name]
+    known = {one.name for one in row.parameters}
+    module = importlib.import_module(f"kolm_build.steps.{STEPS[row.step].module}")
+    return module.TAKE(Fields({key: value for key, value in params.items() if key in known}))
+
+
+def asks_for_the_reference(kind):
+    """Whether a method of `kind`, its own or inherited, makes the network the reference."""
+    methods = [
+        one
+        for base in kind.__mro__
+        for name, one in vars(base).items()
+        if inspect.isfunction(one) and name != "referred"  # which many have and few call
+    ]
+    return any(re.search(r"\.(reference|referred)\(", inspect.getsource(one)) for one in methods)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_objective_says_whether_it_asks_for_the_reference(name):
+    """ALG-5."""
+    made = objective(name, beta="0.1")
+    assert made.needs_reference == asks_for_the_reference(type(made))
+
+
+def test_a_policy_without_a_divergence_asks_for_no_reference():
+    """ALG-5."""
+    assert objective("grpo", beta="0.1").needs_reference
+    assert not objective("grpo", beta="0").needs_reference
+
+
+@pytest.mark.parametrize(
+    "case", [("sft", "answers", 0), ("dpo", "pairs", 0), ("kto", "feedback", 1)]
+)
+def test_all_weights_are_copied_only_for_an_objective_that_asks_for_the_reference(
+    case, inputs, tmp_path, monkeypatch
+):
+    """ALG-5."""
+    from kolm_build.steps.adapters.full import Full
+
+    step, rows, times = case
+    remember, seen = Full.remember, []
+    monkeypatch.setattr(
+        Full, "remember", lambda self, network: seen.append(1) or remember(self, network)
+    )
+    trained(step, inputs, tmp_path, rows, adapter="full").folder("model")
+    assert len(seen) == times
+
+
+def test_a_reference_that_nobody_asked_to_remember_is_an_error_of_the_program(inputs):
+    """ALG-5: not the trained model in its place."""
+    from kolm_build.steps.adapters.full import Full
+
+    change = Full.take(Fields({}))
+    network = change.attach(load(inputs["model"]).network)
+    with pytest.raises(AssertionError, match="says so"):
+        change.reference(network)
 
 
 def test_the_metrics_are_a_table_of_exact_numbers(inputs, tmp_path):

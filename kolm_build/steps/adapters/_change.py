@@ -58,9 +58,16 @@ class Change(ABC):
         del network
         return ()
 
+    def remember(self, network: Any) -> None:
+        """Keep what `reference` needs of `network`, just attached; by itself that is nothing."""
+        del network
+
     @abstractmethod
     def reference(self, network: Any) -> AbstractContextManager[Any]:
-        """The network as it was before it was trained, as long as the context lasts."""
+        """The network as it was before it was trained, as long as the context lasts.
+
+        `remember` was called before.
+        """
 
 
 def check_layers(network: torch.nn.Module, names: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.weights import DTYPES as TORCH_DTYPES
 from kolm_build.steps._bounds import choice
-from kolm_build.steps._files import files_of
+from kolm_build.steps._files import copy_others
 from kolm_build.steps._tensors import weight_of
 from kolm_build.steps._trace import diverged
 from kolm_build.steps._training_params import TrainingParams
@@ -36,7 +35,7 @@ class Full(Change):
 
     def __init__(self, weights_dtype: str) -> None:
         self._dtype = weights_dtype
-        self._start: dict[str, torch.Tensor] = {}
+        self._start: dict[str, torch.Tensor] | None = None
 
     @classmethod
     def take(cls, fields: Fields) -> Self:
@@ -59,8 +58,7 @@ class Full(Change):
         return torch.float32
 
     def attach(self, network: Any) -> Any:
-        """`network` itself; what it was is kept for `reference` when that is first asked for."""
-        self._start = {name: one.detach().clone() for name, one in network.named_parameters()}
+        """`network` itself."""
         return network.requires_grad_(requires_grad=True)
 
     def write(self, network: Any, *, base: Path, out: Path) -> None:
@@ -68,13 +66,19 @@ class Full(Change):
         state = network.state_dict()
         weights = [self._trained(one, state[one.name]) for one in read_weights(base / WEIGHTS)]
         write_weights(out / WEIGHTS, weights)
-        for name in files_of(base):
-            if name != WEIGHTS:
-                (out / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(base / name, out / name)
+        copy_others(base, out, but=WEIGHTS)
+
+    def remember(self, network: Any) -> None:
+        """Copy every weight that is trained."""
+        self._start = {
+            name: one.detach().clone()
+            for name, one in network.named_parameters()
+            if one.requires_grad
+        }
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network with the weights that it began with."""
+        assert self._start is not None, "an objective that needs the reference says so"
         return _swapped(network, self._start)
 
     def _trained(self, base: Weight, tensor: torch.Tensor) -> Weight:

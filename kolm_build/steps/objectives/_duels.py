@@ -73,6 +73,7 @@ class DuelObjective(PromptObjective):
     """
 
     figures = ("reward", "margin", "accuracy", "ties")
+    needs_reference = True
 
     def __init__(
         self, sampling: Sampling, reward: RewardParams | None, *, beta: float, iterations: int

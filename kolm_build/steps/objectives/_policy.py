@@ -248,6 +248,7 @@ class PolicyObjective(PromptObjective):
         super().__init__(params.sampling, params.reward)
         self.params = params
         self.repeats = params.iterations
+        self.needs_reference = params.beta > 0.0
 
     @abstractmethod
     def advantages(self, rollouts: Sequence[Rollout]) -> Sequence[Sequence[torch.Tensor]]:

@@ -31,6 +31,8 @@ class Kto(FeedbackObjective):
         bad_weight: lambda of bad ones.
     """
 
+    needs_reference = True
+
     def __init__(self, beta: float, good_weight: float, bad_weight: float) -> None:
         self.beta = beta
         self.good_weight = good_weight

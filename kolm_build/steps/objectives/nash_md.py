@@ -55,6 +55,7 @@ class NashMd(PromptObjective):
     """
 
     figures = ("reward", "preferred")
+    needs_reference = True
 
     def __init__(
         self, sampling: Sampling, reward: RewardParams, *, tau: float, mixture: float

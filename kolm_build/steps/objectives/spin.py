@@ -48,6 +48,7 @@ class Spin(Objective[Continuation, Round]):
 
     figures = ("margin", "accuracy")
     notes = ("samples",)
+    needs_reference = True
 
     def __init__(self, sampling: Sampling, *, beta: float, iterations: int) -> None:
         self._sampling = sampling

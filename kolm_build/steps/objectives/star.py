@@ -40,6 +40,7 @@ class Star(KeptObjective):
     """
 
     figures = ("right", "kept")  # rewards of the model as it was: they do not rise
+    needs_reference = True
 
     def __init__(
         self, sampling: Sampling, reward: RewardParams, iterations: int, *, rationalise: bool
