@@ -12,6 +12,7 @@ from kolm_build.core.bounded import Params, integer, texts, unknown_name
 from kolm_build.core.catalogue.algorithm import Algorithm, Role, read_parameters
 from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, OBJECTIVES, OPTIMISERS
+from kolm_build.core.derivation import Param
 from kolm_build.core.fields import Fields
 from kolm_build.core.name import parse_part
 from kolm_build.core.schemas import ANSWERS, NO_ROWS
@@ -181,6 +182,7 @@ def _stage(value: object, around: _Around) -> Train:
         checkpoints=_checkpoints(fields, params, used),
     )
     fields.done()
+    _check_roles(algorithm, {role.name for role, _, _ in given}, dict(params))
     return made
 
 
@@ -263,6 +265,27 @@ def _given(fields: Fields, role: Role, around: _Around) -> Iterator[Given]:
     else:
         parse = parse_script if role.kind == "code" else _path
         yield role, role.name, fields.parsed(role.name, parse)
+
+
+def _check_roles(algorithm: Algorithm, given: Collection[str], params: Mapping[str, Param]) -> None:
+    """Refuse a stage that lacks what a parameter asks for, or is given what none uses."""
+    for role in algorithm.roles:
+        if role.used_with is None or role.needed(params) == (role.name in given):
+            continue
+        parameter, value = role.used_with
+        if role.needed(params):
+            raise InvalidRecordError(
+                "missing value",
+                where=role.name,
+                expected=role.help,
+                advice=f"{parameter} = {value!r} needs it.",
+            )
+        raise InvalidRecordError(
+            "an input that nothing uses",
+            where=role.name,
+            expected=f"{parameter} = {value!r} beside it",
+            actual=f"{parameter} = {params[parameter]!r}",
+        )
 
 
 def _path(text: str) -> str:

@@ -1,6 +1,7 @@
 """spec/recipe.md, "Stages" and their nodes, with a small catalogue of the tests' own."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kolm_build.core import stage_reader
-from kolm_build.core.catalogue.algorithm import ADAPTER, OPTIMISER, Algorithm, Decimal, Role
+from kolm_build.core.catalogue.algorithm import ADAPTER, OPTIMISER, Algorithm, Choice, Decimal, Role
 from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, ALGORITHMS, OBJECTIVES, OPTIMISERS
 from kolm_build.core.lock import check
@@ -43,11 +44,18 @@ LOG = Role(name="log", kind="data", required=False, help="what a teacher answere
 PARENTS = Role(name="parents", kind="models", help="models to merge")
 RATE = Decimal(name="learning_rate", default="0.5", help="a rate of its own")
 
+BY = Choice(name="reward_by", options=("exact", "file", "model"), default="file", help="whose")
+BY_ROLES = (
+    replace(REWARD, required=False, used_with=("reward_by", "file")),
+    replace(JUDGE, used_with=("reward_by", "model")),
+)
+
 ROWS = (
     row("sft", step="sft"),
     row("prefer", step="prefer", schema="pairs", parameters=(RATE,), roles=(JUDGE,)),
     row("distil", step="distil", roles=(TEACHER, LOG)),
     row("reward", step="reward", schema="prompts", roles=(REWARD,)),
+    row("reinforce", step="reward", schema="prompts", parameters=(BY,), roles=BY_ROLES),
     row("soup", step="soup", schema="none", trains=False, roles=(PARENTS,)),
     ALGORITHMS["lora"],
     ALGORITHMS["full"],
@@ -385,6 +393,48 @@ def test_a_stage_that_does_not_fit_is_refused_at_its_path(text, where, reason):
     error = refused(text)
     assert error.where == where
     assert reason in error.reason
+
+
+@pytest.mark.parametrize("keys", [{"reward": "r.py"}, {"reward_by": "model", "judge": "base"}])
+def test_a_role_stands_beside_the_parameter_that_uses_it(keys):
+    """RECIPE-26."""
+    assert edges(made(stage("reinforce", rows="asked", **keys)))["train-1"].keys() == {
+        *("model", "train"),
+        *(keys.keys() & {"reward", "judge"}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "where", "reason"),
+    [
+        ({}, "reward", "missing value"),
+        ({"reward": "r.py", "judge": "base"}, "judge", "nothing uses"),
+        ({"reward_by": "model"}, "judge", "missing value"),
+        ({"reward_by": "model", "reward": "r.py", "judge": "base"}, "reward", "nothing uses"),
+        ({"reward_by": "exact", "judge": "base"}, "judge", "nothing uses"),
+        ({"reward_by": "model", "judgge": "base"}, "judgge", "unknown key"),
+    ],
+)
+def test_a_role_without_its_parameter_or_the_other_way_round_is_refused(keys, where, reason):
+    """RECIPE-26: at its path; a misspelt one is told first."""
+    error = refused(stage("sft") + stage("reinforce", rows="asked", **keys))
+    assert error.where == f"train[1].{where}"
+    assert reason in error.reason
+
+
+REWARDED = [one for one in OBJECTIVES.values() if "reward_by" in {p.name for p in one.parameters}]
+
+
+@pytest.mark.parametrize("algorithm", REWARDED, ids=lambda one: one.id)
+def test_whatever_draws_rewards_has_a_role_for_what_gives_them(algorithm):
+    """RECIPE-26, RL-10: for a file and for a model; a rule needs none."""
+    (words,) = (one.options for one in algorithm.parameters if one.name == "reward_by")
+    needed = {
+        word: [role.name for role in algorithm.roles if role.needed({"reward_by": word})]
+        for word in words
+    }
+    rules = {"exact": [], "label": [], "regex": []}
+    assert needed == {"file": ["reward"], "model": ["reward_model"], **rules}
 
 
 def test_a_misspelt_role_or_model_gets_a_suggestion():

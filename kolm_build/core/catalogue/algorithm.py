@@ -8,7 +8,7 @@ of each, so every objective goes with every adapter that it can go with, and eac
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import MANY, Params, choice, decimal, integer
@@ -184,14 +184,24 @@ class Role:
         kind: ``model`` (``base``, the name of an earlier stage, or a ``[models.NAME]``), ``models``
             (a list of those; the inputs are NAME-1, NAME-2, …), ``code`` (a Python file of the
             recipe's folder) or ``data`` (a file or folder of the recipe's folder).
-        required: Whether a recipe must name it.
+        required: Whether a recipe must name it, whatever its parameters are.
+        used_with: The parameter and its value with which a recipe must name it, and without which
+            it may not; None for a role that no parameter decides about.
         help: What it is, in a few words.
     """
 
     name: str
     kind: str
     required: bool = True
+    used_with: tuple[str, str] | None = None
     help: str
+
+    def needed(self, params: Mapping[str, Param]) -> bool:
+        """Whether a stage with `params` must name it."""
+        if self.used_with is None:
+            return self.required
+        parameter, value = self.used_with
+        return params[parameter] == value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

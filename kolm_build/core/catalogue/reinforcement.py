@@ -25,12 +25,14 @@ ROLES = (
         name="reward",
         kind="code",
         required=False,
+        used_with=("reward_by", "file"),
         help="a Python file with `def reward(prompt, completion, reference, fields)`",
     ),
     Role(
         name="reward_model",
         kind="model",
         required=False,
+        used_with=("reward_by", "model"),
         help="a reward model, of a stage such as reward-bt",
     ),
 )

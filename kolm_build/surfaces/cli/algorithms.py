@@ -111,7 +111,10 @@ def _show_parts(title: str, lines: Sequence[str], terminal: Terminal) -> None:
 
 
 def _role_line(role: Role) -> str:
-    return f"{role.name} ({role.kind}{'' if role.required else ', optional'}): {role.help}"
+    need = "" if role.required else ", optional"
+    if role.used_with is not None:
+        need = ", with {} = {}".format(*role.used_with)
+    return f"{role.name} ({role.kind}{need}): {role.help}"
 
 
 def _parameter_line(one: Parameter) -> str:
@@ -146,8 +149,9 @@ def _recipe(row: Algorithm) -> Iterator[str]:
         yield f'{row.axis} = "{row.id}"'
     elif row.schema not in ("answers", "none"):
         yield f'rows = "NAME"  # of a [sets.NAME] with schema = "{row.schema}"'
+    defaults = {one.name: one.default for one in row.parameters}
     for role in row.roles:
-        if role.required:
+        if role.needed(defaults):
             yield f"{role.name} = {_example(role)}"
 
 

@@ -1,0 +1,14 @@
+"""``kolm algorithms``: what it shows of an algorithm."""
+
+from tests.cli.command import kolm
+
+
+def test_a_stage_is_shown_with_the_roles_that_its_defaults_ask_for():
+    """RECIPE-26."""
+    said = kolm("algorithms", "show", "grpo").out
+    needs = said[said.index("needs:") : said.index("parameters:")]
+    recipe = said[said.index("in a recipe:") :]
+    assert "reward (code, with reward_by = file)" in needs
+    assert "reward_model (model, with reward_by = model)" in needs
+    assert 'reward = "reward.py"' in recipe
+    assert "reward_model" not in recipe
