@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import Params, integer, texts, unknown_name
-from kolm_build.core.catalogue.algorithm import Algorithm, Role, read_parameters
+from kolm_build.core.catalogue.algorithm import ITERATIONS, Algorithm, Role, read_parameters
 from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, OBJECTIVES, OPTIMISERS
 from kolm_build.core.derivation import Param
@@ -210,7 +210,19 @@ def _checkpoints(fields: Fields, params: Params, rows: Sequence[Algorithm]) -> t
             expected=f"max_steps above it, and at most {MAX_CHECKPOINTS} checkpoints",
             actual=f"{CHECKPOINT_STEPS} = {every}, max_steps = {last}",
         )
+    _check_iterations(every, int(dict(params).get(ITERATIONS, 1)))
     return tuple(range(every, last, every))
+
+
+def _check_iterations(every: int, iterations: int) -> None:
+    """Refuse to put a training aside while its completions are to be used again (RL-31)."""
+    if every % iterations:
+        raise InvalidRecordError(
+            "a training cannot be put aside between steps with the same completions",
+            where=CHECKPOINT_STEPS,
+            expected=f"a multiple of {ITERATIONS}",
+            actual=f"{CHECKPOINT_STEPS} = {every}, {ITERATIONS} = {iterations}",
+        )
 
 
 def _row(

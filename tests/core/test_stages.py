@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kolm_build.core import stage_reader
-from kolm_build.core.catalogue.algorithm import ADAPTER, OPTIMISER, Algorithm, Choice, Decimal, Role
+from kolm_build.core.catalogue.algorithm import (
+    ADAPTER,
+    OPTIMISER,
+    Algorithm,
+    Choice,
+    Decimal,
+    Integer,
+    Role,
+)
 from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, ALGORITHMS, OBJECTIVES, OPTIMISERS
 from kolm_build.core.lock import check
@@ -45,6 +53,7 @@ PARENTS = Role(name="parents", kind="models", help="models to merge")
 RATE = Decimal(name="learning_rate", default="0.5", help="a rate of its own")
 
 BY = Choice(name="reward_by", options=("exact", "file", "model"), default="file", help="whose")
+AGAIN = Integer(name="iterations", default=1, least=1, help="steps with the same completions")
 BY_ROLES = (
     replace(REWARD, required=False, used_with=("reward_by", "file")),
     replace(JUDGE, used_with=("reward_by", "model")),
@@ -55,7 +64,7 @@ ROWS = (
     row("prefer", step="prefer", schema="pairs", parameters=(RATE,), roles=(JUDGE,)),
     row("distil", step="distil", roles=(TEACHER, LOG)),
     row("reward", step="reward", schema="prompts", roles=(REWARD,)),
-    row("reinforce", step="reward", schema="prompts", parameters=(BY,), roles=BY_ROLES),
+    row("reinforce", step="reward", schema="prompts", parameters=(BY, AGAIN), roles=BY_ROLES),
     row("soup", step="soup", schema="none", trains=False, roles=(PARENTS,)),
     ALGORITHMS["lora"],
     ALGORITHMS["full"],
@@ -298,6 +307,16 @@ def test_a_stage_with_checkpoints_is_a_chain_of_segments():
 def test_checkpoints_that_cannot_be_are_refused(keys):
     """RECIPE-24."""
     assert refused(stage("sft", **keys)).where == "train[0].checkpoint_steps"
+
+
+def test_checkpoints_stand_between_completions_and_not_within():
+    """RECIPE-27, RL-31."""
+    keys = {"rows": "asked", "reward": "r.py", "max_steps": 9, "iterations": 2}
+    instance = made(stage("reinforce", **keys, checkpoint_steps=4))
+    assert {"train-1-after-4", "train-1-after-8"} <= instance.nodes.keys()
+    error = refused(stage("reinforce", **keys, checkpoint_steps=3))
+    assert error.where == "train[0].checkpoint_steps"
+    assert error.actual == "checkpoint_steps = 3, iterations = 2"
 
 
 def test_a_stage_that_is_not_named_is_not_depended_on():

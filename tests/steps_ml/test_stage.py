@@ -129,6 +129,13 @@ def test_an_objective_says_whether_it_asks_for_the_reference(name):
     assert made.needs_reference == asks_for_the_reference(type(made))
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_objective_uses_rows_again_as_often_as_its_iterations_say(name):
+    """RECIPE-27, ALG-8: and without that parameter never."""
+    asked = "iterations" in {one.name for one in OBJECTIVES[name].parameters}
+    assert objective(name, iterations=3).repeats == (3 if asked else 1)
+
+
 def test_a_policy_without_a_divergence_asks_for_no_reference():
     """ALG-5."""
     assert objective("grpo", beta="0.1").needs_reference

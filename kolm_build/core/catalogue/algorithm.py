@@ -36,6 +36,9 @@ FAMILIES = (
     "optimiser",
 )
 
+ITERATIONS = "iterations"
+"""The parameter of objectives that use completions again: for how many optimiser steps in a row."""
+
 ALL_LINEAR = "all-linear"
 FULL = "full"
 """The adapter that changes every weight: what its stage makes is the model itself."""

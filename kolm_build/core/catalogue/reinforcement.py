@@ -6,7 +6,15 @@ that said it, A its advantage, r a completion's reward, and k3 = p_ref / p - log
 
 from __future__ import annotations
 
-from kolm_build.core.catalogue.algorithm import Algorithm, Choice, Decimal, Integer, Parameter, Role
+from kolm_build.core.catalogue.algorithm import (
+    ITERATIONS,
+    Algorithm,
+    Choice,
+    Decimal,
+    Integer,
+    Parameter,
+    Role,
+)
 
 REWARDS = ("exact", "file", "label", "model", "regex")
 UNTIL_DRAWN = "1 forward a token drawn"
@@ -49,7 +57,7 @@ def _generations(default: int = 8, least: int = 2) -> Integer:
 
 def _iterations() -> Integer:
     return Integer(
-        name="iterations", default=1, least=1, help="optimiser steps with the same completions"
+        name=ITERATIONS, default=1, least=1, help="optimiser steps with the same completions"
     )
 
 
