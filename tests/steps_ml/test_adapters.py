@@ -90,6 +90,7 @@ def attached(name, model, **params):
     torch.manual_seed(3)
     change = change_of(name, **params)
     network = change.attach(network_of(model))
+    change.remember(network)
     with torch.no_grad():
         for one in network.parameters():
             if one.requires_grad:
