@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from kolm_build.attest.evidence import Claims, about, same
-from kolm_build.core.cost import EMBEDDING, Sizes, Tensors
-from kolm_build.core.manifest import Manifest
+from kolm_build.attest.evidence import FULL_SUMMARY, Claims, about, same
+from kolm_build.core.cost import EMBEDDING, Sizes, Tensors, shapes
+from kolm_build.core.manifest import Manifest, bits_per_weight
 from kolm_build.core.safetensors import PREFIX_BYTES, TensorEntry, header_length, parse_header
 from kolm_build.errors import InvalidRecordError
 
@@ -24,6 +24,7 @@ COUNTED = "FLOPs and bytes of a request: from the configuration and the tensors'
 
 _SUFFIXES = (".json", WEIGHTS_SUFFIX, ".jinja", ".txt", ".md", ".model")
 _SUMMARY = "eval/summary.json"
+
 
 def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) -> bool:
     """Whether the cost of a request could be counted again; everything else is checked.
@@ -42,17 +43,31 @@ def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) 
         _config(heads, TOKENIZER_CONFIG)
     tensors = _tensors(heads, manifest)
     with about(_SUMMARY):
-        summary = claims.summary
-        same("parameters", summary.parameters, sum(prod(each.shape) for each in tensors.values()))
+        summary, requests = claims.evaluation.summary, claims.evaluation.requests
+        parameters = shapes(config, tensors)
+        same("parameters", summary.parameters, sum(map(prod, parameters.values())))
         same("weight_bytes", summary.weight_bytes, _weight_bytes(manifest))
-        if EMBEDDING not in tensors:
+        _check_bits(tensors, manifest, summary.parameters)
+        if EMBEDDING not in parameters:
             return False
         sizes = Sizes.of(config, tensors)
-        flops = _mean(sizes.flops(*one) for one in claims.requests)
+        flops = _mean(sizes.flops(*one) for one in requests)
         same("flops_per_request", summary.flops_per_request, flops)
-        moved = _mean(sizes.bytes_moved(*one) for one in claims.requests)
+        moved = _mean(sizes.bytes_moved(*one) for one in requests)
         same("bytes_per_request", summary.bytes_per_request, moved)
+    if claims.full is not None:
+        with about(FULL_SUMMARY):
+            flops = _mean(sizes.flops(*one) for one in claims.full.requests)
+            same("flops_per_request", claims.full.summary.flops_per_request, flops)
     return True
+
+
+def _check_bits(tensors: Tensors, manifest: Manifest, parameters: int) -> None:
+    """The bits a weight that the manifest claims of a quantised model."""
+    if manifest.quantisation is not None:
+        stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
+        want = bits_per_weight(stored, parameters)
+        same("bits_per_weight", manifest.quantisation.bits_per_weight, want)
 
 
 def _tensors(heads: Mapping[str, bytes], manifest: Manifest) -> Tensors:

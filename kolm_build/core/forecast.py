@@ -162,7 +162,7 @@ def quantised_bytes(tensors: Tensors, quantise: Quantise) -> int:
         if kept:
             total += tensor.end - tensor.begin
         elif name in (EMBEDDING, HEAD):
-            total += _embedding_bytes(tensor, str(params["embeddings"]))
+            total += _embedding_bytes(tensor, str(params["embeddings"]), tied=HEAD not in tensors)
         else:
             total += _layer_bytes(tensor, scheme, group)
     return total
@@ -173,11 +173,16 @@ def _layer_bytes(tensor: TensorEntry, scheme: Scheme, group: int) -> int:
     return _stored_bytes(tensor, grid, format_of(grid, scheme.activations))
 
 
-def _embedding_bytes(tensor: TensorEntry, choice: str) -> int:
+def _embedding_bytes(tensor: TensorEntry, choice: str, *, tied: bool) -> int:
+    """An embedding or a head; of a tied one the head's own tensors too (QUANT-26)."""
     if choice == "keep":
         return tensor.end - tensor.begin
-    grid = INT8 if choice == "int8" else replace(INT4, group=group_for(tensor.shape[1]))
-    return _stored_bytes(tensor, grid, "pack-quantized")
+    rows, columns = tensor.shape
+    if choice == "int8":
+        again = rows * DTYPE_BYTES[tensor.dtype] if tied else 0
+        return _stored_bytes(tensor, INT8, "int-quantized") + again
+    grid = replace(INT4, group=group_for(columns))
+    return _stored_bytes(tensor, grid, "pack-quantized") * (2 if tied else 1)
 
 
 def _stored_bytes(tensor: TensorEntry, grid: Grid, form: Format) -> int:

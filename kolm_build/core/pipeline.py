@@ -481,9 +481,7 @@ def _add_package(build: _Build, recipe: Recipe, story: Story) -> None:
     nodes = [reference.node for reference in packaged.values()]
     above = closure(["gate", *nodes], partial(_needs_of, build))
     content = story({name: build.nodes[name] for name in above})
-    inputs: dict[str, Input] = {
-        role: build.node(reference) for role, reference in packaged.items()
-    }
+    inputs: dict[str, Input] = {role: build.node(reference) for role, reference in packaged.items()}
     inputs |= {
         "model": score["model"],
         "holdout": build.node(NodeOutput(node="dataset", output="holdout")),

@@ -1,10 +1,10 @@
-"""Reading ``[quantise]``: what the weights become, by which method, on which rows (spec/recipe.md)."""
+"""Reading ``[quantise]``: what weights become, by which method, on which rows (spec/recipe.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kolm_build.core.bounded import Params, choice, decimal, integer, texts, unknown_name
+from kolm_build.core.bounded import choice, decimal, integer, texts, unknown_name
 from kolm_build.core.derivation import Param
 from kolm_build.core.fields import Fields
 from kolm_build.core.quantisation import GROUPS, SCHEMES, Scheme

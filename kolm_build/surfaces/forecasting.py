@@ -106,10 +106,10 @@ def _read(content: Digest, store: LocalStore) -> tuple[Config, Tensors]:
 def _tensors(file: File, store: LocalStore) -> tuple[TensorEntry, ...]:
     """The tensors of a weights file: its first bytes alone are read."""
     head, end = b"", PREFIX_BYTES
-    pieces = store.giver().stream(file.b3)
-    while len(head) < end:
-        head += next(pieces)
+    for piece in store.giver().stream(file.b3):
+        head += piece
         if len(head) >= PREFIX_BYTES:
             end = PREFIX_BYTES + header_length(head[:PREFIX_BYTES], file.size_bytes)
-    pieces.close()
+        if len(head) >= end:
+            break
     return parse_header(head[PREFIX_BYTES:end], file.size_bytes).tensors
