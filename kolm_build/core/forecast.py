@@ -19,7 +19,6 @@ from kolm_build.core.quantisation import (
     SCHEMES,
     Format,
     Grid,
-    Scheme,
     format_of,
     group_for,
     stored_tensors,
@@ -27,7 +26,7 @@ from kolm_build.core.quantisation import (
 from kolm_build.core.safetensors import DTYPE_BYTES, TensorEntry
 from kolm_build.core.sections import Quantise
 from kolm_build.core.targets import Target
-from kolm_build.errors import DoesNotFitError
+from kolm_build.errors import DoesNotFitError, InvalidRecordError
 
 PROGRAM_BYTES = 200_000_000
 """Memory of the program itself: the interpreter, the libraries, the tokenizer."""
@@ -155,34 +154,41 @@ def quantised_bytes(tensors: Tensors, quantise: Quantise) -> int:
     params = dict(quantise.params)
     scheme, group = SCHEMES[quantise.scheme], int(params["group"])
     keep = str(params["keep"]).split("\n")
+    embeddings = str(params["embeddings"])
     total = 0
     for name, tensor in tensors.items():
         layer = name.removesuffix(_SUFFIX)
-        kept = len(tensor.shape) != 2 or any(fnmatchcase(layer, glob) for glob in keep)
-        if kept:
+        if name in (EMBEDDING, HEAD):
+            total += _embedding_bytes(tensor, embeddings, tied=HEAD not in tensors)
+        elif len(tensor.shape) != 2 or any(fnmatchcase(layer, glob) for glob in keep):
             total += tensor.end - tensor.begin
-        elif name in (EMBEDDING, HEAD):
-            total += _embedding_bytes(tensor, str(params["embeddings"]), tied=HEAD not in tensors)
         else:
-            total += _layer_bytes(tensor, scheme, group)
+            grid = scheme.grid(tensor.shape[1], group=group)
+            total += _stored_bytes(tensor, grid, format_of(grid, scheme.activations))
     return total
 
 
-def _layer_bytes(tensor: TensorEntry, scheme: Scheme, group: int) -> int:
-    grid = scheme.grid(tensor.shape[1], group=group)
-    return _stored_bytes(tensor, grid, format_of(grid, scheme.activations))
-
-
 def _embedding_bytes(tensor: TensorEntry, choice: str, *, tied: bool) -> int:
-    """An embedding or a head; of a tied one the head's own tensors too (QUANT-26)."""
+    """An embedding, or a head of its own.
+
+    A table of 4 bits has no form that others load, so `int4` is for a head that is not tied; a
+    tied head of 8 bits has scales of its own beside the table.
+    """
     if choice == "keep":
         return tensor.end - tensor.begin
     rows, columns = tensor.shape
-    if choice == "int8":
-        again = rows * DTYPE_BYTES[tensor.dtype] if tied else 0
-        return _stored_bytes(tensor, INT8, "int-quantized") + again
-    grid = replace(INT4, group=group_for(columns))
-    return _stored_bytes(tensor, grid, "pack-quantized") * (2 if tied else 1)
+    if choice == "int4" and tied:
+        raise InvalidRecordError(
+            "the head is tied to the embedding, which has no form of 4 bits",
+            where="quantise.embeddings",
+            expected="int8 or keep",
+            actual="int4",
+        )
+    if choice == "int4" and tensor.name == HEAD:
+        grid = replace(INT4, group=group_for(columns))
+        return _stored_bytes(tensor, grid, "pack-quantized")
+    again = rows * DTYPE_BYTES[tensor.dtype] if tied else 0
+    return _stored_bytes(tensor, INT8, "int-quantized") + again
 
 
 def _stored_bytes(tensor: TensorEntry, grid: Grid, form: Format) -> int:

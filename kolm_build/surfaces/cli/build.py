@@ -19,6 +19,7 @@ from kolm_build.surfaces.cli.terminal import Terminal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from kolm_build.attest.keys import SigningKey
@@ -282,13 +283,20 @@ def _tell_artifact(written: Written, args: Namespace, terminal: Terminal) -> Non
         terminal.give(written.to_value())
         return
     terminal.say(f"{_shown(str(written.path))}  {written.artifact_id}")
-    terms = [name for name in _TERMS if name in written.kscore]
-    terminal.tell("  ".join(f"{name} {written.kscore[name]}" for name in terms))
+    terminal.tell(_figures(written.kscore))
+    how = written.quantisation
+    if how is not None:
+        terminal.tell(f"{_figures(how.full_kscore)}  in full precision", "dim")
+        terminal.tell(f"{how.scheme} by {how.method}, {how.bits_per_weight} bits a weight")
     terminal.tell(
         f"signed by {written.signed_by}"
         if written.signed_by
         else "unsigned: `kolm key new` makes a key, and the next build signs"
     )
+
+
+def _figures(kscore: Mapping[str, str]) -> str:
+    return "  ".join(f"{name} {kscore[name]}" for name in _TERMS if name in kscore)
 
 
 _TERMS = ("k", "accuracy", "size", "latency", "cost", "coverage")
