@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from kolm_build.core.lock import check, parse_lock, render_lock
+from kolm_build.core.numerics import Platform
+from kolm_build.core.outputs import parse_outputs
+from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import parse_recipe
+from kolm_build.steps.table import STEPS
 from kolm_build.surfaces.code import code_of
 from kolm_build.surfaces.trees import digest_of
 
@@ -37,3 +41,15 @@ def test_a_lock_matches_its_recipe(path):
 def test_a_lock_names_the_code_of_the_steps_as_they_are(path):
     """Where this fails, a step changed: `make lockfiles`."""
     assert read(path).code == {step: digest_of(code_of(step)) for step in read(path).code}
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+def test_the_recorded_outputs_are_of_the_derivations_of_the_lock(path):
+    """RECIPE-13, RECIPE-34: all but the package, whose story only a store can keep."""
+    recipe = parse_recipe((ROOT / "examples" / path.stem / "kolm.toml").read_text("utf-8"))
+    platform = Platform(isa="x86_64-v4", vendor="AuthenticAMD")
+    made = instantiate(recipe, read(path), steps=STEPS, platform=platform)
+    recorded = parse_outputs(path.with_suffix(".outputs").read_text("utf-8"), file=path.stem)
+    found = {one.target: one.derivation for one in recorded.entries if one.target != "package"}
+    assert found
+    assert found == {name: made.digests[name] for name in found}

@@ -234,7 +234,7 @@ def test_an_unknown_device_is_refused_with_those_there_are(text):
     assert "edge-box" in caught.value.expected
 
 
-@pytest.mark.parametrize("memory", ["", "0G", "4", "4GB", "-1G", "1.5G", "４G", "4g"])
+@pytest.mark.parametrize("memory", ["", "0G", "4", "4GB", "-1G", "1.5G", "\uff14G", "4g"])
 def test_what_is_no_size_of_memory_is_refused(memory):
     with pytest.raises(UsageError, match="not a size of memory"):
         parse_target(f"raspberry-pi-5:{memory}", OWN)
