@@ -1,8 +1,9 @@
 """What a model will need on a device, before it is built: memory and time (docs/quantisation.md).
 
-Weights are counted tensor by tensor as the scheme will store them; time is modelled as the
-K-score models it, from operations and bytes. A device's figures are what it reaches at its best,
-so a real program is slower; what does not fit here fits nowhere.
+Weights are counted tensor by tensor as the scheme will store them. Time is modelled as the K-score
+models it, from operations and bytes, but reading a prompt and saying an answer apart: the one is
+bound by compute, the other by memory. A device's figures are what it reaches at its best, so a
+real program is slower.
 """
 
 from __future__ import annotations
@@ -132,16 +133,17 @@ def forecast(
         sizes = replace(sizes, parameter_bytes=quantised_bytes(tensors, quantise))
     tokens = PROMPT_TOKENS + ANSWER_TOKENS
     memory = sizes.parameter_bytes * 6 // 5 + PROGRAM_BYTES + sizes.cache_row_bytes * tokens
-    first = _time_us(sizes, 1, target)
-    rest = _time_us(sizes, 1 + ANSWER_TOKENS, target) - first
+    flops, moved = (count(PROMPT_TOKENS, 1) for count in (sizes.flops, sizes.bytes_moved))
+    more_flops = sizes.flops(PROMPT_TOKENS, 1 + ANSWER_TOKENS) - flops
+    more_moved = sizes.bytes_moved(PROMPT_TOKENS, 1 + ANSWER_TOKENS) - moved
     return Forecast(
         target=target,
         basis=basis,
         parameters=parameters,
         weight_bytes=sizes.parameter_bytes,
         memory_bytes=memory,
-        first_token_us=first,
-        token_us=-(-rest // ANSWER_TOKENS),
+        first_token_us=_time_us(flops, moved, target),
+        token_us=-(-_time_us(more_flops, more_moved, target) // ANSWER_TOKENS),
     )
 
 
@@ -197,10 +199,8 @@ def _stored_bytes(tensor: TensorEntry, grid: Grid, form: Format) -> int:
     return sum(prod(one.shape) * DTYPE_BYTES[one.dtype] for one in stored.values())
 
 
-def _time_us(sizes: Sizes, output_tokens: int, target: Target) -> int:
-    """Modelled time of a request: what compute or memory takes, the longer, rounded up (KS-6)."""
-    flops = sizes.flops(PROMPT_TOKENS, output_tokens)
-    moved = sizes.bytes_moved(PROMPT_TOKENS, output_tokens)
+def _time_us(flops: int, moved: int, target: Target) -> int:
+    """Modelled time: what compute or memory takes, the longer, rounded up (KS-6)."""
     return max(-(-flops * _US // target.flops_per_s), -(-moved * _US // target.bytes_per_s))
 
 
@@ -209,4 +209,4 @@ def _megabytes(count: int) -> str:
 
 
 def _milliseconds(count: int) -> str:
-    return f"{count // 1000}.{count // 100 % 10} ms"
+    return f"{count // 1000}.{count // 100 % 10} ms" if count >= 1000 else f"{count} µs"

@@ -183,7 +183,12 @@ def test_time_is_what_compute_or_memory_takes_the_longer():
     assert slow.first_token_us == sizes.flops(PROMPT_TOKENS, 1) * 1000
     narrow = told(on=target(flops=10**15, moved=1000))
     assert narrow.first_token_us == sizes.bytes_moved(PROMPT_TOKENS, 1) * 1000
-    assert narrow.token_us >= size(tensors(PLAIN)) * 1000
+    more = sizes.bytes_moved(PROMPT_TOKENS, 1 + ANSWER_TOKENS)
+    more -= sizes.bytes_moved(PROMPT_TOKENS, 1)
+    assert narrow.token_us == -(-more * 1000 // ANSWER_TOKENS)
+    both = told(on=target(flops=10**9, moved=10**8))  # reads at the one, answers at the other
+    assert both.first_token_us == told(on=target(flops=10**9, moved=10**15)).first_token_us
+    assert both.token_us == told(on=target(flops=10**15, moved=10**8)).token_us
 
 
 def test_fewer_bits_are_smaller_and_faster():
