@@ -87,13 +87,28 @@ class Claims:
         evidenced: What was recomputed and is as claimed.
         not_evidenced: What cannot be recomputed here, and what would.
         evaluation: What the model did.
-        full: What it did before it was quantised; None where it was not.
+        quantised: What is said of the model before it was quantised; None where it was not.
     """
 
     evidenced: tuple[str, ...]
     not_evidenced: tuple[str, ...]
     evaluation: Evaluation
-    full: Evaluation | None
+    quantised: Quantised | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantised:
+    """What is said of a quantised model.
+
+    Attributes:
+        full: What it did before.
+        parameters: Its weights, as the report of its quantisation says.
+        tensor_bytes: The bytes of its tensors, likewise.
+    """
+
+    full: Evaluation
+    parameters: int
+    tensor_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,23 +303,23 @@ def check_evidence(files: Mapping[str, bytes], manifest: Manifest) -> Claims:
     score = _check_score(files, KSCORE, evaluation.summary, before, story)
     with about("manifest.json"):
         same("kscore", dict(manifest.kscore), kscore_summary(score))
-    full = _check_quantisation(files, manifest, story, rows, before)
+    quantised = _check_quantisation(files, manifest, story, rows, before)
     _check_gate(files, score, story)
     _check_sbom(files, manifest, story)
     optional = {SPLIT: _check_split(rows.values(), story), VERIFIED: judge.accepts is not None}
     return Claims(
         evidenced=(
             *EVIDENCED,
-            *(QUANTISED_EVIDENCED if full else ()),
+            *(QUANTISED_EVIDENCED if quantised else ()),
             *(name for name, done in optional.items() if done),
         ),
         not_evidenced=(
             *NOT_EVIDENCED,
-            *(QUANTISED_NOT_EVIDENCED if full else ()),
+            *(QUANTISED_NOT_EVIDENCED if quantised else ()),
             *(name for name, done in optional.items() if not done),
         ),
         evaluation=evaluation,
-        full=full,
+        quantised=quantised,
     )
 
 
@@ -314,7 +329,7 @@ def _check_quantisation(
     story: Story,
     rows: Mapping[str, Row],
     base: Summary | None,
-) -> Evaluation | None:
+) -> Quantised | None:
     """What the model did before it was quantised, where it is; what is said of both holds."""
     params = story.params("quantise")
     claimed = manifest.quantisation
@@ -337,7 +352,11 @@ def _check_quantisation(
         report = Fields(strict_json.loads(_file(files, QUANTISATION)))
         same("scheme", report.text("scheme"), params.get("scheme"))
         same("method", report.text("method"), params.get("method"))
-    return full
+        return Quantised(
+            full=full,
+            parameters=report.integer("parameters"),
+            tensor_bytes=report.integer("tensor_bytes"),
+        )
 
 
 def _rows(files: Mapping[str, bytes]) -> Mapping[str, Row]:

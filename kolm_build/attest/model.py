@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from kolm_build.attest.evidence import FULL_SUMMARY, Claims, about, same
+from kolm_build.attest.evidence import FULL_SUMMARY, QUANTISATION, Claims, about, same
+from kolm_build.core.archive import MANIFEST
 from kolm_build.core.cost import EMBEDDING, Sizes, Tensors, shapes
 from kolm_build.core.manifest import Manifest, bits_per_weight
 from kolm_build.core.safetensors import PREFIX_BYTES, TensorEntry, header_length, parse_header
@@ -47,7 +48,7 @@ def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) 
         parameters = shapes(config, tensors)
         same("parameters", summary.parameters, sum(map(prod, parameters.values())))
         same("weight_bytes", summary.weight_bytes, _weight_bytes(manifest))
-        _check_bits(tensors, manifest, summary.parameters)
+        _check_bits(tensors, manifest, claims)
         if EMBEDDING not in parameters:
             return False
         sizes = Sizes.of(config, tensors)
@@ -55,19 +56,26 @@ def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) 
         same("flops_per_request", summary.flops_per_request, flops)
         moved = _mean(sizes.bytes_moved(*one) for one in requests)
         same("bytes_per_request", summary.bytes_per_request, moved)
-    if claims.full is not None:
+    if claims.quantised is not None:
+        full = claims.quantised.full
         with about(FULL_SUMMARY):
-            flops = _mean(sizes.flops(*one) for one in claims.full.requests)
-            same("flops_per_request", claims.full.summary.flops_per_request, flops)
+            flops = _mean(sizes.flops(*one) for one in full.requests)
+            same("flops_per_request", full.summary.flops_per_request, flops)
     return True
 
 
-def _check_bits(tensors: Tensors, manifest: Manifest, parameters: int) -> None:
-    """The bits a weight that the manifest claims of a quantised model."""
-    if manifest.quantisation is not None:
-        stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
+def _check_bits(tensors: Tensors, manifest: Manifest, claims: Claims) -> None:
+    """The bits a weight of a quantised model, as the manifest and the report have them."""
+    if manifest.quantisation is None or claims.quantised is None:
+        return
+    parameters = claims.evaluation.summary.parameters
+    stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
+    with about(MANIFEST):
         want = bits_per_weight(stored, parameters)
         same("bits_per_weight", manifest.quantisation.bits_per_weight, want)
+    with about(QUANTISATION):
+        same("parameters", claims.quantised.parameters, parameters)
+        same("tensor_bytes", claims.quantised.tensor_bytes, stored)
 
 
 def _tensors(heads: Mapping[str, bytes], manifest: Manifest) -> Tensors:

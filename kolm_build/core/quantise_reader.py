@@ -103,14 +103,24 @@ def _method_params(fields: Fields, method: str) -> Mapping[str, Param]:
     """The parameters of `method` alone; of another method's any is unknown."""
     if method == "gptq":
         return {
-            "damping": decimal(fields, "damping", most="1", default="0.01"),
+            "damping": _share(fields, "damping", default="0.01"),
             "act_order": choice(fields, "act_order", ("static", "none"), default="static"),
         }
     if method == "awq":
         return {"grid": integer(fields, "grid", least=1, most=1000, default=20)}
     if method == "smoothquant":
-        return {"strength": decimal(fields, "strength", most="1", default="0.5")}
+        return {"strength": _share(fields, "strength", default="0.5")}
     return {}
+
+
+def _share(fields: Fields, name: str, *, default: str) -> str:
+    """A decimal number above 0 and at most 1."""
+    share = decimal(fields, name, most="1", default=default)
+    if share == "0":
+        raise InvalidRecordError(
+            "out of range", where=name, expected="above 0, at most 1", actual="0"
+        )
+    return share
 
 
 def _rows(fields: Fields, sets: Mapping[str, Data]) -> str:

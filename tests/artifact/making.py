@@ -339,7 +339,12 @@ def quantised(made: dict[str, Files]) -> None:
         "config.json": json.dumps(quantised_config()).encode(),
         "model.safetensors": weights_file,
     }
-    report = {"scheme": QUANTISE["scheme"], "method": QUANTISE["method"], "layers": []}
+    report = {
+        "method": QUANTISE["method"],
+        "parameters": sum(_count(shape) for _, _, shape in TENSORS),
+        "scheme": QUANTISE["scheme"],
+        "tensor_bytes": stored,
+    }
     made["quantisation"] = {"quantisation.json": strict_json.dumps(report)}
     made["full-model"] = {"model.safetensors": weights()}
     made["story"] = {

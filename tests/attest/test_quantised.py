@@ -136,6 +136,8 @@ def test_evidence_of_the_full_model_must_be_there(refused, path):
         ("eval/full-kscore.json", {"k": "0.9990"}),
         (REPORT, {"scheme": "w4a16"}),
         (REPORT, {"method": "gptq"}),
+        (REPORT, {"parameters": 1}),
+        (REPORT, {"tensor_bytes": 1}),
     ],
 )
 def test_figures_of_the_full_model_that_do_not_follow_are_refused(refused, path, values):

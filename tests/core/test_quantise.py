@@ -8,11 +8,9 @@ from kolm_build.core.quantisation import SCHEMES
 from kolm_build.core.quantise_reader import METHODS, check_bits, is_calibrated
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.errors import InvalidRecordError
-from kolm_build.steps.table import STEPS, StepSpec
+from kolm_build.steps.table import STEPS
 from tests.core.samples import FULL, PLATFORM, digest, lock, recipe
 
-SPEC = StepSpec(module="quantise", outputs=("out", "report"), numerics="inherit")
-TABLE = {"quantise": SPEC, **STEPS}
 SETS = """
 [sets.more]
 from = "path:./more.jsonl"
@@ -45,9 +43,9 @@ def refused(text="", *, scheme="w4a16"):
 
 def made(text):
     parsed = recipe(text)
-    locked = lock(parsed, steps=TABLE)
+    locked = lock(parsed)
     return instantiate(
-        parsed, locked, steps=TABLE, platform=PLATFORM, story=lambda _: digest("story")
+        parsed, locked, steps=STEPS, platform=PLATFORM, story=lambda _: digest("story")
     )
 
 
@@ -131,6 +129,8 @@ def test_rows_are_needed_where_something_is_calibrated_and_nowhere_else(scheme, 
         ('method = "awq"\ngrid = 0', "quantise.grid"),
         ('method = "awq"\ndamping = "0.01"', "quantise.damping"),
         ('method = "gptq"\ndamping = "2"', "quantise.damping"),
+        ('method = "gptq"\ndamping = "0.0"', "quantise.damping"),
+        ('method = "smoothquant"\nstrength = "0"', "quantise.strength"),
         ('method = "gptq"\nact_order = "dynamic"', "quantise.act_order"),
         ('method = "smoothquant"\nstrength = "1.1"', "quantise.strength"),
         ('calibration = "train"', "quantise.calibration"),
@@ -245,8 +245,8 @@ def test_the_story_tells_of_both_judgements():
     parsed = recipe(section())
     instantiate(
         parsed,
-        lock(parsed, steps=TABLE),
-        steps=TABLE,
+        lock(parsed),
+        steps=STEPS,
         platform=PLATFORM,
         story=lambda above: told.update(above) or digest("story"),
     )
@@ -270,3 +270,26 @@ def test_its_nodes_are_reserved_only_where_there_is_a_section():
     assert needs(made(FULL + step), "package")["model"] == "merge-1.out"
     with pytest.raises(InvalidRecordError):
         parse_recipe(section() + step)
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme"),
+    [
+        ("", "w4a16"),
+        ('method = "gptq"\ndamping = "0.1"\nact_order = "none"', "w4a16"),
+        ('method = "awq"\ngrid = 3\ngroup = 32\nkeep = ["*.k_proj"]', "w4a16-asym"),
+        ('method = "smoothquant"\nstrength = "0.8"\ncalibration_rows = 7', "w8a8"),
+        ('embeddings = "int8"\ncalibration_length = 64', "w8a8-static"),
+    ],
+)
+def test_the_step_takes_what_the_recipe_gives(text, scheme):
+    """RECIPE-33: both read one set of names, bounds and defaults."""
+    from kolm_build.steps.quantisation.params import QuantiseParams
+
+    read = quantise(text, scheme=scheme)
+    params = QuantiseParams.parse(dict(read.params))
+    assert params.is_calibrated is (read.rows is not None)
+    assert params.scheme.name == read.scheme
+    assert "\n".join(params.keep) == dict(read.params)["keep"]
+    for name in ("group", "embeddings", "calibration_rows", "grid", "act_order"):
+        assert getattr(params, name) == dict(read.params).get(name, getattr(params, name))
