@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.runtime.files import find_model
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from tests.runtime.artifacts import write_artifact
 from tests.support.models import tiny_llama
 

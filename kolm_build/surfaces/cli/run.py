@@ -46,7 +46,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
 
         raise UsageError("no such file", file=str(args.file))
     with _computing_as(args.file, args.threads):
-        from kolm_build.runtime.load import load
+        from kolm_build.runtime.loading import load
 
         model = load(args.file)
         answer = model.generate(prompt, system=args.system, max_new_tokens=args.max_new_tokens)
