@@ -7,7 +7,6 @@ far, and on nothing else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ import numpy as np
 
 from kolm_build.errors import InvalidRecordError, MachineError
 from kolm_build.runtime.chat import Chat
+from kolm_build.runtime.json_schema import check
 from kolm_build.runtime.settings import Form, JsonSchema, Labels, Regex
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -127,7 +127,7 @@ class _Followed:
         if self._matcher.is_error():
             raise _unusable(self._matcher.get_error())
         if not mask.any():
-            raise _unusable("no token of the vocabulary can follow")
+            raise _unusable("")
         return mask
 
     def take(self, token: int) -> None:
@@ -137,8 +137,11 @@ class _Followed:
 
 
 def _unusable(reason: str) -> InvalidRecordError:
+    stuck = not reason or reason.startswith("NoExtension")
     return InvalidRecordError(
-        "no answer can have this form", where="regex or JSON Schema", actual=reason[:300]
+        "no answer can have this form",
+        where="regex or JSON Schema",
+        actual="no token of the vocabulary can follow" if stuck else reason[:300],
     )
 
 
@@ -148,6 +151,7 @@ def _grammar(form: Regex | JsonSchema, chat: Chat, words: int) -> Begin:
         _vocabulary(chat.tokenizer.to_str(), words, tuple(sorted(chat.stop_ids))),
         _text(library, form),
         log_level=0,
+        limits=library.LLParserLimits(verbose_errors=False),
     )
     if matcher.is_error():
         raise _unusable(matcher.get_error())
@@ -158,29 +162,8 @@ def _grammar(form: Regex | JsonSchema, chat: Chat, words: int) -> Begin:
 def _text(library: Any, form: Regex | JsonSchema) -> str:
     if isinstance(form, Regex):
         return str(library.LLMatcher.grammar_from_regex(form.pattern))
-    schema = _schema(form.text)
-    if "x-guidance" in schema:
-        raise InvalidRecordError("a schema may not set how it is read", where="x-guidance")
+    check(form.text)
     return str(library.LLMatcher.grammar_from_json_schema(form.text, overrides=_SPELLING))
-
-
-def _schema(text: str) -> Mapping[str, object]:
-    try:
-        value = json.loads(text, object_pairs_hook=_unrepeated)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRecordError(
-            "not JSON", where="JSON Schema", actual=str(error)[:90]
-        ) from None
-    if not isinstance(value, dict):
-        raise InvalidRecordError("not a JSON object", where="JSON Schema", actual=text[:80])
-    return value
-
-
-def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a repeated key")
-    return value
 
 
 @lru_cache(maxsize=2)

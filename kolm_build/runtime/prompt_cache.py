@@ -1,4 +1,4 @@
-"""Prompts that were read before: what a new one begins with need not be read again (GEN-30 to GEN-32).
+"""Prompts that were read before: what a new one begins with is not read again (GEN-30 to 32).
 
 Under `portable-1` reading a prompt in parts gives the bits of reading it at once (spec/numerics.md,
 NUM-42 and NUM-43), so the cache changes nothing but the time. Stock kernels promise no such thing.

@@ -6,7 +6,8 @@ rows are computed alone (`portable-1`) an answer is the same in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -72,6 +73,37 @@ class Row:
         if self._stops.is_met:
             self.end = STOP
         return last + self._stops.rest()
+
+
+class Stream(Iterator[str]):
+    """An answer as it is said: pieces of its text.
+
+    Args:
+        pieces: The pieces; empty ones are left out.
+        row: The answer.
+    """
+
+    def __init__(self, pieces: Iterator[str], row: Row) -> None:
+        self._pieces = pieces
+        self._row = row
+
+    def __next__(self) -> str:
+        """The next piece of text."""
+        return next(piece for piece in self._pieces if piece)
+
+    def within(self, block: Callable[[], AbstractContextManager[None]]) -> Stream:
+        """This stream, all of it said in one such block."""
+
+        def pieces() -> Iterator[str]:
+            with block():
+                yield from self._pieces
+
+        return Stream(pieces(), self._row)
+
+    @property
+    def end(self) -> str:
+        """Why the answer ended; empty while it goes on."""
+        return self._row.end
 
 
 def spoken(reader: Reader, rows: Sequence[Row]) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""The text of an answer while it is said: whole characters, up to a stop string (GEN-10 to GEN-13)."""
+"""The text of an answer while it is said: whole characters, up to a stop string (GEN-10 to 13)."""
 
 from __future__ import annotations
 
@@ -59,20 +59,25 @@ class StopStrings:
             raise InvalidRecordError("an empty stop string", where="stop")
         self._strings = tuple(strings)
         self._held = ""
-        self.is_met = False
+        self._is_met = False
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the text holds a stop string."""
+        return self._is_met
 
     def add(self, piece: str) -> str:
         """What may be given out after `piece`: nothing that may be the start of a stop string."""
         self._held += piece
         found = [at for one in self._strings if (at := self._held.find(one)) >= 0]
         if found:
-            self.is_met = True
+            self._is_met = True
             return self._give(min(found))
         return self._give(len(self._held) - self._open())
 
     def rest(self) -> str:
         """What was held back."""
-        return "" if self.is_met else self._give(len(self._held))
+        return "" if self._is_met else self._give(len(self._held))
 
     def _give(self, length: int) -> str:
         given, self._held = self._held[:length], self._held[length:]

@@ -1,10 +1,10 @@
 """Chat templates, rendered in a sandbox with a bound on their work (GEN-20 to GEN-23).
 
 A template is a program that somebody else wrote. It sees the messages as plain values and has
-jinja2's sandbox around it: no file, no network, no clock, no chance. What a sandbox does not stop is
-work without end, so that is bounded three times: by the lines of Python that are run, which is the
-same number everywhere; by the memory that rendering may add; and, for single operations on what
-fits that memory, by processor time.
+jinja2's sandbox around it: no file, no network, no clock, no chance. What a sandbox does not stop
+is work without end, so that is bounded three times: by the lines of Python that are run, which is
+the same number everywhere; by the memory that rendering may add; and, for single operations on
+what fits that memory, by processor time.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from kolm_build.core import cbor
 from kolm_build.core.fields import Fields
 from kolm_build.core.numerics import PORTABLE
-from kolm_build.runtime.draws import Distribution, draw_number, drawn
+from kolm_build.runtime.draws import draw_number, drawn
 from kolm_build.runtime.generate import (
     Reader,
     continue_by,
@@ -25,6 +25,7 @@ from kolm_build.runtime.generate import (
     joined,
     read_prompts,
 )
+from kolm_build.runtime.settings import Distribution
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._conversations import Prompt
 from kolm_build.steps._generate import batches

@@ -207,7 +207,9 @@ def slowly(policy, prompt, seed, number):
     for token in range(6):
         seen = torch.tensor([ids])
         logits = policy.network(input_ids=seen, attention_mask=torch.ones_like(seen)).logits
-        ids += drawn(logits[:, -1].float(), sampling().distribution, [draw_number(seed, number, token)])
+        ids += drawn(
+            logits[:, -1].float(), sampling().distribution, [draw_number(seed, number, token)]
+        )
         if ids[-1] in policy.chat.stop_ids:
             break
     return tuple(ids)
