@@ -67,7 +67,7 @@ class Row:
         return text + self._rest() if self.end else text
 
     def _rest(self) -> str:
-        if self._stops.is_met:
+        if self.end == STOP:
             return ""
         last = self._stops.add(self._pieces.rest(self._chat.text(self.ids)))
         if self._stops.is_met:
