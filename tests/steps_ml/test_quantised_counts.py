@@ -11,7 +11,7 @@ from kolm_build.core.forecast import quantised_bytes
 from kolm_build.core.quantisation import SCHEMES
 from kolm_build.core.safetensors import PREFIX_BYTES, header_length, parse_header
 from kolm_build.core.sections import Quantise
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.steps._counts import Architecture
 from tests.steps_ml.calling import run_step
 from tests.support.models import tiny_llama
