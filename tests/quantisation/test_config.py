@@ -1,4 +1,4 @@
-"""``quantization_config``: compressed-tensors reads it as it is, and a reader takes nothing else."""
+"""``quantization_config``: compressed-tensors reads it as it is; a reader takes nothing else."""
 
 from __future__ import annotations
 
