@@ -1,0 +1,1 @@
+"""Methods that look at data before they round: GPTQ, AWQ, SmoothQuant, and their calibration."""
