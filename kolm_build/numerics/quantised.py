@@ -8,8 +8,8 @@ same on every machine and with any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,8 +17,6 @@ from kolm_build.core.quantisation import CHANNEL, WORD_BITS, Format, Grid, words
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import small_floats
 from kolm_build.numerics.small_floats import E2M1, E4M3
-
-Tensor = torch.Tensor
 
 LEAST_SCALE = 2.0**-23
 """The scale of integers or E4M3 where all of a group is 0 (QUANT-5)."""
@@ -39,11 +37,11 @@ class Scales:
     """
 
     grid: Grid
-    scale: Tensor
-    zero_point: Tensor | None = None
-    global_scale: Tensor | None = None
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None = None
+    global_scale: torch.Tensor | None = None
 
-    def steps(self) -> Tensor:
+    def steps(self) -> torch.Tensor:
         """What a code is multiplied by: [rows, groups], float32 (QUANT-6)."""
         if self.grid.kind == "mxfp4":
             return small_floats.from_e8m0(self.scale)
@@ -62,7 +60,7 @@ class Quantised:
         scales: What they are multiplied by.
     """
 
-    codes: Tensor
+    codes: torch.Tensor
     scales: Scales
 
     @property
@@ -71,27 +69,27 @@ class Quantised:
         return self.scales.grid
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> torch.Tensor:
         """The scales as stored, [rows, groups]."""
         return self.scales.scale
 
     @property
-    def zero_point(self) -> Tensor | None:
+    def zero_point(self) -> torch.Tensor | None:
         """The zero points, [rows, groups], int8; None for a symmetric grid."""
         return self.scales.zero_point
 
     @property
-    def global_scale(self) -> Tensor | None:
+    def global_scale(self) -> torch.Tensor | None:
         """The scale of the scales, [1], float32; None where the grid has none."""
         return self.scales.global_scale
 
 
 def scales(
-    weight: Tensor,
+    weight: torch.Tensor,
     grid: Grid,
     *,
     dtype: torch.dtype = torch.float32,
-    global_scale: Tensor | None = None,
+    global_scale: torch.Tensor | None = None,
 ) -> Scales:
     """The scales of `weight` from the extremes of its groups (QUANT-4, QUANT-5).
 
@@ -117,7 +115,7 @@ def scales(
     return _asymmetric(groups, grid, dtype)
 
 
-def global_scale_of(weights: Iterable[Tensor]) -> Tensor:
+def global_scale_of(weights: Iterable[torch.Tensor]) -> torch.Tensor:
     """The one global scale of ``nvfp4`` matrices that are run as one: [1], float32 (QUANT-7).
 
     448 · 6 over the largest magnitude of all; 1 where all is 0 or the quotient is not finite.
@@ -127,7 +125,7 @@ def global_scale_of(weights: Iterable[Tensor]) -> Tensor:
     return torch.where(torch.isfinite(shared), shared, torch.ones_like(shared))
 
 
-def nearest(weight: Tensor, chosen: Scales) -> Quantised:
+def nearest(weight: torch.Tensor, chosen: Scales) -> Quantised:
     """The codes nearest to `weight`, [rows, columns], float32 (QUANT-8)."""
     grid = chosen.grid
     zero = None if chosen.zero_point is None else chosen.zero_point.unsqueeze(-1)
@@ -135,7 +133,7 @@ def nearest(weight: Tensor, chosen: Scales) -> Quantised:
     return Quantised(codes=codes.reshape(weight.shape), scales=chosen)
 
 
-def values(matrix: Quantised) -> Tensor:
+def values(matrix: Quantised) -> torch.Tensor:
     """What the codes stand for: [rows, columns], float32, one rounding an element (QUANT-6)."""
     chosen, grid = matrix.scales, matrix.grid
     zero = None if chosen.zero_point is None else chosen.zero_point.unsqueeze(-1)
@@ -143,7 +141,30 @@ def values(matrix: Quantised) -> Tensor:
     return found.reshape(matrix.codes.shape)
 
 
-def encode(numbers: Tensor, steps: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
+def part(matrix: Quantised, rows: slice) -> Quantised:
+    """The `rows` of `matrix`."""
+    chosen = matrix.scales
+    zero = None if chosen.zero_point is None else chosen.zero_point[rows]
+    return Quantised(
+        codes=matrix.codes[rows], scales=replace(chosen, scale=chosen.scale[rows], zero_point=zero)
+    )
+
+
+def joined(parts: Sequence[Quantised]) -> Quantised:
+    """The matrix of all rows of `parts`, which have one grid and one global scale."""
+    zeros = [one.zero_point for one in parts if one.zero_point is not None]
+    scale = torch.cat([one.scale for one in parts])
+    return Quantised(
+        codes=torch.cat([one.codes for one in parts]),
+        scales=replace(
+            parts[0].scales, scale=scale, zero_point=torch.cat(zeros) if zeros else None
+        ),
+    )
+
+
+def encode(
+    numbers: torch.Tensor, steps: torch.Tensor, zero_point: torch.Tensor | None, grid: Grid
+) -> torch.Tensor:
     """The codes nearest to `numbers`, any shape, float32.
 
     Args:
@@ -166,7 +187,9 @@ def encode(numbers: Tensor, steps: Tensor, zero_point: Tensor | None, grid: Grid
     return shares.clamp(-half, half - 1).round().to(torch.int8)
 
 
-def decode(codes: Tensor, steps: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
+def decode(
+    codes: torch.Tensor, steps: torch.Tensor, zero_point: torch.Tensor | None, grid: Grid
+) -> torch.Tensor:
     """What `codes` stand for, float32: the exact product with `steps`, rounded once."""
     if grid.kind == "fp8":
         return small_floats.decode(codes, E4M3) * steps
@@ -176,7 +199,7 @@ def decode(codes: Tensor, steps: Tensor, zero_point: Tensor | None, grid: Grid) 
     return (whole if zero_point is None else whole - zero_point.float()) * steps
 
 
-def pack(matrix: Quantised, form: Format) -> Mapping[str, Tensor]:
+def pack(matrix: Quantised, form: Format) -> dict[str, torch.Tensor]:
     """The tensors that a file holds of `matrix`, by the last part of their names (QUANT-20)."""
     codes, grid = matrix.codes, matrix.grid
     if form in ("int-quantized", "float-quantized"):
@@ -202,7 +225,7 @@ def pack(matrix: Quantised, form: Format) -> Mapping[str, Tensor]:
 
 
 def unpack(
-    tensors: Mapping[str, Tensor], grid: Grid, form: Format, shape: tuple[int, int]
+    tensors: Mapping[str, torch.Tensor], grid: Grid, form: Format, shape: tuple[int, int]
 ) -> Quantised:
     """The matrix of `shape` that a file holds as `tensors`, by the last part of their names.
 
@@ -237,7 +260,7 @@ def unpack(
     return Quantised(codes=codes, scales=chosen)
 
 
-def packed_words(codes: Tensor, bits: int) -> Tensor:
+def packed_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Signed codes [rows, n] of `bits` bits as int32 [rows, words(n, bits)] (QUANT-21).
 
     Each is raised by half its range; the lowest bits of a word hold the first code; what is left
@@ -251,48 +274,48 @@ def packed_words(codes: Tensor, bits: int) -> Tensor:
     return (packed_nibbles(raised) if bits == 4 else raised).contiguous().view(torch.int32)
 
 
-def unpacked_words(packed: Tensor, bits: int, count: int) -> Tensor:
+def unpacked_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """The int8 codes [rows, count] in `packed`, int32 [rows, words]."""
     octets = packed.contiguous().view(torch.uint8)
     raised = (unpacked_nibbles(octets) if bits == 4 else octets)[:, :count]
     return (raised.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
 
 
-def packed_nibbles(codes: Tensor) -> Tensor:
+def packed_nibbles(codes: torch.Tensor) -> torch.Tensor:
     """Codes 0 to 15, uint8 [rows, n], two a byte: the even column in the low half (QUANT-22)."""
     pairs = codes.reshape(codes.shape[0], -1, 2)
     return pairs[:, :, 0] | torch.bitwise_left_shift(pairs[:, :, 1], 4)
 
 
-def unpacked_nibbles(packed: Tensor) -> Tensor:
+def unpacked_nibbles(packed: torch.Tensor) -> torch.Tensor:
     """The codes 0 to 15, uint8 [rows, 2 n], in the bytes `packed`, [rows, n]."""
     high = torch.bitwise_right_shift(packed, 4)
     return torch.stack((packed & 15, high), dim=-1).reshape(packed.shape[0], -1)
 
 
-def _grouped(matrix: Tensor, grid: Grid) -> Tensor:
+def _grouped(matrix: torch.Tensor, grid: Grid) -> torch.Tensor:
     """`matrix` as [rows, groups, columns of a group]."""
     rows, columns = matrix.shape
     groups = grid.groups(columns)
     return matrix.reshape(rows, groups, columns if grid.group == CHANNEL else grid.group)
 
 
-def _magnitude(groups: Tensor) -> Tensor:
+def _magnitude(groups: torch.Tensor) -> torch.Tensor:
     return groups.abs().amax(dim=-1)
 
 
-def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`scale` in `dtype`, never 0: what is 0, or becomes it, is the least scale."""
     rounded = scale.to(dtype)
     return torch.where(rounded == 0, torch.full_like(rounded, LEAST_SCALE), rounded)
 
 
-def _nvfp4_scale(groups: Tensor, shared: Tensor) -> Tensor:
+def _nvfp4_scale(groups: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     codes = small_floats.encode(shared * (_magnitude(groups) / 6.0), E4M3)
     return torch.where(codes == 0, torch.full_like(codes, _LEAST_E4M3), codes)
 
 
-def _asymmetric(groups: Tensor, grid: Grid, dtype: torch.dtype) -> Scales:
+def _asymmetric(groups: torch.Tensor, grid: Grid, dtype: torch.dtype) -> Scales:
     """Scales and zero points: the range of a group, stretched to hold 0, over all the codes."""
     least = groups.amin(dim=-1).clamp(max=0.0)
     most = groups.amax(dim=-1).clamp(min=0.0)

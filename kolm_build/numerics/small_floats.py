@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-Tensor = torch.Tensor
-
 _MANTISSA = 23
 _BIAS = 127
 _SIZE = 0x7FFFFFFF
@@ -53,7 +51,7 @@ E2M1 = SmallFloat(exponent=2, mantissa=1, largest=6.0, has_negative_zero=False)
 E4M3 = SmallFloat(exponent=4, mantissa=3, largest=448.0, has_negative_zero=True)
 
 
-def encode(numbers: Tensor, form: SmallFloat) -> Tensor:
+def encode(numbers: torch.Tensor, form: SmallFloat) -> torch.Tensor:
     """The codes nearest to `numbers`, float32: ties to even, too large ones the largest (QUANT-9).
 
     Returns:
@@ -70,7 +68,7 @@ def encode(numbers: Tensor, form: SmallFloat) -> Tensor:
     return (codes | _left(negative.to(torch.int32), form.sign)).to(torch.uint8)
 
 
-def decode(codes: Tensor, form: SmallFloat) -> Tensor:
+def decode(codes: torch.Tensor, form: SmallFloat) -> torch.Tensor:
     """The numbers of `codes`, uint8, exactly: float32, of the same shape.
 
     A code that stands for no number is read as if it stood for the next one; what is read from a
@@ -84,7 +82,7 @@ def decode(codes: Tensor, form: SmallFloat) -> Tensor:
     return torch.where(_right(whole, form.sign) == 1, -found, found)
 
 
-def to_e8m0(magnitudes: Tensor) -> Tensor:
+def to_e8m0(magnitudes: torch.Tensor) -> torch.Tensor:
     """The E8M0 codes of blocks of E2M1 with the largest `magnitudes`, float32 (QUANT-5).
 
     The power of two at or below the magnitude, where it counts as the next one from 1.75 of it
@@ -94,21 +92,21 @@ def to_e8m0(magnitudes: Tensor) -> Tensor:
     return (rounded - 2).clamp(min=0).to(torch.uint8)
 
 
-def from_e8m0(codes: Tensor) -> Tensor:
+def from_e8m0(codes: torch.Tensor) -> torch.Tensor:
     """The powers of two of `codes`, uint8 below 255, exactly: float32."""
     whole = codes.to(torch.int32)
     normal = _left(whole, _MANTISSA).view(torch.float32)
     return torch.where(whole == 0, torch.full_like(normal, 2.0**-127), normal)
 
 
-def is_number(codes: Tensor) -> Tensor:
+def is_number(codes: torch.Tensor) -> torch.Tensor:
     """Whether each E4M3 code, uint8, stands for a number."""
     return (codes & 0x7F) != 0x7F
 
 
-def _left(whole: Tensor, places: int) -> Tensor:
+def _left(whole: torch.Tensor, places: int) -> torch.Tensor:
     return torch.bitwise_left_shift(whole, places)
 
 
-def _right(whole: Tensor, places: int) -> Tensor:
+def _right(whole: torch.Tensor, places: int) -> torch.Tensor:
     return torch.bitwise_right_shift(whole, places)

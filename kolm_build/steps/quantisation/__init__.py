@@ -1,1 +1,1 @@
-"""Methods that look at data before they round: GPTQ, AWQ, SmoothQuant, and their calibration."""
+"""Weights in fewer bits: which layers, by which method, and what it cost (spec/quantization.md)."""
