@@ -1,4 +1,4 @@
-"""AWQ: input channels that carry much are scaled up before rounding, and down before the layer.
+"""AWQ: input channels that carry much are scaled up before grids, and down before the layer.
 
 Source: arXiv:2306.00978. The scale of a channel is its mean magnitude to a power; the power is
 searched by the squared error of the outputs. Then each group's range is cut where that helps.
@@ -23,7 +23,7 @@ from kolm_build.steps.quantisation.calibration import (
 from kolm_build.steps.quantisation.clipping import clipped
 from kolm_build.steps.quantisation.folding import Fold
 from kolm_build.steps.quantisation.results import Calibrated, Results, squared_outputs
-from kolm_build.steps.quantisation.rounding import Rounding
+from kolm_build.steps.quantisation.rounding import Grids
 from kolm_build.steps.quantisation.scaled import Scaled
 
 POWERS = 20
@@ -35,17 +35,17 @@ _LEAST_MEAN = 1e-4
 def quantise(
     network: Any,
     sequences: Sequence[Tokens],
-    rounding: Rounding,
+    grids: Grids,
     *,
     powers: int = POWERS,
     on_block: Progress | None = None,
 ) -> Calibrated:
-    """The linear layers that `rounding` names, scaled by AWQ and rounded to nearest.
+    """The linear layers that `grids` names, scaled by AWQ and rounded to nearest.
 
     Args:
         network: A causal language model of transformers; it is not changed.
         sequences: What it is calibrated with.
-        rounding: The grid of each layer.
+        grids: The grid of each layer.
         powers: How many powers are tried, 0 among them.
         on_block: Is told of every decoder layer that is done.
 
@@ -60,28 +60,24 @@ def quantise(
     results = Results()
     for block in walk(network, sequences, on_block):
         scaled = [
-            _scaled(block, stage, rounding, powers, results)
+            _scaled(block, stage, grids, powers, results)
             for stage in block.stages
-            if set(stage.layers) & set(rounding.grids)
+            if set(stage.layers) & set(grids.by_layer)
         ]
         for one in scaled:
-            one.round(
-                clipped(rounding, one.weights(rounding), one.seen.gram32()), rounding, results
-            )
-    check_reached(network, tuple(rounding.grids), tuple(results.quantised))
+            one.round(clipped(grids, one.weights(grids), one.seen.gram32()), grids, results)
+    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
     results.check_folded()
     return results.calibrated()
 
 
-def _scaled(
-    block: Block, stage: Stage, rounding: Rounding, powers: int, results: Results
-) -> Scaled:
+def _scaled(block: Block, stage: Stage, grids: Grids, powers: int, results: Results) -> Scaled:
     """`stage` with the best scale in place, or with none where it has no place."""
     seen = block.statistics(stage)
     scale = torch.ones_like(seen.mean)
-    fold = Fold.of_norm(block, stage, rounding) or Fold.of_linear(block, stage, rounding)
+    fold = Fold.of_norm(block, stage, grids) or Fold.of_linear(block, stage, grids)
     if fold is not None:
-        found = best_scale(fold, block.weights(stage.layers), seen, rounding, powers)
+        found = best_scale(fold, block.weights(stage.layers), seen, grids, powers)
         scale = results.fold(fold, found)
     return Scaled(block=block, stage=stage, scale=scale, seen=seen.scaled(scale))
 
@@ -90,7 +86,7 @@ def best_scale(
     fold: Fold,
     weights: Mapping[str, torch.Tensor],
     seen: Statistics,
-    rounding: Rounding,
+    grids: Grids,
     powers: int,
 ) -> torch.Tensor:
     """The scale, shape (columns,), float32, with the least squared error; of equals the first."""
@@ -98,7 +94,7 @@ def best_scale(
     best, least = torch.ones_like(seen.mean), None
     for at in range(powers):
         scale = fold.settled(scale_of(seen.mean, at / powers))
-        rounded = rounding.rounded({name: one * scale for name, one in weights.items()})
+        rounded = grids.rounded({name: one * scale for name, one in weights.items()})
         loss = sum(
             float(squared_outputs(rounded[name] / scale - one, gram).sum())
             for name, one in weights.items()

@@ -9,35 +9,35 @@ import torch
 
 from kolm_build.core.quantisation import CHANNEL
 from kolm_build.numerics.quantised import Scales, nearest, values
-from kolm_build.steps.quantisation.rounding import Rounding
+from kolm_build.steps.quantisation.rounding import Grids
 
 SHARES = tuple(1.0 - 0.05 * at for at in range(9))
 """What a group's range is tried to be multiplied by, the whole one first."""
 
 
 def clipped(
-    rounding: Rounding, weights: dict[str, torch.Tensor], gram: torch.Tensor
+    grids: Grids, weights: dict[str, torch.Tensor], gram: torch.Tensor
 ) -> dict[str, Scales]:
     """The scales of layers that read one input, each group's range cut where that is better.
 
     A group is judged by itself, by the squared outputs of its own columns.
 
     Args:
-        rounding: The grids.
+        grids: The grids.
         weights: The layers' weights, float32, by their names.
         gram: Sum of x x' over the tokens, shape (columns, columns), float32.
     """
-    whole = rounding.scales(weights)
-    return {name: _clipped(rounding, name, weights[name], whole[name], gram) for name in weights}
+    whole = grids.scales(weights)
+    return {name: _clipped(grids, name, weights[name], whole[name], gram) for name in weights}
 
 
 def _clipped(
-    rounding: Rounding, name: str, weight: torch.Tensor, whole: Scales, gram: torch.Tensor
+    grids: Grids, name: str, weight: torch.Tensor, whole: Scales, gram: torch.Tensor
 ) -> Scales:
     blocks = _diagonal_blocks(gram, whole.grid.group)
     best, least = whole, _errors(weight, whole, blocks)
     for share in SHARES[1:]:
-        tried = rounding.scales_on(name, weight * share, whole.global_scale)
+        tried = grids.scales_on(name, weight * share, whole.global_scale)
         errors = _errors(weight, tried, blocks)
         better = errors < least
         least = torch.where(better, errors, least)

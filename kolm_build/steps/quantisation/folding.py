@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from kolm_build.steps.quantisation.calibration import Block, Stage
-from kolm_build.steps.quantisation.rounding import Rounding
+from kolm_build.steps.quantisation.rounding import Grids
 
 PRODUCERS: Mapping[str, str] = {"down_proj": "up_proj", "o_proj": "v_proj"}
 """Linear layers whose outputs reach another one channel by channel, times something of its own."""
@@ -40,28 +40,33 @@ class Fold:
     dtype: torch.dtype
 
     @classmethod
-    def of_norm(cls, block: Block, stage: Stage, rounding: Rounding) -> Self | None:
+    def of_norm(cls, block: Block, stage: Stage, grids: Grids) -> Self | None:
         """The norm before `stage`; None where there is none, or a layer of it is kept as it is."""
-        if not stage.norm or not set(stage.layers) <= set(rounding.grids):
+        if not stage.norm or not set(stage.layers) <= set(grids.by_layer):
             return None
-        return cls(block=block, stage=stage, producer=stage.norm, dtype=rounding.model_dtype)
+        return cls(block=block, stage=stage, producer=stage.norm, dtype=grids.model_dtype)
 
     @classmethod
-    def of_linear(cls, block: Block, stage: Stage, rounding: Rounding) -> Self | None:
+    def of_linear(cls, block: Block, stage: Stage, grids: Grids) -> Self | None:
         """The linear layer before `stage`; None where none fits, or either is kept as it is."""
         (name, *others) = stage.layers
         parent, _, own = name.rpartition(".")
         before = f"{parent}.{PRODUCERS.get(own, '')}"
-        if others or not {name, before} <= set(rounding.grids):
+        if others or not {name, before} <= set(grids.by_layer):
             return None
         if block.linear(before).out_features != block.linear(name).in_features:
             return None
-        return cls(block=block, stage=stage, producer=before, dtype=rounding.model_dtype)
+        return cls(block=block, stage=stage, producer=before, dtype=grids.model_dtype)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the scale goes into rows of a matrix, and not into a norm."""
+        return self._producer().weight.dim() > 1
 
     def settled(self, scale: torch.Tensor) -> torch.Tensor:
         """`scale`, shape (channels,), float32, as this place can take it without any loss."""
         before = self._producer()
-        if before.weight.dim() > 1:
+        if self.is_linear:
             return scale
         stored = self._stored(before.weight.data / scale)
         usable = (stored != 0) & torch.isfinite(stored)
@@ -86,7 +91,7 @@ class Fold:
     def changed(self) -> dict[str, torch.Tensor]:
         """The model's other tensors that hold the scale, by their names, as they are stored."""
         before = self._producer()
-        names = ("weight", "bias") if before.weight.dim() == 1 else ("bias",)
+        names = ("bias",) if self.is_linear else ("weight", "bias")
         return {
             f"{self.producer}.{name}": getattr(before, name).data.to(self.dtype)
             for name in names
@@ -95,10 +100,10 @@ class Fold:
 
     def _put(self, scale: torch.Tensor) -> None:
         before = self._producer()
-        if before.weight.dim() == 1:
-            before.weight.data = self._stored(before.weight.data / scale)
-        else:
+        if self.is_linear:
             before.weight.data = before.weight.data / scale[:, None]
+        else:
+            before.weight.data = self._stored(before.weight.data / scale)
         if getattr(before, "bias", None) is not None:
             before.bias.data = self._stored(before.bias.data / scale)
         for name in self.stage.layers:

@@ -28,7 +28,7 @@ from kolm_build.steps.quantisation.calibration import (
     walk,
 )
 from kolm_build.steps.quantisation.results import Calibrated, Results, squared_outputs
-from kolm_build.steps.quantisation.rounding import Columns, Rounding
+from kolm_build.steps.quantisation.rounding import Columns, Grids
 from kolm_build.steps.quantisation.triangular import inverse_factor
 
 COLUMNS = 128
@@ -53,16 +53,16 @@ class Settings:
 def quantise(
     network: Any,
     sequences: Sequence[Tokens],
-    rounding: Rounding,
+    grids: Grids,
     settings: Settings,
     on_block: Progress | None = None,
 ) -> Calibrated:
-    """The linear layers that `rounding` names, rounded by GPTQ.
+    """The linear layers that `grids` names, rounded by GPTQ.
 
     Args:
         network: A causal language model of transformers; it is not changed.
         sequences: What it is calibrated with.
-        rounding: The grid of each layer.
+        grids: The grid of each layer.
         settings: The method's own settings.
         on_block: Is told of every decoder layer that is done.
 
@@ -76,16 +76,16 @@ def quantise(
     results = Results()
     for block in walk(network, sequences, on_block):
         for stage in block.stages:
-            _quantise_stage(block, stage, rounding, settings, results)
-    check_reached(network, tuple(rounding.grids), tuple(results.quantised))
+            _quantise_stage(block, stage, grids, settings, results)
+    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
     return results.calibrated()
 
 
 def _quantise_stage(
-    block: Block, stage: Stage, rounding: Rounding, settings: Settings, results: Results
+    block: Block, stage: Stage, grids: Grids, settings: Settings, results: Results
 ) -> None:
     """Round the layers of `stage` that are to be quantised: one Hessian for all of them."""
-    weights = block.weights(name for name in stage.layers if name in rounding.grids)
+    weights = block.weights(name for name in stage.layers if name in grids.by_layer)
     if not weights:
         return
     seen = block.statistics(stage)
@@ -93,7 +93,7 @@ def _quantise_stage(
         problem = Problem.of(seen.gram, settings)
     except NotFiniteError as error:
         raise error.under(stage.layers[0]) from None
-    for name, chosen in rounding.scales(weights).items():
+    for name, chosen in grids.scales(weights).items():
         plain = nearest(weights[name], chosen)
         found = problem.better_rows(weights[name], plain)
         results.add(block, name, found, plain=values(plain), seen=seen)

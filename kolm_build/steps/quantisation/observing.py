@@ -16,22 +16,22 @@ from kolm_build.steps.quantisation.calibration import (
     walk,
 )
 from kolm_build.steps.quantisation.results import Calibrated, Results
-from kolm_build.steps.quantisation.rounding import Rounding
+from kolm_build.steps.quantisation.rounding import Grids
 from kolm_build.steps.quantisation.scaled import Scaled
 
 
 def quantise(
     network: Any,
     sequences: Sequence[Tokens],
-    rounding: Rounding,
+    grids: Grids,
     on_block: Progress | None = None,
 ) -> Calibrated:
-    """The linear layers that `rounding` names, rounded to nearest, and the range of their inputs.
+    """The linear layers that `grids` names, rounded to nearest, and the range of their inputs.
 
     Args:
         network: A causal language model of transformers; it is not changed.
         sequences: What it is calibrated with.
-        rounding: The grid of each layer.
+        grids: The grid of each layer.
         on_block: Is told of every decoder layer that is done.
 
     Raises:
@@ -44,14 +44,14 @@ def quantise(
     results = Results()
     for block in walk(network, sequences, on_block):
         for stage in block.stages:
-            _round(block, stage, rounding, results)
-    check_reached(network, tuple(rounding.grids), tuple(results.quantised))
+            _round(block, stage, grids, results)
+    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
     return results.calibrated()
 
 
-def _round(block: Block, stage: Stage, rounding: Rounding, results: Results) -> None:
-    if not set(stage.layers) & set(rounding.grids):
+def _round(block: Block, stage: Stage, grids: Grids, results: Results) -> None:
+    if not set(stage.layers) & set(grids.by_layer):
         return
     seen = block.statistics(stage)
     one = Scaled(block=block, stage=stage, scale=torch.ones_like(seen.mean), seen=seen)
-    one.round(rounding.scales(one.weights(rounding)), rounding, results)
+    one.round(grids.scales(one.weights(grids)), grids, results)

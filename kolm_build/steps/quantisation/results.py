@@ -38,6 +38,9 @@ class Calibrated:
             the dtype that the model stores them in.
         inputs: The largest |x| among the inputs of each layer, by the layer's name.
         losses: The errors of each layer, by the layer's name.
+        columns: What a layer's input channels were multiplied by, shape (columns,), float32, by
+            the layer's name; only where a scale was folded in.
+        rows: What a layer's output channels were divided by, shape (rows,), likewise.
         folded: Names of the norms and linear layers that took a scale, sorted.
         tokens: How many tokens the layers were calibrated with.
     """
@@ -46,8 +49,18 @@ class Calibrated:
     changed: Mapping[str, torch.Tensor]
     inputs: Mapping[str, float]
     losses: Mapping[str, Loss]
+    columns: Mapping[str, torch.Tensor]
+    rows: Mapping[str, torch.Tensor]
     folded: tuple[str, ...]
     tokens: int
+
+    def scaled(self, layer: str, weight: torch.Tensor) -> torch.Tensor:
+        """The model's own `weight` of `layer`, float32, with the scales that were folded in."""
+        if layer in self.columns:
+            weight = weight * self.columns[layer]
+        if layer in self.rows:
+            weight = weight / self.rows[layer][:, None]
+        return weight
 
 
 @dataclass(slots=True)
@@ -58,6 +71,8 @@ class Results:
     changed: dict[str, torch.Tensor] = field(default_factory=dict)
     inputs: dict[str, float] = field(default_factory=dict)
     losses: dict[str, Loss] = field(default_factory=dict)
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
     folded: list[str] = field(default_factory=list)
     tokens: int = 0
 
@@ -66,6 +81,9 @@ class Results:
         if not fold.apply(scale):
             return torch.ones_like(scale)
         self.folded.append(fold.producer)
+        self.columns |= dict.fromkeys(fold.stage.layers, scale)
+        if fold.is_linear:
+            self.rows[fold.producer] = scale
         self.changed |= fold.changed()
         return scale
 
@@ -120,6 +138,8 @@ class Results:
             changed=self.changed,
             inputs=self.inputs,
             losses=self.losses,
+            columns=self.columns,
+            rows=self.rows,
             folded=tuple(sorted(self.folded)),
             tokens=self.tokens,
         )

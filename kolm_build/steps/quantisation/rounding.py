@@ -23,16 +23,16 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rounding:
+class Grids:
     """What a model's layers are rounded to.
 
     Attributes:
-        grids: The grid of each layer, by the layer's name; no other layer is quantised.
+        by_layer: The grid of each layer, by the layer's name; no other layer is quantised.
         scale_dtype: What a scale of integers or E4M3 is stored in.
         model_dtype: What the model's norms and biases are stored in.
     """
 
-    grids: Mapping[str, Grid]
+    by_layer: Mapping[str, Grid]
     scale_dtype: torch.dtype = torch.float32
     model_dtype: torch.dtype = torch.float32
 
@@ -42,7 +42,7 @@ class Rounding:
         Args:
             weights: The layers' weights, float32, by the layers' names.
         """
-        fused = [one for name, one in weights.items() if self.grids[name].kind == "nvfp4"]
+        fused = [one for name, one in weights.items() if self.by_layer[name].kind == "nvfp4"]
         shared = global_scale_of(fused) if fused else None
         return {name: self.scales_on(name, one, shared) for name, one in weights.items()}
 
@@ -50,7 +50,7 @@ class Rounding:
         self, name: str, weight: torch.Tensor, global_scale: torch.Tensor | None
     ) -> Scales:
         """The scales of the layer `name`, with `global_scale` where its grid has one."""
-        grid = self.grids[name]
+        grid = self.by_layer[name]
         shared = global_scale if grid.kind == "nvfp4" else None
         return scales(weight, grid, dtype=self.scale_dtype, global_scale=shared)
 

@@ -10,7 +10,7 @@ import torch
 from kolm_build.numerics.quantised import Scales, nearest
 from kolm_build.steps.quantisation.calibration import Block, Stage, Statistics
 from kolm_build.steps.quantisation.results import Results
-from kolm_build.steps.quantisation.rounding import Rounding
+from kolm_build.steps.quantisation.rounding import Grids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +29,14 @@ class Scaled:
     scale: torch.Tensor
     seen: Statistics
 
-    def weights(self, rounding: Rounding) -> dict[str, torch.Tensor]:
+    def weights(self, grids: Grids) -> dict[str, torch.Tensor]:
         """The weights, as they are now, of the layers that are to be quantised."""
-        return self.block.weights(name for name in self.stage.layers if name in rounding.grids)
+        return self.block.weights(name for name in self.stage.layers if name in grids.by_layer)
 
-    def round(self, chosen: Mapping[str, Scales], rounding: Rounding, results: Results) -> None:
+    def round(self, chosen: Mapping[str, Scales], grids: Grids, results: Results) -> None:
         """Round the layers of the stage to nearest on the scales `chosen`."""
-        weights = self.weights(rounding)
-        plain = rounding.rounded({name: one / self.scale for name, one in weights.items()})
+        weights = self.weights(grids)
+        plain = grids.rounded({name: one / self.scale for name, one in weights.items()})
         for name, weight in weights.items():
             matrix = nearest(weight, chosen[name])
             error = plain[name] * self.scale

@@ -21,7 +21,7 @@ from kolm_build.steps.quantisation.calibration import (
 )
 from kolm_build.steps.quantisation.folding import Fold
 from kolm_build.steps.quantisation.results import Calibrated, Results
-from kolm_build.steps.quantisation.rounding import Rounding
+from kolm_build.steps.quantisation.rounding import Grids
 from kolm_build.steps.quantisation.scaled import Scaled
 
 STRENGTH = Fraction(1, 2)
@@ -33,17 +33,17 @@ _LEAST = 1e-5
 def quantise(
     network: Any,
     sequences: Sequence[Tokens],
-    rounding: Rounding,
+    grids: Grids,
     *,
     strength: Fraction = STRENGTH,
     on_block: Progress | None = None,
 ) -> Calibrated:
-    """The linear layers that `rounding` names, smoothed and rounded to nearest.
+    """The linear layers that `grids` names, smoothed and rounded to nearest.
 
     Args:
         network: A causal language model of transformers; it is not changed.
         sequences: What it is calibrated with.
-        rounding: The grid of each layer.
+        grids: The grid of each layer.
         strength: From 0, which leaves the activations alone, to 1.
         on_block: Is told of every decoder layer that is done.
 
@@ -58,24 +58,24 @@ def quantise(
     results = Results()
     for block in walk(network, sequences, on_block):
         scaled = [
-            _smoothed(block, stage, rounding, strength, results)
+            _smoothed(block, stage, grids, strength, results)
             for stage in block.stages
-            if set(stage.layers) & set(rounding.grids)
+            if set(stage.layers) & set(grids.by_layer)
         ]
         for one in scaled:
-            one.round(rounding.scales(one.weights(rounding)), rounding, results)
-    check_reached(network, tuple(rounding.grids), tuple(results.quantised))
+            one.round(grids.scales(one.weights(grids)), grids, results)
+    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
     results.check_folded()
     return results.calibrated()
 
 
 def _smoothed(
-    block: Block, stage: Stage, rounding: Rounding, strength: Fraction, results: Results
+    block: Block, stage: Stage, grids: Grids, strength: Fraction, results: Results
 ) -> Scaled:
     """`stage` with its scale in the norm before it, or with none where there is no norm."""
     seen = block.statistics(stage)
     scale = torch.ones_like(seen.mean)
-    fold = Fold.of_norm(block, stage, rounding)
+    fold = Fold.of_norm(block, stage, grids)
     if fold is not None:
         wanted = scale_of(seen.most, block.weights(stage.layers), strength)
         scale = results.fold(fold, fold.settled(wanted))
