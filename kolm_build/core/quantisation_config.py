@@ -37,7 +37,7 @@ KEY = "quantization_config"
 
 Table = Mapping[str, object]
 
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,500}")
+_NAME = re.compile(r"[a-z0-9_][A-Za-z0-9_.\-]{0,499}")  # a class, such as Linear, starts otherwise
 _SCALE_DTYPES: Mapping[str, str] = {"mxfp4": "torch.uint8", "nvfp4": "torch.float8_e4m3fn"}
 
 

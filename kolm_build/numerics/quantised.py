@@ -118,10 +118,10 @@ def scales(
 def global_scale_of(weights: Iterable[torch.Tensor]) -> torch.Tensor:
     """The one global scale of ``nvfp4`` matrices that are run as one: [1], float32 (QUANT-7).
 
-    448 · 6 over the largest magnitude of all; 1 where all is 0 or the quotient is not finite.
+    The reciprocal of the largest magnitude of all, times 448 · 6; 1 where that is not finite.
     """
     largest = torch.stack([weight.abs().amax() for weight in weights]).amax().reshape(1)
-    shared = torch.full_like(largest, 448.0 * 6.0) / largest
+    shared = largest.reciprocal() * (448.0 * 6.0)
     return torch.where(torch.isfinite(shared), shared, torch.ones_like(shared))
 
 

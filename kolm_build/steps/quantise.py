@@ -21,7 +21,7 @@ from kolm_build.steps._files import copy_others, input_folder, output_folder, wr
 from kolm_build.steps._model_tree import CONFIG, WEIGHTS, read_config
 from kolm_build.steps._weights import Weight, check_finite, read_weights, size_bytes, write_weights
 from kolm_build.steps.quantisation.layers import Chosen, choose, layers_of
-from kolm_build.steps.quantisation.methods import Task, method_of
+from kolm_build.steps.quantisation.methods import METHODS, Task
 from kolm_build.steps.quantisation.params import QuantiseParams
 from kolm_build.steps.quantisation.report import report
 from kolm_build.steps.quantisation.rounded_model import Rounding
@@ -49,7 +49,7 @@ def run(request: StepRequest, events: Events) -> None:
         calibration=input_folder(request, "calibration") if params.is_calibrated else None,
         events=events,
     )
-    choice = method_of(params.method)(task)
+    choice = METHODS[params.method](task)
     model = Rounding(
         weights=weights,
         chosen=chosen,

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
 from kolm_build.core.quantisation import Grid
 from kolm_build.errors import UsageError
 from kolm_build.numerics.quantised import Quantised
+from kolm_build.runtime.load import Model, load
 from kolm_build.steps._entry import Events
+from kolm_build.steps.quantisation import awq, gptq, observing, smoothquant
+from kolm_build.steps.quantisation.calibration import Progress, Tokens, sequences_of
 from kolm_build.steps.quantisation.params import QuantiseParams
+from kolm_build.steps.quantisation.rounding import Grids
 
 
 class Loss(Protocol):
@@ -51,6 +55,9 @@ class Choice(Protocol):
     def losses(self) -> Mapping[str, Loss]:
         """Layer to its errors."""
 
+    def scaled(self, layer: str, weight: torch.Tensor) -> torch.Tensor:
+        """The model's own `weight` of `layer`, float32, with the scales that were folded in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing:
@@ -60,6 +67,10 @@ class Nothing:
     changed: Mapping[str, torch.Tensor] = field(default_factory=dict)
     inputs: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, Loss] = field(default_factory=dict)
+
+    def scaled(self, _layer: str, weight: torch.Tensor) -> torch.Tensor:
+        """`weight`: nothing was folded in."""
+        return weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,35 +98,81 @@ Method = Callable[[Task], Choice]
 
 
 def round_to_nearest(task: Task) -> Choice:
-    """Nothing is chosen beforehand.
+    """Nothing is chosen beforehand but, where the scheme has them, the ranges of activations."""
+    if not task.params.is_calibrated:
+        return Nothing()
+    data = _Data.of(task)
+    return observing.quantise(data.model.network, data.sequences, data.grids, data.on_block)
 
-    Raises:
-        UsageError: The scheme needs scales of activations, which come from calibration.
-    """
-    if task.params.is_calibrated:
-        raise UsageError(
-            "this scheme needs calibrated activations, which are not built yet",
-            where="scheme",
-            actual=task.params.scheme.name,
+
+def _gptq(task: Task) -> Choice:
+    params, data = task.params, _Data.of(task)
+    settings = gptq.Settings(damping=params.damping, act_order=params.act_order)
+    network = data.model.network
+    return gptq.quantise(network, data.sequences, data.grids, settings, data.on_block)
+
+
+def _awq(task: Task) -> Choice:
+    data = _Data.of(task)
+    return awq.quantise(
+        data.model.network,
+        data.sequences,
+        data.grids,
+        powers=task.params.grid,
+        on_block=data.on_block,
+    )
+
+
+def _smoothquant(task: Task) -> Choice:
+    data = _Data.of(task)
+    return smoothquant.quantise(
+        data.model.network,
+        data.sequences,
+        data.grids,
+        strength=task.params.strength,
+        on_block=data.on_block,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """What every calibrated method works with."""
+
+    model: Model
+    sequences: tuple[Tokens, ...]
+    grids: Grids
+    on_block: Progress
+
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        """What `task` says, read.
+
+        Raises:
+            UsageError: There are no calibration rows.
+        """
+        if task.calibration is None:
+            raise UsageError("this method needs rows to calibrate with", where="calibration")
+        model = load(task.model)
+        rows, length = task.params.calibration_rows, task.params.calibration_length
+        sequences = sequences_of(model, task.calibration, rows=rows, length=length)
+        tokens = sum(map(len, sequences))
+        task.events.log(f"calibrating with {tokens} tokens of {len(sequences)} rows")
+        return cls(
+            model=model,
+            sequences=sequences,
+            grids=Grids(
+                by_layer=task.grids,
+                scale_dtype=task.scale_dtype,
+                model_dtype=model.network.dtype,
+            ),
+            on_block=lambda done, total: task.events.progress(done, total, unit="layer"),
         )
-    return Nothing()
 
 
-METHODS: Mapping[str, Method] = {"rtn": round_to_nearest}
+METHODS: Mapping[str, Method] = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "rtn": round_to_nearest,
+    "smoothquant": _smoothquant,
+}
 """How each method chooses, by its name in a recipe."""
-
-
-def method_of(name: str) -> Method:
-    """The method called `name`.
-
-    Raises:
-        UsageError: It is not built yet.
-    """
-    if name not in METHODS:
-        raise UsageError(
-            "a method of quantisation that is not built yet",
-            where="method",
-            expected=" or ".join(METHODS),
-            actual=repr(name),
-        )
-    return METHODS[name]

@@ -77,7 +77,7 @@ class Rounding:
         matrix = self.choice.quantised.get(name)
         if matrix is None:
             matrix = rounded_to_nearest(plain, target.grid, self.scale_dtype, shared)
-        model.costs[name] = cost_of(plain, matrix)
+        model.costs[name] = cost_of(self.choice.scaled(name, plain), matrix)
         packed = pack(matrix, target.form) | self._inputs(target)
         model.weights += _named(name, packed)
         for head in self.chosen.tied_to(target.layer):
