@@ -167,6 +167,8 @@ def quantised_bytes(tensors: Tensors, quantise: Quantise) -> int:
         else:
             grid = scheme.grid(tensor.shape[1], group=group)
             total += _stored_bytes(tensor, grid, format_of(grid, scheme.activations))
+            if scheme.activations == "static":  # the scale of what the layer reads (QUANT-26)
+                total += DTYPE_BYTES["F32" if grid.kind == "nvfp4" else tensor.dtype]
     return total
 
 
@@ -175,6 +177,9 @@ def _embedding_bytes(tensor: TensorEntry, choice: str, *, tied: bool) -> int:
 
     A table of 4 bits has no form that others load, so `int4` is for a head that is not tied; a
     tied head of 8 bits has scales of its own beside the table.
+
+    Raises:
+        InvalidRecordError: A tied head cannot have 4 bits.
     """
     if choice == "keep":
         return tensor.end - tensor.begin

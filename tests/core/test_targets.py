@@ -34,6 +34,7 @@ PLAIN = {
         "input_layernorm": (HIDDEN,),
     }.items()
 }
+STATIC = {"nvfp4": ("input_global_scale", "F32"), "int": ("input_scale", "BF16")}
 UNTIED = PLAIN | {"lm_head.weight": (VOCABULARY, HIDDEN)}
 
 
@@ -72,6 +73,9 @@ def quantised(scheme, shapes_of=PLAIN, kept=()):
         layers.append((layer, grid, form, SCHEMES[scheme].activations))
         for part, one in stored_tensors(grid, form, shape, scale_dtype="BF16").items():
             stored[f"{layer}.{part}"] = (one.shape, one.dtype)
+        if SCHEMES[scheme].activations == "static":
+            part, kind = STATIC[grid.kind]
+            stored[f"{layer}.{part}"] = ((1,), kind)
     return CONFIG | {"quantization_config": to_config(grouped(layers))}, tensors(stored)
 
 

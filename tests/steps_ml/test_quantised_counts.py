@@ -13,10 +13,11 @@ from kolm_build.core.safetensors import PREFIX_BYTES, header_length, parse_heade
 from kolm_build.core.sections import Quantise
 from kolm_build.runtime.loading import load
 from kolm_build.steps._counts import Architecture
-from tests.steps_ml.calling import run_step
+from tests.steps_ml.calling import run_step, write_rows
 from tests.support.models import tiny_llama
 
-PLAIN = sorted(name for name, scheme in SCHEMES.items() if scheme.activations != "static")
+NAMES = sorted(SCHEMES)
+ROWS = [("hello there " * 9, "bone")] * 4
 
 
 def headers(folder):
@@ -41,10 +42,11 @@ def model(tmp_path_factory):
 @pytest.fixture
 def quantised(model, tmp_path):
     def run(scheme, **more):
-        given = params(scheme, **more)
-        ran = run_step(
-            "quantise", tmp_path, inputs={"model": model}, params=given, portable=(1, None)
-        )
+        given, inputs = params(scheme, **more), {"model": model}
+        if SCHEMES[scheme].activations == "static":
+            given |= {"calibration_rows": 4, "calibration_length": 64}
+            inputs["calibration"] = write_rows(tmp_path / "rows", "train.jsonl", ROWS)
+        ran = run_step("quantise", tmp_path, inputs=inputs, params=given, portable=(1, None))
         section = Quantise(
             scheme=scheme, method="rtn", rows=None, params=tuple(sorted(given.items()))
         )
@@ -54,7 +56,7 @@ def quantised(model, tmp_path):
 
 
 @pytest.mark.parametrize("embeddings", ["keep", "int8"])
-@pytest.mark.parametrize("scheme", PLAIN)
+@pytest.mark.parametrize("scheme", NAMES)
 def test_the_bytes_that_are_told_before_are_those_that_the_step_writes(
     model, quantised, scheme, embeddings
 ):
@@ -71,7 +73,7 @@ def test_layers_that_are_kept_are_told_as_they_are(model, quantised):
 
 
 @pytest.mark.parametrize("embeddings", ["keep", "int8"])
-@pytest.mark.parametrize("scheme", PLAIN)
+@pytest.mark.parametrize("scheme", NAMES)
 def test_the_network_and_its_headers_are_counted_the_same(model, quantised, scheme, embeddings):
     """EVAL-16, EVI-6."""
     _, folder, _ = quantised(scheme, embeddings=embeddings)
