@@ -138,6 +138,7 @@ def test_a_quantised_layer_without_codes_is_refused():
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
 def test_the_bytes_that_are_told_are_the_bytes_that_come(scheme):
+    """CLI-31."""
     found = tensors(PLAIN)
     assert quantised_bytes(found, section(scheme)) == size(quantised(scheme)[1])
     kept = {f"model.layers.{layer}.mlp.down_proj" for layer in range(LAYERS)}
@@ -171,6 +172,7 @@ def test_a_layer_that_no_group_divides_is_refused_before_it_is_built():
 
 
 def test_memory_is_the_weights_and_a_fifth_the_program_and_the_cache():
+    """CLI-31."""
     made = told()
     cache = LAYERS * 2 * 2 * (HIDDEN // 4) * 2 * (PROMPT_TOKENS + ANSWER_TOKENS)
     assert made.weight_bytes == size(tensors(PLAIN))
@@ -205,6 +207,7 @@ def test_fewer_bits_are_smaller_and_faster():
 
 
 def test_what_does_not_fit_is_refused_with_both_figures():
+    """CLI-30."""
     least = told().memory_bytes + SYSTEM_BYTES
     told(on=target(ram=least)).check()
     short = told(on=target(ram=least - 1))

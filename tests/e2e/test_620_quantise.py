@@ -101,10 +101,12 @@ def forecast(done):
 
 
 def test_before_there_is_a_base_nobody_knows_whether_it_fits(targets):
+    """CLI-32."""
     assert "not known before the base is built" in targets["unknown"].stdout
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_trained(targets):
+    """CLI-30."""
     refused = targets["refused"]
     assert refused.returncode == 2
     assert "does not fit raspberry-pi-4" in refused.stderr
@@ -113,6 +115,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(targets):
 
 
 def test_asked_only_to_say_it_refuses_nothing(targets):
+    """CLI-30."""
     assert "raspberry-pi-4 (300 MiB): does not fit" in targets["explained"].stdout
 
 

@@ -40,7 +40,9 @@ def model(tmp_path_factory):
 
 
 def ask(model, **settings):
-    return model.generate("low mood", settings=GenerationSettings(**{"max_new_tokens": 24} | settings))
+    return model.generate(
+        "low mood", settings=GenerationSettings(**{"max_new_tokens": 24} | settings)
+    )
 
 
 # --------------------------------------------------------------------------------------- drawing
@@ -243,7 +245,9 @@ def test_words_with_spaces_before_them_add_up():
     assert found + pieces.rest(tokenizer.decode([0, 1, 2, 0])) == "a bc a"
 
 
-@pytest.mark.parametrize("settings", [{}, {"distribution": DRAWN, "seed": 3}, {"stop": ("zz", "e")}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"distribution": DRAWN, "seed": 3}, {"stop": ("zz", "e")}]
+)
 def test_a_streamed_answer_is_the_answer(model, settings):
     """GEN-10, GEN-12."""
     asked = GenerationSettings(max_new_tokens=24, **settings)
@@ -383,9 +387,7 @@ def test_a_form_that_no_token_of_the_vocabulary_has_is_refused():
 
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
     tokenizer.decoder = decoders.ByteLevel()
-    chat = Chat(
-        tokenizer=tokenizer, template="", specials={}, end_id=2, stop_ids=frozenset({2})
-    )
+    chat = Chat(tokenizer=tokenizer, template="", specials={}, end_id=2, stop_ids=frozenset({2}))
     assert forms.begin(Regex("a+"), chat, 3)().allowed().tolist() == [True, False, False]
     with pytest.raises(InvalidRecordError, match="no answer can have this form") as caught:
         forms.begin(Regex("[0-9]+"), chat, 3)

@@ -55,8 +55,7 @@ def test_a_template_is_rendered_as_transformers_does_it(text):
         "{{ 'x' | center(99999999999) }}",
         "{{ '%099999999999d' % 1 }}",
         "{{ ('x' * 60000) | replace('x', 'x' * 60000) | replace('x', 'x' * 60000) }}",
-        "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}"
-        "{% endfor %}",
+        "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}{% endfor %}",
     ],
 )
 def test_a_template_without_end_is_refused(text, monkeypatch):

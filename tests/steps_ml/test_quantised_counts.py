@@ -60,6 +60,7 @@ def quantised(model, tmp_path):
 def test_the_bytes_that_are_told_before_are_those_that_the_step_writes(
     model, quantised, scheme, embeddings
 ):
+    """CLI-31."""
     section, folder, report = quantised(scheme, embeddings=embeddings)
     stored = sum(one.end - one.begin for one in headers(folder).values())
     assert quantised_bytes(headers(model), section) == stored
