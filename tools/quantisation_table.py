@@ -258,7 +258,7 @@ def least_isa() -> str:
     from kolm_build.numerics import portable
 
     portable.load(LIBRARY)
-    return portable.isas()[0]
+    return portable.isas()[-1]
 
 
 def digest_of(folder: Path) -> str:
