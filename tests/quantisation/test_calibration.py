@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kolm_build.errors import InvalidDataError, InvalidRecordError, NotFiniteError
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.steps.quantisation.calibration import decoder_layers, sequences_of, walk
 from tests.quantisation.calibrating import (
     first_block,
