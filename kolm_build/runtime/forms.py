@@ -169,7 +169,15 @@ def _text(library: Any, form: Regex | JsonSchema) -> str:
 @lru_cache(maxsize=2)
 def _vocabulary(tokenizer: str, words: int, stop_ids: tuple[int, ...]) -> Any:
     """The library's own form of a tokenizer: some hundred milliseconds for a large one."""
-    return _library().LLTokenizer(tokenizer, n_vocab=words, eos_token=list(stop_ids))
+    try:
+        return _library().LLTokenizer(tokenizer, n_vocab=words, eos_token=list(stop_ids))
+    except ValueError as error:
+        raise InvalidRecordError(
+            "grammars cannot be followed with this tokenizer",
+            where="tokenizer.json",
+            actual=str(error)[:200],
+            advice="Name labels, or leave the form open.",
+        ) from None
 
 
 def _library() -> Any:

@@ -171,10 +171,19 @@ class _Dict:
 class _Namespace(jinja2.utils.Namespace):
     """``namespace`` without names that Python keeps for itself."""
 
+    def __init__(self, *args: Any, **items: Any) -> None:
+        for name in dict(*args, **items):
+            _check_name(name)
+        super().__init__(*args, **items)
+
     def __setitem__(self, name: str, value: Any) -> None:
-        if str(name).startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a chat template may not set {name!r}")
+        _check_name(name)
         super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if str(name).startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a chat template may not set {name!r}")
 
 
 @lru_cache(maxsize=16)

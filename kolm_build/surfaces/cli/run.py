@@ -39,6 +39,7 @@ def describe(parser: Parser) -> None:
         ("kolm run triage.kolm --prompts prompts.jsonl > answers.jsonl", "many"),
     )
     parser.add_argument("file", metavar="FILE.kolm", type=Path, help="the artifact")
+    parser.has_optional_word = True
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?", help="the question; - reads it from stdin"
     )
