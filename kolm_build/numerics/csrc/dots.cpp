@@ -128,6 +128,7 @@ struct Tile {
     for (int i = 0; i < Rows; ++i) at[i] = in.codes + line(i) * in.step;
     for (int64_t word = from; word < to; ++word) {
       Words low[kAbreast], high[kAbreast];
+      if (row == 0) staged.fetch(word);
 #pragma GCC unroll 2
       for (int g = 0; g < kAbreast; ++g) {
         const Words words = load_words(staged.words + word * kStaged + g * kLanes);
@@ -226,15 +227,18 @@ void linear(int64_t m, int64_t n, int64_t k, const float* x, int64_t x_step,
     InputMemory::fill(in, row, x + row * x_step, k, w.group, input_scale);
   });
   const ScaleTable table(w);
-  parallel_for(pool, up(n, kStaged), [&](int64_t task) {
+  const int64_t each = task_columns(n, pool.threads);
+  parallel_for(pool, up(n, each), [&](int64_t task) {
     static thread_local Stage stage;
-    const int64_t column = task * kStaged;
-    const Staged staged = stage.columns(w, table, column, n, k);
-    with_form(w, [&]<bool Four, bool Zeros>() {
-      for (int64_t row = 0; row < m; row += kMostRows)
-        run_tile<Four, Zeros, kMostRows>(staged, in, row, std::min<int64_t>(kMostRows, m - row), k,
-                                         y + column, y_step, n - column);
-    });
+    const int64_t end = std::min(n, (task + 1) * each);
+    for (int64_t column = task * each; column < end; column += kStaged) {
+      const Staged staged = stage.columns(w, table, column, end, n, k);
+      with_form(w, [&]<bool Four, bool Zeros>() {
+        for (int64_t row = 0; row < m; row += kMostRows)
+          run_tile<Four, Zeros, kMostRows>(staged, in, row, std::min<int64_t>(kMostRows, m - row),
+                                           k, y + column, y_step, n - column);
+      });
+    }
   });
 }
 

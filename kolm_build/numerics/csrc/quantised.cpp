@@ -128,6 +128,7 @@ inline __attribute__((always_inline)) void for_depths(const Staged& staged, int6
     for (; k < end; k += each, at += kStaged) {
 #pragma GCC unroll 2
       for (int g = 0; g < kAbreast; ++g) words[g] = load_words(at + g * kLanes);
+      staged.fetch(k / each);
       if (end - k >= each) {
 #pragma GCC unroll 8
         for (int i = 0; i < each; ++i) {
@@ -236,12 +237,15 @@ Stage& stage() {
 void multiply_few(int64_t m, int64_t n, int64_t k, const float* x, int64_t x_step,
                   const QuantisedWeight& w, const ScaleTable& table, float* y, int64_t y_step,
                   const Parallel& pool) {
-  parallel_for(pool, up(n, kStaged), [&](int64_t task) {
-    const int64_t column = task * kStaged;
-    const Staged staged = stage().columns(w, table, column, n, k);
-    with_code(w, [&]<Code C, bool Zeros>() {
-      few_rows_of<C, Zeros, kMostRows>(staged, m, k, x, x_step, y + column, y_step, n - column);
-    });
+  const int64_t each = task_columns(n, pool.threads);
+  parallel_for(pool, up(n, each), [&](int64_t task) {
+    const int64_t end = std::min(n, (task + 1) * each);
+    for (int64_t column = task * each; column < end; column += kStaged) {
+      const Staged staged = stage().columns(w, table, column, end, n, k);
+      with_code(w, [&]<Code C, bool Zeros>() {
+        few_rows_of<C, Zeros, kMostRows>(staged, m, k, x, x_step, y + column, y_step, n - column);
+      });
+    }
   });
 }
 
@@ -255,7 +259,7 @@ void multiply_many(int64_t m, int64_t n, int64_t k, const float* x, int64_t x_st
   for (int64_t from = 0; from < n; from += kPanel) {
     const int64_t columns = std::min(kPanel, n - from);
     parallel_for(pool, up(columns, kStaged), [&](int64_t task) {
-      const Staged staged = stage().columns(w, table, from + task * kStaged, n, k);
+      const Staged staged = stage().columns(w, table, from + task * kStaged, n, n, k);
       with_code(w, [&]<Code C, bool Zeros>() {
         put_strip<C, Zeros>(staged, k, panel + task * kStaged * k);
       });

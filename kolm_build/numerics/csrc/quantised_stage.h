@@ -26,6 +26,14 @@ inline Words load_words(const uint32_t* p) {
 }
 inline void store_words(uint32_t* p, Words words) { std::memcpy(p, &words, sizeof words); }
 
+// Columns of one task, many enough that what is staged next is mostly the same thread's.
+inline int64_t task_columns(int64_t n, int threads) {
+  constexpr int64_t tasks_per_thread = 2, most = 16;
+  const int64_t blocks = (n + kStaged - 1) / kStaged;
+  const int64_t each = blocks / (tasks_per_thread * std::max(threads, 1));
+  return std::clamp<int64_t>(each, 1, most) * kStaged;
+}
+
 inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline bool is_4_bits(Code code) { return code == Code::offset4 || code == Code::e2m1; }
 inline int64_t codes_of_word(Code code) { return is_4_bits(code) ? 8 : 4; }
@@ -38,6 +46,15 @@ struct Staged {
   const float* scales;
   const float* zeros;  // null: none
   int64_t group;       // columns of the weight that share a scale, at most k
+  const char* next;    // codes that are staged next
+
+  // Asks for a part of what is staged next; called for every word, so that the rest of the work
+  // hides the wait. Codes of neighbouring rows are neighbours in memory.
+  inline __attribute__((always_inline)) void fetch(int64_t word) const {
+    constexpr int64_t bytes = kStaged * sizeof(uint32_t);
+#pragma GCC unroll 2
+    for (int64_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(next + word * bytes + at);
+  }
 };
 
 // The values of all codes of a scale of 8 bits.
@@ -74,16 +91,11 @@ inline void transpose_bytes(const char* data, int64_t step, int64_t rows, int64_
   }
 }
 
-// What is staged next, by another turn, is fetched meanwhile.
-inline void fetch_rows(const char* data, int64_t step) {
-  for (int64_t i = 0; i < kLanes; ++i) __builtin_prefetch(data + i * step);
-}
-
 class Stage {
  public:
-  // `words` of codes in a row.
-  Staged columns(const QuantisedWeight& w, const ScaleTable& table, int64_t column, int64_t n,
-                 int64_t k) {
+  // Columns from `column` on; of those up to `end` the next are staged after them.
+  Staged columns(const QuantisedWeight& w, const ScaleTable& table, int64_t column, int64_t end,
+                 int64_t n, int64_t k) {
     const int64_t groups = up(k, w.group), per_word = codes_of_word(w.code);
     const int64_t words = up(k, per_word);
     uint32_t* codes = integers(words_, words * kStaged);
@@ -95,7 +107,11 @@ class Stage {
       put_scales(w, table, first, left, groups, scales + g * kLanes);
       if (zeros) put_zeros(w, first, left, groups, zeros + g * kLanes);
     }
-    return {codes, scales, zeros, std::min(w.group, k)};
+    if (column + kStaged >= end)
+      return {codes, scales, zeros, std::min(w.group, k), reinterpret_cast<const char*>(codes)};
+    fetch_scales(w, column + kStaged);
+    return {codes, scales, zeros, std::min(w.group, k),
+            static_cast<const char*>(w.codes) + (column + kStaged) * w.row_bytes};
   }
 
  private:
@@ -112,14 +128,19 @@ class Stage {
       Vector block[kLanes];
       const int64_t now = std::min<int64_t>(kLanes * 4, bytes - word * 4);
       transpose_bytes(data + word * 4, w.row_bytes, rows, now, block);
-      if (rows >= 2 * kStaged && word * 4 % kLineBytes == 0)
-        fetch_rows(data + kStaged * w.row_bytes + word * 4, w.row_bytes);
 #pragma GCC unroll 16
       for (int j = 0; j < kLanes; ++j) {
         if (j >= deep) break;
         store_words(to + (word + j) * kStaged, reinterpret_cast<Words>(block[j]) ^ flip);
       }
     }
+  }
+
+  static void fetch_scales(const QuantisedWeight& w, int64_t row) {
+    const int64_t size = w.scale == Scale::f32 ? 4 : w.scale >= Scale::e4m3 ? 1 : 2;
+    const char* data = static_cast<const char*>(w.scales) + row * w.scale_step * size;
+    for (int64_t at = 0; at < kStaged * w.scale_step * size; at += kLineBytes)
+      __builtin_prefetch(data + at);
   }
 
   static void put_scales(const QuantisedWeight& w, const ScaleTable& table, int64_t row,
@@ -161,14 +182,25 @@ class Stage {
   static void put_zeros(const QuantisedWeight& w, int64_t row, int64_t rows, int64_t groups,
                         float* to) {
     const int bits = w.code == Code::offset4 ? 4 : 8, per_word = 32 / bits;
-    const int offset = 1 << (bits - 1);
-    for (int64_t group = 0; group < groups; ++group)
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const int64_t line = row + std::min(lane, rows - 1);
-        const uint32_t word = w.zeros[line / per_word * w.zero_step + group];
-        const int code = static_cast<int>(word >> (line % per_word * bits) & ((1u << bits) - 1));
-        to[group * kStaged + lane] = static_cast<float>(code - offset);
-      }
+    const uint32_t mask = (1u << bits) - 1;
+    const uint32_t* lines[kLanes];
+    Words shift;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t line = row + std::min(lane, rows - 1);
+      lines[lane] = w.zeros + line / per_word * w.zero_step;
+      shift[lane] = static_cast<uint32_t>(line % per_word * bits);
+    }
+    for (int64_t group = 0; group < groups; ++group) {
+      Words words;
+      for (int64_t lane = 0; lane < kLanes; ++lane) words[lane] = lines[lane][group];
+      const Words codes = words >> shift & mask;
+      store(to + group * kStaged, to_numbers(codes) - broadcast(static_cast<float>(mask / 2 + 1)));
+    }
+  }
+
+  // Words below 256 as numbers.
+  static Vector to_numbers(Words words) {
+    return reinterpret_cast<Vector>(words | 0x4b000000u) - broadcast(0x1p23f);
   }
 
   Scratch words_, scales_, zeros_;
