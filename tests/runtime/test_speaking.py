@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -174,7 +175,7 @@ def test_text_up_to_a_stop_string_is_given_whatever_pieces_it_comes_in(text, sto
     """GEN-11, GEN-12: one character more is one piece more; nothing is taken back."""
     filter_, given_out = StopStrings(stops), ""
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         given_out += filter_.add(text[start:end])
         seen = text[:end]
         places = [seen.index(one) for one in stops if one in seen]
@@ -203,9 +204,8 @@ def test_pieces_are_whole_characters_and_add_up(text, more):
     symbols = tokenizer.get_vocab()
     table = {at: symbols[symbol] for at, symbol in enumerate(_symbols())}
     ids = [table[byte] for byte in text.encode(errors="replace") + more]
-    pieces, found = Pieces(tokenizer), []
-    for token in ids:
-        found.append(pieces.add(token))
+    pieces = Pieces(tokenizer)
+    found = [pieces.add(token) for token in ids]
     whole = tokenizer.decode(ids, skip_special_tokens=True)
     given_out = "".join(found)
     assert given_out + pieces.rest(whole) == whole
