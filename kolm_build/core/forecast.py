@@ -210,8 +210,14 @@ def _time_us(flops: int, moved: int, target: Target) -> int:
 
 
 def _megabytes(count: int) -> str:
-    return f"{count // 10**6}.{count // 10**5 % 10} MB"
+    return f"{_tenths(count, 10**6)} MB"
 
 
 def _milliseconds(count: int) -> str:
-    return f"{count // 1000}.{count // 100 % 10} ms" if count >= 1000 else f"{count} µs"
+    return f"{_tenths(count, 1000)} ms" if count >= 1000 else f"{count} µs"
+
+
+def _tenths(count: int, unit: int) -> str:
+    """`count` in `unit`s, to the nearest tenth."""
+    tenths = (10 * count + unit // 2) // unit
+    return f"{tenths // 10}.{tenths % 10}"

@@ -1,5 +1,7 @@
 """Devices, and what a model will need on them (docs/quantisation.md)."""
 
+from dataclasses import replace
+
 import pytest
 
 from kolm_build.core.cost import Sizes, shapes
@@ -220,6 +222,14 @@ def test_what_does_not_fit_is_refused_with_both_figures():
     assert str(short.target.free_bytes) in error.expected
     assert next(short.lines()).endswith("does not fit")
     assert short.to_value()["fits"] is False
+
+
+def test_figures_are_told_to_the_nearest_tenth():
+    made = replace(told(), weight_bytes=84_568_992, first_token_us=17_796, token_us=950)
+    text = "\n".join(made.lines())
+    assert "84.6 MB" in text
+    assert "17.8 ms" in text
+    assert "950 µs" in text
 
 
 def test_a_device_of_the_table_is_found_by_its_name():
