@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from tests.steps_ml.calling import LABELS, files_of, pair_row, run_step, write_lines, write_rows
 from tests.support.models import tiny_llama, tiny_rows
 
