@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kolm_build.core import strict_json
 from kolm_build.errors import InvalidDataError, InvalidRecordError, NotFiniteError
-from kolm_build.runtime.load import Model
+from kolm_build.runtime.loading import Model
 from kolm_build.steps._conversations import Conversation, Text, read_conversations, read_texts
 
 ROWS = "train.jsonl"

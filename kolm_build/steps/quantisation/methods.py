@@ -12,7 +12,7 @@ import torch
 from kolm_build.core.quantisation import Grid
 from kolm_build.errors import UsageError
 from kolm_build.numerics.quantised import Quantised
-from kolm_build.runtime.load import Model, load
+from kolm_build.runtime.loading import Model, load
 from kolm_build.steps._entry import Events
 from kolm_build.steps.quantisation import awq, gptq, observing, smoothquant
 from kolm_build.steps.quantisation.calibration import Progress, Tokens, sequences_of

@@ -55,7 +55,7 @@ def upper_factor(matrix: Array) -> Array:
     factor = np.zeros_like(matrix)
     for start in range(0, size, PANEL):
         end = min(start + PANEL, size)
-        panel = np.ascontiguousarray(matrix[start:end, start:])
+        panel = matrix[start:end, start:].copy()
         product = np.empty_like(panel)
         for row in factor[:start, start:]:
             _subtract_outer(panel, row[: end - start], row, product)
