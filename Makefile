@@ -123,7 +123,7 @@ $(VENV)/.compiler: $(VENV)/.python
 # torch first and no isolated build, so that it is downloaded once.
 $(VENV)/.installed: $(VENV)/.compiler pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling cmake ninja torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[steps,sandbox]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[steps,run,sandbox]'
 	@touch $@
 
 $(KERNELS): $(VENV)/.installed $(KERNEL_SOURCES)

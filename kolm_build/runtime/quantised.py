@@ -262,7 +262,10 @@ def _is_sound(module: QuantisedModule, part: str, tensor: torch.Tensor) -> bool:
         return bool(small_floats.is_number(tensor.view(torch.uint8)).all())
     if part == "weight_scale" and tensor.dtype == torch.uint8:
         return bool((tensor != 0xFF).all())
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    if not tensor.is_floating_point():
+        return True
+    # One number of a whole layer divides others: it must be above 0.
+    return bool(torch.isfinite(tensor).all()) and (tensor.numel() > 1 or bool(tensor > 0))
 
 
 def _assign(network: Any, wanted: Tensors, given: Tensors, dtype: torch.dtype) -> None:

@@ -63,6 +63,14 @@ def slowly(model, settings):
     return said
 
 
+def test_without_a_temperature_an_answer_is_greedy(model):
+    """GEN-1: as `evaluate` has it."""
+    ids = model.chat.prompt_ids([{"role": "user", "content": "low mood"}])
+    (said,) = model.continuations([ids], max_new_tokens=24)
+    answer = ask(model, seed=9)
+    assert (answer.text, answer.output_tokens) == (model.chat.text(said), len(said))
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_an_answer_is_drawn_token_by_token(model, seed):
     """GEN-5."""
@@ -169,7 +177,7 @@ def test_an_empty_stop_string_is_refused(model):
 @given(
     text=st.text("ab", max_size=30),
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
-    cuts=st.lists(st.integers(0, 30)),
+    cuts=st.lists(st.integers(0, 30), max_size=5),
 )
 def test_text_up_to_a_stop_string_is_given_whatever_pieces_it_comes_in(text, stops, cuts):
     """GEN-11, GEN-12: one character more is one piece more; nothing is taken back."""
