@@ -102,7 +102,7 @@ def _theirs(request: StepRequest, stage: object) -> float:
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps import sft
     from kolm_build.steps._conversations import read_conversations
     from kolm_build.steps._sequences import Tokeniser

@@ -22,6 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "spec" / "vectors" / "numerics-conformance.txt"
+_X86 = ("avx512vnni", "avx512", "avx2vnni", "avx2", "baseline")
+_ARM = ("neondot", "neon", "baseline")
 ARM = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64")
 ARM_EMULATOR = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
 
@@ -45,7 +47,7 @@ class Build:
 
 
 def _builds() -> list[Build]:
-    x86, arm = ("avx512", "avx2", "baseline"), ("neon", "baseline")
+    x86, arm = _X86, _ARM
     builds = [
         Build(name=f"x86-64 {name} {level}", compiler=compiler, level=level, isas=x86)
         for name, compiler in (("GCC", "g++"), ("Clang", "clang++"))
@@ -170,9 +172,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _native() -> Build:
-    isas = (
-        ("avx512", "avx2", "baseline") if platform.machine() == "x86_64" else ("neon", "baseline")
-    )
+    isas = _X86 if platform.machine() == "x86_64" else _ARM
     return Build(name="native -O3", compiler=os.environ.get("CXX", "g++"), level="-O3", isas=isas)
 
 

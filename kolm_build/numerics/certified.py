@@ -24,7 +24,7 @@ class Operator:
     Attributes:
         name: Its name and overload, such as ``aten::add.Tensor``; another name space than
             ``aten`` is a library's operation in Python.
-        how: ``exact``, ``composed``, ``decomposed`` or ``replaced``.
+        how: ``exact``, ``composed``, ``decomposed``, ``replaced`` or ``own``.
         condition: A name of `CONDITIONS`; empty if none.
         section: The title of its section.
         why: The reason, one line.

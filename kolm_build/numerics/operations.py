@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-How = Literal["exact", "composed", "decomposed", "replaced"]
+How = Literal["exact", "composed", "decomposed", "replaced", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,9 @@ class Section:
         title: What they do.
         how: ``exact`` (PyTorch's kernel gives the same bits everywhere), ``composed`` (it computes
             nothing itself: every step is another operation of the table), ``decomposed`` (the
-            same, above autograd: it is no operation for what is below) or ``replaced`` (a kernel
-            of this project).
+            same, above autograd: it is no operation for what is below), ``replaced`` (a kernel
+            of this project) or ``own`` (an operation that PyTorch does not have, a kernel of this
+            project).
         why: The reason, one line.
         operators: Their names without ``aten::``, separated by white space.
     """
@@ -480,6 +481,17 @@ SECTIONS = (
         """
         _fused_adam_ _fused_adam_.tensor_lr _fused_adamw_ _fused_adamw_.tensor_lr _fused_sgd_
         _fused_sgd_.tensor_lr
+        """,
+    ),
+    Section(
+        "quantised weights",
+        "own",
+        "NUM-130 to NUM-136: the products above on widened weights, or exact sums of integers.",
+        """
+        kolm_portable::dequantise_fp8 kolm_portable::dequantise_int kolm_portable::dequantise_mxfp4
+        kolm_portable::dequantise_nvfp4 kolm_portable::quantised_linear_fp8
+        kolm_portable::quantised_linear_int kolm_portable::quantised_linear_int_dynamic
+        kolm_portable::quantised_linear_mxfp4 kolm_portable::quantised_linear_nvfp4
         """,
     ),
 )

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import jinja2
 from tokenizers import Tokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.files import ModelFiles
+from kolm_build.runtime.template import rendered
 
 Message = Mapping[str, str]
 """A turn: `role` and `content`."""
@@ -71,18 +70,8 @@ class Chat:
         Raises:
             InvalidRecordError: The template refuses these messages.
         """
-        try:
-            rendered, _ = render_jinja_template(
-                [list(messages)],
-                chat_template=self.template,
-                add_generation_prompt=True,
-                **self.specials,
-            )
-        except jinja2.TemplateError as error:
-            raise InvalidRecordError(
-                "the model's chat template refuses these messages", actual=str(error)[:200]
-            ) from None
-        return list(self.tokenizer.encode(rendered[0], add_special_tokens=False).ids)
+        text = rendered(self.template, messages, self.specials)
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def answer_ids(self, text: str) -> list[int]:
         """The tokens of an answer, the end token last."""
@@ -124,8 +113,7 @@ def _template(files: ModelFiles, settings: Mapping[str, object]) -> str:
             where=_TEMPLATE,
             advice="Choose the instruct variant of the model, or add a chat_template.jinja.",
         )
-    # A template that asks for today's date must take the branch it has for "no clock".
-    return found.replace("strftime_now", "no_clock")
+    return found
 
 
 def _token(value: object) -> str:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kolm_build.core import archive
+from kolm_build.core.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
+from kolm_build.core.manifest import Manifest
+from kolm_build.core.numerics import PORTABLE
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.weights import Weights, map_weights
 
@@ -114,21 +117,33 @@ def find_model(path: Path) -> ModelFiles:
         extents = {
             file.name: Extent(path=file, offset=0, size=file.stat().st_size) for file in files
         }
-    elif path.is_file():
-        extents = _members(path)
     else:
-        raise InvalidRecordError(
-            "no such model", file=str(path), expected="a folder or an artifact"
-        )
+        extents = _members(path)
     return ModelFiles(source=str(path), extents=extents)
 
 
+def numerics_of(path: Path) -> str:
+    """The numerics class that the artifact at `path` was judged in; `portable-1` for a folder.
+
+    Raises:
+        InvalidRecordError: `path` is no artifact, or its manifest is bad.
+    """
+    if path.is_dir():
+        return PORTABLE
+    layout = _layout(path)
+    place = next((one for one in layout.placed if one.member.path == archive.MANIFEST), None)
+    try:
+        if place is None:
+            raise InvalidRecordError("an artifact without a manifest")
+        with path.open("rb") as file:
+            data = _reader(file)(place.offset, min(place.member.size, MAX_MANIFEST_BYTES + 1))
+        return Manifest.decode(data).numerics
+    except InvalidRecordError as error:
+        raise error.in_file(str(path)) from None
+
+
 def _members(path: Path) -> dict[str, Extent]:
-    with path.open("rb") as file:
-        try:
-            layout = archive.parse(_reader(file), path.stat().st_size)
-        except InvalidRecordError as error:
-            raise error.in_file(str(path)) from None
+    layout = _layout(path)
     return {
         piece.member.path.removeprefix(PREFIX): Extent(
             path=path, offset=piece.offset, size=piece.member.size
@@ -136,6 +151,18 @@ def _members(path: Path) -> dict[str, Extent]:
         for piece in layout.placed
         if piece.member.path.startswith(PREFIX)
     }
+
+
+def _layout(path: Path) -> archive.Layout:
+    if not path.is_file():
+        raise InvalidRecordError(
+            "no such model", file=str(path), expected="a folder or an artifact"
+        )
+    with path.open("rb") as file:
+        try:
+            return archive.parse(_reader(file), path.stat().st_size)
+        except InvalidRecordError as error:
+            raise error.in_file(str(path)) from None
 
 
 def _reader(file: BinaryIO) -> archive.Read:

@@ -64,8 +64,18 @@ Choose = Callable[[torch.Tensor, int], torch.Tensor]
 
 def read_prompts(network: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
     """Let `network` read `prompts`, token ids of one length."""
+    return read_on(network, None, prompts)
+
+
+def read_on(network: Any, cache: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
+    """Let `network` read `prompts`, token ids of one length, after what is in `cache`."""
     with torch.inference_mode():
-        seen = network(input_ids=torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+        seen = network(
+            input_ids=torch.tensor(prompts),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
     return Prefix(
         network=network, cache=seen.past_key_values, logits=_finite(seen.logits[:, -1].float())
     )

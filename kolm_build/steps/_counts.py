@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import torch
 
+from kolm_build.runtime.quantised import QuantisedLinear, quantised_modules
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
@@ -35,25 +37,25 @@ class Architecture:
 
     @classmethod
     def of(cls, network: Any) -> Self:
-        """The sizes of the transformers network `network`."""
-        weights: list[torch.Tensor] = list(network.parameters())
+        """The sizes of the transformers network `network`, quantised or not."""
         config, head = network.config.get_text_config(), network.get_output_embeddings()
         heads = config.num_attention_heads
         head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        plain = list(network.parameters())
         return cls(
-            parameters=sum(weight.numel() for weight in weights),
-            parameter_bytes=sum(weight.nbytes for weight in weights),
+            parameters=sum(weight.numel() for weight in plain) + _quantised_weights(network),
+            parameter_bytes=sum(_distinct_bytes(network)),
             body=sum(
-                module.weight.numel()
+                _weights_of(module)
                 for module in network.modules()
-                if isinstance(module, torch.nn.Linear) and module is not head
+                if isinstance(module, torch.nn.Linear | QuantisedLinear) and module is not head
             ),
-            head=head.weight.numel(),
+            head=_weights_of(head),
             layers=config.num_hidden_layers,
             query_width=heads * head_width,
             cache_width=2 * kv_heads * head_width,
-            element_bytes=head.weight.element_size(),
+            element_bytes=_computed(head, plain).element_size(),
         )
 
     def flops(self, prompt_tokens: int, output_tokens: int) -> int:
@@ -72,6 +74,29 @@ class Architecture:
         row = self.layers * self.cache_width * self.element_bytes
         read = sum(range(prompt_tokens + 1, tokens + 1))
         return self.parameter_bytes * output_tokens + row * (tokens + read)
+
+
+def _weights_of(layer: torch.nn.Linear | QuantisedLinear) -> int:
+    return layer.in_features * layer.out_features
+
+
+def _quantised_weights(network: Any) -> int:
+    """The weights that are codes; codes that two layers share once."""
+    found = {module.codes().data_ptr(): module.elements for module in quantised_modules(network)}
+    return sum(found.values())
+
+
+def _distinct_bytes(network: Any) -> Iterable[int]:
+    """The bytes of every tensor of the model's file: scales and the like are read too."""
+    tensors = list(network.parameters())
+    for module in quantised_modules(network):
+        tensors += module.tensors().values()
+    return {tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values()
+
+
+def _computed(head: Any, plain: list[torch.Tensor]) -> torch.Tensor:
+    """A tensor of the dtype that keys and values have."""
+    return plain[0] if isinstance(head, QuantisedLinear) else head.weight
 
 
 def mean_counts(

@@ -14,7 +14,7 @@ from kolm_build.runtime.generate import (
     log_likelihoods,
     read_prompts,
 )
-from kolm_build.runtime.load import Model
+from kolm_build.runtime.loading import Model
 from kolm_build.steps._conversations import Conversation
 from kolm_build.steps._params import EvaluateParams
 

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 
 from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
-from kolm_build.runtime.load import Model
+from kolm_build.runtime.loading import Model
 from kolm_build.steps._trainer import ROWS, AnswerTrainer, seeded, shard_seed
 from kolm_build.steps.adapters._change import Change
 

@@ -17,7 +17,7 @@ import torch
 from kolm_build.core import strict_json
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
-from kolm_build.runtime.load import Model
+from kolm_build.runtime.loading import Model
 from kolm_build.steps._files import REWARD_HEAD
 from kolm_build.steps._tensors import tensor_of, weight_of
 from kolm_build.steps._trace import diverged

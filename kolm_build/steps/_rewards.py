@@ -15,7 +15,7 @@ import torch
 
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidDataError, InvalidRecordError
-from kolm_build.runtime.load import Model, load
+from kolm_build.runtime.loading import Model, load
 from kolm_build.steps._bounds import choice, count
 from kolm_build.steps._files import input_folder, only_file
 from kolm_build.steps._machine_math import uses

@@ -1,8 +1,6 @@
 """Completions drawn from a policy, the same ones in batches of any size (RL-1 to RL-9).
 
-A token is drawn by the inverse of the distribution function, its tokens in the order of their ids,
-at a number that the row's seed, the completion and the token's place decide. Probabilities are
-rounded to whole numbers before they are added, so no order of addition can change a draw.
+How a token is drawn is the runtime's matter (`kolm_build.runtime.draws`).
 """
 
 from __future__ import annotations
@@ -14,12 +12,12 @@ from hashlib import sha256
 from itertools import groupby
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from kolm_build.core import cbor
 from kolm_build.core.fields import Fields
 from kolm_build.core.numerics import PORTABLE
+from kolm_build.runtime.draws import draw_number, drawn
 from kolm_build.runtime.generate import (
     Reader,
     continue_by,
@@ -27,6 +25,7 @@ from kolm_build.runtime.generate import (
     joined,
     read_prompts,
 )
+from kolm_build.runtime.settings import Distribution
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._conversations import Prompt
 from kolm_build.steps._generate import batches
@@ -35,9 +34,6 @@ from kolm_build.steps._stage import Given
 
 ROWS_AT_ONCE = 64
 """Most completions that are drawn in one pass, if a prompt does not have more."""
-
-WHOLE = 1 << 45
-"""What a probability of 1 is as a whole number; a sum of them is exact in binary64 too."""
 
 Within = Callable[[], AbstractContextManager[Any]]
 """Makes a network the one that is asked: the policy, or its reference."""
@@ -58,6 +54,11 @@ class Sampling:
     max_new_tokens: int
     temperature: float
     top_p: float
+
+    @property
+    def distribution(self) -> Distribution:
+        """What tokens are drawn from."""
+        return Distribution(temperature=self.temperature, top_p=self.top_p)
 
     @classmethod
     def take(cls, fields: Fields, *, generations: int = 8, least: int = 2) -> Self:
@@ -206,7 +207,7 @@ class Sampler:
     ) -> list[list[int]]:
         def choose(logits: torch.Tensor, step: int) -> torch.Tensor:
             numbers = [draw_number(seeds[at], first + number, step) for at, number in rows]
-            return torch.tensor(drawn(logits, self.sampling, numbers))
+            return torch.tensor(drawn(logits, self.sampling.distribution, numbers))
 
         return continue_by(
             reader,
@@ -292,44 +293,6 @@ class Mixture:
 
     def _mix(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return own * (1.0 - self._share) + other * self._share
-
-
-def draw_number(seed: int, completion: int, token: int) -> int:
-    """What decides a draw: 64 bits (RL-3)."""
-    text = f"kolm_build 2026 sample v1 {seed} {completion} {token}"
-    return int.from_bytes(sha256(text.encode()).digest()[:8])
-
-
-def drawn(logits: torch.Tensor, sampling: Sampling, numbers: Sequence[int]) -> list[int]:
-    """A token for each row of `logits`, shape (rows, vocabulary), by its 64-bit number.
-
-    Determinism:
-        Bitwise, given the probabilities: everything after them is whole numbers (RL-4).
-    """
-    chances = (logits / sampling.temperature).softmax(dim=-1)
-    weights = (chances.numpy().astype(np.float64) * WHOLE).astype(np.int64)
-    if sampling.top_p < 1.0:
-        weights = nucleus(weights, sampling.top_p)
-    below = weights.cumsum(axis=-1)
-    return [
-        int(np.searchsorted(row, (number * int(row[-1])) >> 64, side="right"))
-        for row, number in zip(below, numbers, strict=True)
-    ]
-
-
-def nucleus(weights: np.ndarray[Any, Any], top_p: float) -> np.ndarray[Any, Any]:
-    """`weights`, rows by vocabulary, but for tokens outside the likeliest that make up `top_p`.
-
-    A token is kept if those before it have less than `top_p` of all; of equals the lower id is
-    before the other (arXiv:1904.09751, section 3.1).
-    """
-    order = np.argsort(-weights, axis=-1, kind="stable")
-    ranked = np.take_along_axis(weights, order, axis=-1)
-    before = ranked.cumsum(axis=-1) - ranked
-    kept = before < top_p * weights.sum(axis=-1, keepdims=True)
-    out = np.zeros_like(weights)
-    np.put_along_axis(out, order, ranked * kept, axis=-1)
-    return out
 
 
 def tempered_log_probabilities(

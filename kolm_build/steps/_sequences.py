@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kolm_build.errors import InvalidDataError
-from kolm_build.runtime.load import Model
+from kolm_build.runtime.loading import Model
 
 IGNORED = -100
 """The label of a token without a loss."""

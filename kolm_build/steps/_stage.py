@@ -23,7 +23,7 @@ from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import native
 from kolm_build.numerics.apply import applied_as
 from kolm_build.numerics.state import payload
-from kolm_build.runtime.load import Model, load
+from kolm_build.runtime.loading import Model, load
 from kolm_build.steps._bounds import count
 from kolm_build.steps._checkpoint import OBJECTIVE, Checkpoint, StopAfter, state_of
 from kolm_build.steps._entry import Events, run_step

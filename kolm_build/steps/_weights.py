@@ -41,7 +41,15 @@ _EXPONENTS: Mapping[str, tuple[str, int]] = {
     "BF16": ("<u2", 0x7F80),
     "F16": ("<u2", 0x7C00),
     "F32": ("<u4", 0x7F800000),
+    "F8_E4M3": ("<u1", 0x7F),  # the one pattern that is no number
 }
+"""How a value's bits lie in a word, and those that are all set where it is no number."""
+
+_WHOLE = frozenset({"I8", "I32", "I64", "U8"})
+"""What a quantised model holds beside floating-point numbers."""
+
+_SOURCES = ("BF16", "F16", "F32")
+"""What a model in full precision holds."""
 
 Array = NDArray[Any]
 
@@ -52,7 +60,7 @@ class Weight:
 
     Attributes:
         name: Its name.
-        dtype: ``BF16``, ``F16`` or ``F32``.
+        dtype: A name of the file format, such as ``BF16``.
         shape: Its sizes.
         read: Gives its bytes, little-endian, slowest dimension first; called once.
     """
@@ -95,13 +103,13 @@ def write_weights(
     by_name = {weight.name: weight for weight in weights}
     tensors = [(weight.name, weight.dtype, weight.shape) for weight in by_name.values()]
     head = encode_header(tensors, METADATA)
-    total = len(head) + sum(_size_bytes(weight) for weight in by_name.values())
+    total = len(head) + sum(size_bytes(weight) for weight in by_name.values())
     with path.open("xb") as file:
         done = file.write(head)
         for name, dtype, _ in data_order(tensors):
             data = by_name[name].read()
             check_finite(data, dtype, name)
-            if len(data) != _size_bytes(by_name[name]):
+            if len(data) != size_bytes(by_name[name]):
                 raise InvalidRecordError("a tensor's bytes do not fit its shape", where=name)
             done += file.write(data)
             if on_bytes is not None:
@@ -117,11 +125,11 @@ def read_weights(path: Path) -> tuple[Weight, ...]:
     try:
         header, data = _mapped(path)
         for tensor in header.tensors:
-            if tensor.dtype not in _EXPONENTS:
+            if tensor.dtype not in _SOURCES:
                 raise InvalidRecordError(
                     "a tensor of a type that is not supported",
                     where=tensor.name,
-                    expected=" or ".join(_EXPONENTS),
+                    expected=" or ".join(_SOURCES),
                     actual=tensor.dtype,
                     advice="Bring the model in full precision, not quantised.",
                 )
@@ -136,6 +144,11 @@ def read_weights(path: Path) -> tuple[Weight, ...]:
         )
         for tensor in header.tensors
     )
+
+
+def size_bytes(weight: Weight) -> int:
+    """The number of bytes of `weight`."""
+    return DTYPE_BYTES[weight.dtype] * prod(weight.shape)
 
 
 def converted(weight: Weight, dtype: str) -> Weight:
@@ -162,11 +175,13 @@ def to_bytes(values: Array, dtype: str) -> memoryview:
 
 
 def check_finite(data: memoryview, dtype: str, name: str) -> None:
-    """Refuse NaN and infinity.
+    """Refuse NaN and infinity; whole numbers and E8M0 scales have none.
 
     Raises:
         InvalidRecordError: `data` of the tensor `name` has one.
     """
+    if dtype in _WHOLE:
+        return
     form, exponent = _EXPONENTS[dtype]
     bits = np.frombuffer(data, dtype=form)
     bad = (bits & exponent) == exponent
@@ -189,10 +204,6 @@ def _to_float32(data: memoryview, dtype: str) -> Array:
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype("<f4")
-
-
-def _size_bytes(weight: Weight) -> int:
-    return DTYPE_BYTES[weight.dtype] * prod(weight.shape)
 
 
 def _mapped(path: Path) -> tuple[Header, memoryview]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from kolm_build.core.numerics import PORTABLE
 from kolm_build.core.request import StepRequest
 from kolm_build.numerics.apply import applied_as
-from kolm_build.runtime.load import Model, load
+from kolm_build.runtime.loading import Model, load
 from kolm_build.steps._conversations import Conversation, read_conversations
 from kolm_build.steps._counts import Architecture, mean_counts
 from kolm_build.steps._entry import Events, run_step

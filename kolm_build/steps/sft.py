@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from kolm_build.core.fields import Fields
-from kolm_build.runtime.load import Model
+from kolm_build.runtime.loading import Model
 from kolm_build.steps._conversations import Conversation, read_conversations
 from kolm_build.steps._objective import Moment, Objective, ObjectiveTrainer, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, answer_logits

@@ -10,7 +10,7 @@ import torch
 from kolm_build.core.numerics import Numerics
 from kolm_build.numerics import native
 from kolm_build.runtime.generate import continue_greedily, log_likelihoods, read_prompts
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.steps._conversations import Conversation
 from kolm_build.steps._generate import outputs_of
 from kolm_build.steps._params import EvaluateParams

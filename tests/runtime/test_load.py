@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.runtime.files import find_model
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
+from kolm_build.runtime.settings import GenerationSettings
 from tests.runtime.artifacts import write_artifact
 from tests.support.models import tiny_llama
+
+NINE = GenerationSettings(max_new_tokens=9)
 
 
 @pytest.fixture
@@ -30,8 +33,8 @@ def test_an_artifact_answers_as_its_folder_does(tmp_path, folder):
     artifact = write_artifact(tmp_path / "tiny.kolm", folder)
     alone, inside = load(folder), load(str(artifact))
     for system in ("", "Be brief."):
-        answer = alone.generate("low mood", system=system, max_new_tokens=9)
-        assert inside.generate("low mood", system=system, max_new_tokens=9) == answer
+        answer = alone.generate("low mood", system=system, settings=NINE)
+        assert inside.generate("low mood", system=system, settings=NINE) == answer
         assert 1 <= answer.output_tokens <= 9
     assert answer.prompt_tokens > len("low mood")
 
@@ -51,7 +54,7 @@ def test_the_compute_dtype_may_differ_from_the_stored_one(folder):
 
 def test_a_prompt_that_does_not_fit_the_window_is_refused(folder):
     with pytest.raises(InvalidDataError, match="window") as caught:
-        load(folder).generate("long " * 200, max_new_tokens=4)
+        load(folder).generate("long " * 200, settings=GenerationSettings(max_new_tokens=4))
     assert caught.value.expected == "at most 512 tokens"
 
 
@@ -109,7 +112,7 @@ def test_weights_that_are_not_numbers_are_an_error(folder):
     tensors["model.norm.weight"][0] = torch.nan
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(BuildError, match="not numbers"):
-        load(folder).generate("hello", max_new_tokens=2)
+        load(folder).generate("hello", settings=GenerationSettings(max_new_tokens=2))
 
 
 def test_a_place_without_a_model_is_refused(tmp_path):

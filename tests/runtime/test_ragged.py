@@ -13,7 +13,7 @@ import torch
 from kolm_build.core.numerics import Numerics
 from kolm_build.numerics import kernels, native
 from kolm_build.runtime.generate import continue_greedily, joined, read_prompts
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from tests.support.models import ROOT, tiny_llama
 
 LENGTHS = (250, 3, 256, 19, 257, 64, 19, 63)
@@ -94,7 +94,7 @@ from kolm_build.core.request import Circumstances
 from kolm_build.numerics import kernels, portable
 from kolm_build.numerics.apply import applied
 from kolm_build.runtime.generate import continue_greedily, joined, read_prompts
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from tests.runtime.test_ragged import LENGTHS, answers, prompt
 
 model, threads, isa = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -80,7 +80,7 @@ def change_of(name, **params):
 
 
 def network_of(model):
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
 
     return load(model, dtype=torch.float32).network
 

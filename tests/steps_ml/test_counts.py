@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.steps._counts import Architecture, mean_counts
 from kolm_build.steps._generate import batches
 from tests.support.models import tiny_llama

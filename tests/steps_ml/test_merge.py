@@ -62,7 +62,7 @@ def test_a_merge_is_what_peft_makes(tmp_path, model, adapter):
     """SFT-9, SFT-11: PEFT reads the adapter; in float32 its merge has the same bits."""
     from peft import PeftModel
 
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
 
     ran = run_step("merge", tmp_path, inputs={"model": model, "adapter": adapter})
     found = load_file(ran.folder() / "model.safetensors")

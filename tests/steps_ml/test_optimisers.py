@@ -108,7 +108,7 @@ def test_lora_plus_gives_b_and_nothing_else_its_rate(trained):
     from peft import LoraConfig, get_peft_model
     from peft.optimizers import create_loraplus_optimizer
 
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps._training_params import TrainingParams
     from kolm_build.steps.optimisers.lora_plus import LoraPlus
 
@@ -283,7 +283,7 @@ def test_parameters_decay_as_trls_do(trained):
     """ADPT-70: the same names as the trainer's own optimiser."""
     from transformers import Trainer
 
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps.optimisers._groups import decays
 
     network = load(trained.model).network

@@ -609,7 +609,7 @@ def test_looking_to_the_end_an_advantage_is_the_return_less_the_value(tokens, ga
 )
 def test_a_nucleus_has_its_probability_and_no_token_too_many(weights, top_p):
     """RL-5."""
-    from kolm_build.steps._rollouts import nucleus
+    from kolm_build.runtime.draws import nucleus
 
     (kept,) = nucleus(np.array([weights]), top_p)
     left = sorted(one for one in kept if one)

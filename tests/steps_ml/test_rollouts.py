@@ -101,7 +101,7 @@ def sampling(**changes):
 
 def test_what_decides_a_draw_is_the_digest_of_seed_completion_and_token():
     """RL-3."""
-    from kolm_build.steps._rollouts import draw_number
+    from kolm_build.runtime.draws import draw_number
 
     text = b"kolm_build 2026 sample v1 7 1 5"
     assert draw_number(7, 1, 5) == int.from_bytes(sha256(text).digest()[:8])
@@ -111,11 +111,11 @@ def test_what_decides_a_draw_is_the_digest_of_seed_completion_and_token():
 
 def test_a_draw_is_the_inverse_of_the_distribution_function():
     """RL-4: as often as its probability says, and where NumPy says."""
-    from kolm_build.steps._rollouts import draw_number, drawn
+    from kolm_build.runtime.draws import draw_number, drawn
 
     logits = torch.tensor([[1.0, -0.5, 0.3, 2.0, -4.0]])
     numbers = [draw_number(0, 0, token) for token in range(4000)]
-    found = drawn(logits.expand(4000, 5), sampling(top_p=1.0), numbers)
+    found = drawn(logits.expand(4000, 5), sampling(top_p=1.0).distribution, numbers)
     chances = np.exp(logits[0].double().numpy() / 0.7)
     chances /= chances.sum()
     wanted = np.searchsorted(chances.cumsum(), np.array(numbers, dtype=float) / 2.0**64)
@@ -127,16 +127,16 @@ def test_a_draw_is_the_inverse_of_the_distribution_function():
 
 def test_the_first_and_the_last_number_give_the_first_and_the_last_token_there_is():
     """RL-4: a token of no probability is never drawn."""
-    from kolm_build.steps._rollouts import drawn
+    from kolm_build.runtime.draws import drawn
 
     logits = torch.tensor([[-200.0, 1.0, 0.0, 0.5, -200.0]])
-    assert drawn(logits, sampling(), [0]) == [1]
-    assert drawn(logits, sampling(top_p=1.0), [2**64 - 1]) == [3]
+    assert drawn(logits, sampling().distribution, [0]) == [1]
+    assert drawn(logits, sampling(top_p=1.0).distribution, [2**64 - 1]) == [3]
 
 
 def test_a_nucleus_is_the_fewest_likeliest_tokens():
     """RL-5: the lower id first among equals."""
-    from kolm_build.steps._rollouts import nucleus
+    from kolm_build.runtime.draws import nucleus
 
     weights = np.array([[10, 40, 10, 30, 10], [100, 0, 0, 0, 0]])
     assert nucleus(weights, 0.7).tolist() == [[0, 40, 0, 30, 0], [100, 0, 0, 0, 0]]
@@ -147,7 +147,7 @@ def test_a_nucleus_is_the_fewest_likeliest_tokens():
 @pytest.fixture(scope="module")
 def policy(world):
     """A model that speaks, with adapters that do something."""
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps.adapters.lora import Lora, LoraParams
 
     model = load(world.model, dtype=torch.float32)
@@ -201,13 +201,15 @@ def test_a_completion_does_not_depend_on_what_is_drawn_beside_it(policy, portabl
 
 def slowly(policy, prompt, seed, number):
     """A completion, token by token, without a cache."""
-    from kolm_build.steps._rollouts import draw_number, drawn
+    from kolm_build.runtime.draws import draw_number, drawn
 
     ids = list(prompt)
     for token in range(6):
         seen = torch.tensor([ids])
         logits = policy.network(input_ids=seen, attention_mask=torch.ones_like(seen)).logits
-        ids += drawn(logits[:, -1].float(), sampling(), [draw_number(seed, number, token)])
+        ids += drawn(
+            logits[:, -1].float(), sampling().distribution, [draw_number(seed, number, token)]
+        )
         if ids[-1] in policy.chat.stop_ids:
             break
     return tuple(ids)
@@ -217,7 +219,7 @@ def slowly(policy, prompt, seed, number):
 def test_a_network_with_vectors_before_its_rows_is_drawn_from_too(world, portable, name):
     """RL-2: where there can be no cache."""
     from kolm_build.core.fields import Fields
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps._reward_head import hidden_states
     from kolm_build.steps._rollouts import Sampler
     from kolm_build.steps.adapters.table import ADAPTERS
@@ -360,7 +362,7 @@ def test_a_reward_model_is_trained_merged_and_judges(world, tmp_path):
 
 
 def judge(folder, answer):
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps._reward_head import RewardHead, outcome
 
     model = load(folder, dtype=torch.float32)
@@ -371,7 +373,7 @@ def judge(folder, answer):
 
 def test_a_process_reward_is_the_product_of_its_steps(world, tmp_path):
     """RL-21, RL-24."""
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps._reward_head import RewardHead, hidden_states, outcome, step_ends
 
     model = load(world.model, dtype=torch.float32)

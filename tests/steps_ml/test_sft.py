@@ -7,7 +7,7 @@ import torch
 
 from kolm_build.core.numerics import Numerics
 from kolm_build.numerics import native
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from tests.steps_ml.calling import run_step, write_rows
 from tests.support.models import tiny_llama
 

@@ -13,7 +13,7 @@ import torch
 
 from kolm_build.core.catalogue.table import OBJECTIVES
 from kolm_build.core.fields import Fields
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.steps.table import STEPS
 from tests.steps_ml.calling import (
     LABELS,

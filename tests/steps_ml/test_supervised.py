@@ -156,7 +156,7 @@ def test_dft_is_trls(trained, tmp_path):
     from trl import SFTTrainer
 
     from kolm_build.core.numerics import Numerics
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps._sequences import Tokeniser, answer_logits
     from kolm_build.steps._stage import _processing, sft_config
     from kolm_build.steps._training_params import TrainingParams
@@ -212,7 +212,7 @@ def test_noise_is_within_its_bound_and_the_rows_own():
 
 def test_a_curriculum_goes_from_easy_to_hard(trained):
     """ADPT-84: by the base model's own loss; in every epoch, and the other way round."""
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
     from kolm_build.steps._sequences import Tokeniser, log_probability
 
     given = load(trained.model, dtype=torch.bfloat16)
@@ -251,7 +251,7 @@ def test_equal_losses_are_ordered_by_length_and_digest():
 
 def test_every_token_of_a_text_but_the_first_has_a_loss(trained):
     """ADPT-85: transformers' own loss of the sequence is the oracle."""
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
 
     given = load(trained.model, dtype=torch.float32)
     ids = torch.tensor([given.chat.answer_ids("it is a cough")])

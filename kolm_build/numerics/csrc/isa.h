@@ -2,7 +2,16 @@
 // for every instruction set, in a namespace of its own.
 #pragma once
 
-#if defined(KOLM_ISA_AVX512)
+#if defined(KOLM_ISA_AVX512VNNI)
+#define KOLM_ISA avx512vnni
+#define KOLM_BASE avx512
+#elif defined(KOLM_ISA_AVX2VNNI)
+#define KOLM_ISA avx2vnni
+#define KOLM_BASE avx2
+#elif defined(KOLM_ISA_NEONDOT)
+#define KOLM_ISA neondot
+#define KOLM_BASE neon
+#elif defined(KOLM_ISA_AVX512)
 #define KOLM_ISA avx512
 #elif defined(KOLM_ISA_AVX2)
 #define KOLM_ISA avx2
@@ -10,6 +19,12 @@
 #define KOLM_ISA neon
 #else
 #define KOLM_ISA baseline
+#endif
+
+// A set that adds instructions for 8-bit integers alone has its own dots.cpp; the rest of its table
+// is that of the set it adds to.
+#if !defined(KOLM_BASE)
+#define KOLM_BASE KOLM_ISA
 #endif
 
 #define KOLM_TEXT_OF(x) #x

@@ -5,6 +5,7 @@
 #include "gemm.h"
 #include "integers.h"
 #include "maps.h"
+#include "quantised.h"
 #include "random.h"
 #include "rows.h"
 
@@ -20,6 +21,8 @@ struct Kernels {
   const RowKernels& rows;
   const RandomKernels& random;
   const IntegerKernels& integers;
+  const QuantisedKernels& quantised;
+  const DotKernels& dots;
 };
 
 // The tables this binary has and this machine can run, best first; a null entry ends the list.

@@ -628,9 +628,11 @@ std::vector<std::string> floating_point_troubles() {
 
 // ---------------------------------------------------------------------------- watching
 
-// The profiler's marks and this project's own: nothing that a model does.
-bool is_silent(const std::string& space) {
-  return space == "profiler" || space == "kolm_portable" || space == "kolm_guard";
+// The profiler's marks and this project's own services: nothing that a model does.
+bool is_silent(const c10::OperatorName& name) {
+  const std::string space = space_of(name);
+  return space == "profiler" || space == "kolm_guard" ||
+         (space == "kolm_portable" && !contains(name.name, "quantise"));
 }
 
 // Which operations ran, under which label, with which dtypes: for `kolm numerics check`.
@@ -645,7 +647,7 @@ class Watch {
     const auto name = call.operator_name();
     if (!name) return;
     const auto op = c10::Dispatcher::singleton().findSchema(*name);
-    if (!op || is_silent(space_of(*name)) || !computes(*op)) return;
+    if (!op || is_silent(*name) || !computes(*op)) return;
     std::set<std::string> types;
     for (const IValue& value : call.inputs()) add_types(value, types);
     const std::string node = autograd_node();

@@ -7,6 +7,7 @@
 
 #include "torch_binding.h"
 #include "torch_packing.h"
+#include "torch_quantised.h"
 
 extern "C" const char* kolm_sources();
 
@@ -93,6 +94,7 @@ TORCH_LIBRARY(kolm_portable, library) {
   library.def("pack_weight(Tensor weight) -> ()", &pack_weight);
   library.def("is_packed_as_is(Tensor weight) -> bool", &is_packed_as_is);
   library.def("forget_packed_weights() -> ()", &forget_packed_weights);
+  define_quantised(library);
 }
 
 }  // namespace kolm::binding

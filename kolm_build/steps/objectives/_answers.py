@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from kolm_build.runtime.load import Model
+from kolm_build.runtime.loading import Model
 from kolm_build.steps._objective import Objective, ObjectiveTrainer, Share
 from kolm_build.steps._sequences import Continuation, answer_logits
 from kolm_build.steps._trainer import AnswerTrainer

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
-from kolm_build.runtime.load import Model, load
+from kolm_build.runtime.loading import Model, load
 from kolm_build.steps._bounds import decimal
 from kolm_build.steps._conversations import read_conversations
 from kolm_build.steps._files import input_folder

@@ -130,4 +130,4 @@ def _summary(uses: Sequence[Use]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
-_HOWS = ("exact", "composed", "decomposed", "replaced", "uncertified")
+_HOWS = ("exact", "composed", "decomposed", "replaced", "own", "uncertified")

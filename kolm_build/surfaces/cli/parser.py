@@ -46,6 +46,13 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Layout,
             allow_abbrev=False,
         )
+        self.has_optional_word = False
+        """Whether a word that may be left out can stand behind options."""
+
+    def parsed(self, rest: Sequence[str]) -> argparse.Namespace:
+        """What the words `rest` say."""
+        # argparse gives up on a word that may be left out as soon as an option stands before it.
+        return self.parse_intermixed_args(rest) if self.has_optional_word else self.parse_args(rest)
 
     def tell_of(self, description: str, *examples: tuple[str, str]) -> None:
         """Set what the help says before the arguments, and the examples after them."""
@@ -87,7 +94,7 @@ def dispatch(argv: Sequence[str], terminal: Terminal) -> int:
         name = "version"
     if name not in COMMANDS:
         raise _unknown(name)
-    args = parser_of(name).parse_args(rest)
+    args = parser_of(name).parsed(rest)
     return load(name).run(args, terminal)
 
 

@@ -69,6 +69,10 @@ class Terminal:
         """Print `text` as an answer."""
         print(_styled(text, style, self.out, colour=self.out_colour), file=self.out)
 
+    def say_piece(self, text: str) -> None:
+        """Print `text`, a part of an answer, at once and without an end of line."""
+        print(_styled(text, "", self.out, colour=False), end="", file=self.out, flush=True)
+
     def tell(self, text: str, style: str = "") -> None:
         """Print `text` beside the answer."""
         print(_styled(text, style, self.err, colour=self.err_colour), file=self.err, flush=True)

@@ -488,6 +488,95 @@ void integer_products(const Kernels& kernels) {
   }
 }
 
+// ---- quantised weights
+
+using Bytes = std::vector<uint8_t>;
+
+Bytes bytes(Source& source, int64_t n) {
+  Bytes x(static_cast<size_t>(n));
+  for (uint8_t& v : x) v = static_cast<uint8_t>(source.word() >> 24);
+  return x;
+}
+
+// A weight of n rows and k columns of random codes. `Scale` of every format is a usual number.
+struct Quantised {
+  Bytes codes, eighths;
+  std::vector<uint16_t> halves;
+  std::vector<uint32_t> zeros;
+  Floats scales;
+  kolm::QuantisedWeight weight;
+
+  Quantised(Source& source, const Kernels& kernels, kolm::Code code, kolm::Scale scale, bool zero,
+            int64_t n, int64_t k, int64_t group) {
+    const bool four = code == kolm::Code::offset4 || code == kolm::Code::e2m1;
+    const int64_t groups = (k + group - 1) / group, row = four ? (k + 1) / 2 : k;
+    codes = bytes(source, n * row + 1);
+    scales = source.numbers(n * groups + 1, 1);
+    eighths = bytes(source, n * groups + 1);
+    for (uint8_t& v : eighths)
+      v = static_cast<uint8_t>(v % 24 + (scale == kolm::Scale::e8m0 ? 110 : 40));
+    halves.resize(scales.size());
+    const auto narrow =
+        scale == kolm::Scale::f16 ? kernels.maps.narrow_f16 : kernels.maps.narrow_bf16;
+    narrow(static_cast<int64_t>(scales.size()), scales.data(), halves.data());
+    zeros.resize(static_cast<size_t>((n / (four ? 8 : 4) + 1) * groups));
+    for (uint32_t& v : zeros) v = source.word();
+    const void* stored = scale == kolm::Scale::f32 ? scales.data()
+                         : scale == kolm::Scale::e4m3 || scale == kolm::Scale::e8m0
+                             ? static_cast<const void*>(eighths.data())
+                             : halves.data();
+    weight = {codes.data(), row,   code,    stored,
+              groups,       scale, 1234.5f, zero ? zeros.data() : nullptr,
+              groups,       group};
+  }
+};
+
+void quantised(const Kernels& kernels) {
+  struct Format {
+    const char* name;
+    kolm::Code code;
+    kolm::Scale scale;
+    bool zeros;
+    int64_t group;  // 0: a row
+  };
+  using kolm::Code;
+  using kolm::Scale;
+  const Format formats[] = {
+      {"int4/32", Code::offset4, Scale::bf16, false, 32},
+      {"int4/row", Code::offset4, Scale::f32, false, 0},
+      {"int4/zeros", Code::offset4, Scale::f16, true, 64},
+      {"int8/packed", Code::offset8, Scale::f32, false, 24},
+      {"int8/zeros", Code::offset8, Scale::bf16, true, 0},
+      {"int8", Code::signed8, Scale::bf16, false, 0},
+      {"fp8", Code::e4m3, Scale::f32, false, 0},
+      {"nvfp4", Code::e2m1, Scale::e4m3, false, 16},
+      {"mxfp4", Code::e2m1, Scale::e8m0, false, 32},
+  };
+  const int64_t shapes[][3] = {
+      {1, 1, 64}, {1, 70, 1031}, {3, 33, 300}, {8, 40, 576}, {21, 75, 257}};
+  const kolm::Parallel pool = kolm::serial();
+  for (const Format& f : formats) {
+    for (const auto& s : shapes) {
+      const int64_t m = s[0], n = s[1], k = s[2], group = f.group == 0 ? k : f.group;
+      Source source(static_cast<uint64_t>(m * 1000003 + n * 1009 + k));
+      const Quantised weight(source, kernels, f.code, f.scale, f.zeros, n, k, group);
+      const Floats x = source.numbers(m * k, 3);
+      Floats y(static_cast<size_t>(m * n)), row(static_cast<size_t>(k));
+      const std::string name = std::string(f.name) + "/" + text(m) + "x" + text(n) + "x" + text(k);
+      kernels.quantised.linear(m, n, k, x.data(), k, weight.weight, y.data(), n, pool);
+      print("quantised/" + name, y);
+      kernels.quantised.row(k, weight.weight, n - 1, row.data());
+      print("quantised/row/" + name, row);
+      if (f.code == Code::e4m3 || f.code == Code::e2m1) continue;
+      kernels.dots.linear(m, n, k, x.data(), k, nullptr, weight.weight, y.data(), n, pool);
+      print("quantised/dots/" + name, y);
+      const float fixed = 0x1.47ae14p-7f;
+      kernels.dots.linear(m, n, k, x.data(), k, &fixed, weight.weight, y.data(), n, pool);
+      print("quantised/dots/fixed/" + name, y);
+    }
+  }
+}
+
 // ---- the program
 
 void flush_subnormals() {
@@ -530,6 +619,7 @@ void run(const Kernels& kernels) {
   products(kernels);
   attention(kernels);
   integer_products(kernels);
+  quantised(kernels);
 }
 
 }  // namespace
