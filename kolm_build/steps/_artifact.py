@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from kolm_build.core.archive import MANIFEST
-from kolm_build.core.manifest import Manifest, ManifestMember
+from kolm_build.core.manifest import Manifest, ManifestMember, artifact_id
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import ContentError, InvalidRecordError
 from kolm_build.steps._files import files_of, input_folder
@@ -59,7 +59,7 @@ class Artifact:
         manifest = Manifest.decode(data)
         _check(manifest, folder / _MODEL)
         return cls(
-            id=f"sha256:{sha256(data).hexdigest()}",
+            id=artifact_id(data),
             manifest=manifest,
             manifest_file=file,
             model=folder / _MODEL,

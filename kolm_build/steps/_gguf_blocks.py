@@ -15,6 +15,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
+from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._weights import Array
 
 Kind = GGMLQuantizationType
@@ -35,14 +36,20 @@ def blocks(values: Array, kind: Kind) -> Array:
     Args:
         values: [rows, columns]; the columns are a multiple of the kind's block.
         kind: F16, F32, Q4_0, Q4_K, Q5_0, Q6_K or Q8_0.
+
+    Raises:
+        InvalidRecordError: A value or a block's scale is too large for half precision.
     """
     if kind in (Kind.Q4_K, Kind.Q6_K):
         make = _q4_k if kind is Kind.Q4_K else _q6_k
         made = [make(piece) for piece in _pieces(values.reshape(-1, _SUPER))]
         return np.concatenate(made).reshape(len(values), -1)
-    with np.errstate(over="ignore"):  # what overflows in half precision is refused by the caller
-        stored = quantize(values, kind)
-    return np.ascontiguousarray(stored).view(np.uint8).reshape(len(values), -1)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        stored = np.ascontiguousarray(quantize(values, kind)).view(np.uint8)
+    if kind is not Kind.F32:
+        # A half is the first of each of these blocks, and all of an F16.
+        _check_halves(stored.reshape(-1, GGML_QUANT_SIZES[kind][1])[:, :2].copy().view("<f2"))
+    return stored.reshape(len(values), -1)
 
 
 def block_values(kind: Kind) -> int:
@@ -256,4 +263,15 @@ def _top(values: Array) -> Array:
 
 def _half(values: Array) -> Array:
     with np.errstate(over="ignore"):
-        return values.astype("<f2")
+        halves = values.astype("<f2")
+    _check_halves(halves)
+    return halves
+
+
+def _check_halves(halves: Array) -> None:
+    if not np.isfinite(halves).all():
+        raise InvalidRecordError(
+            "a weight too large for half precision",
+            expected="values to 65504, or blocks whose scale is not more",
+            advice="Export it as safetensors or modelpack.",
+        )

@@ -134,15 +134,10 @@ def _reader(weight: Weight, kind: Kind, heads: int) -> Callable[[], Array]:
         check_finite(data, weight.dtype, weight.name)
         values = to_float32(data, weight.dtype).reshape(weight.shape)
         rows = _interleaved(values, heads) if heads else values
-        made = blocks(rows.reshape(-1, weight.shape[-1]), kind)
-        if kind is Kind.F16 and not np.isfinite(made.view("<f2")).all():
-            raise InvalidRecordError(
-                "a weight too large for half precision",
-                where=weight.name,
-                actual=str(np.abs(values).max()),
-                advice="Export it as gguf-q8_0, whose blocks have scales.",
-            )
-        return made
+        try:
+            return blocks(rows.reshape(-1, weight.shape[-1]), kind)
+        except InvalidRecordError as error:
+            raise error.under(weight.name) from None
 
     return read
 

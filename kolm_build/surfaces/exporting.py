@@ -11,8 +11,9 @@ from kolm_build.attest.container import Container
 from kolm_build.attest.verify import verify_container
 from kolm_build.core.archive import MANIFEST
 from kolm_build.core.derivation import Derivation, OutputInput
-from kolm_build.core.digest import Blob, Digest
+from kolm_build.core.digest import Digest
 from kolm_build.core.exports import Format, content_of, derivation_of, members_of
+from kolm_build.core.manifest import artifact_id
 from kolm_build.core.recipe import DISTRIBUTIONS
 from kolm_build.engine.environment import capture
 from kolm_build.engine.events import OnEvent
@@ -91,7 +92,7 @@ def export(
         path=dest,
         content=made,
         derivation=derivation.digest,
-        artifact_id=str(Blob.of(manifest_bytes).sha256),
+        artifact_id=artifact_id(manifest_bytes),
         size_bytes=_size_bytes(dest),
     )
 
