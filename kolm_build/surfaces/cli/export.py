@@ -33,7 +33,6 @@ def describe(parser: Parser) -> None:
         "network.",
         ("kolm export triage.kolm --format gguf-q8_0", "for llama.cpp and Ollama"),
         ("kolm export triage.kolm --format safetensors -o model", "a Hugging Face folder"),
-        ("kolm export triage.kolm --format safetensors --dequantise", "plain float32 numbers"),
         ("kolm export triage.kolm --format modelpack", "an OCI image layout, for registries"),
         ("kolm export --rebuildable -o triage.kolmpack", "the recipe's targets"),
         ("kolm export --rebuildable train-1 -o train.kolmpack", "one node, and what it needs"),
