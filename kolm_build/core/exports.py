@@ -1,57 +1,18 @@
-"""The formats that an artifact is exported to, and an export's derivation (spec/exports.md)."""
+"""An export: what it reads of an artifact, and its derivation (spec/exports.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
 
 from kolm_build.core.archive import MANIFEST
-from kolm_build.core.derivation import ContentInput, Derivation, Param
+from kolm_build.core.derivation import ContentInput, Derivation
 from kolm_build.core.digest import Blob, Digest, Sha256
+from kolm_build.core.export_formats import Format
 from kolm_build.core.manifest import Manifest, ManifestMember
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.tree import File, Folder, Node, Tree
 
 MODEL = "model/"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """A format.
-
-    Attributes:
-        step: The step that writes it.
-        params: The step's parameters.
-        suffix: What follows the artifact's name in a file's or folder's name.
-        is_folder: Whether it is a folder.
-    """
-
-    step: str
-    params: tuple[tuple[str, Param], ...] = ()
-    suffix: str
-    is_folder: bool = False
-
-
-def _gguf(kind: str) -> Format:
-    return Format(step="export-gguf", params=(("kind", kind),), suffix=f".{kind}.gguf")
-
-
-FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        "gguf-f16": _gguf("f16"),
-        "gguf-q8_0": _gguf("q8_0"),
-        "gguf-q4_0": _gguf("q4_0"),
-        "gguf-q4_k_m": _gguf("q4_k_m"),
-        "safetensors": Format(
-            step="export-safetensors",
-            params=(("dtype", "stored"),),
-            suffix="-safetensors",
-            is_folder=True,
-        ),
-        "modelpack": Format(step="export-modelpack", suffix="-modelpack", is_folder=True),
-    }
-)
 
 
 def content_of(manifest: Manifest, manifest_bytes: bytes) -> Digest:

@@ -12,7 +12,8 @@ from kolm_build.attest.verify import verify_container
 from kolm_build.core.archive import MANIFEST
 from kolm_build.core.derivation import Derivation, OutputInput
 from kolm_build.core.digest import Digest
-from kolm_build.core.exports import Format, content_of, derivation_of, members_of
+from kolm_build.core.export_formats import Format
+from kolm_build.core.exports import content_of, derivation_of, members_of
 from kolm_build.core.manifest import artifact_id
 from kolm_build.core.recipe import DISTRIBUTIONS
 from kolm_build.engine.environment import capture

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kolm_build.core.exports import FORMATS, content_of
+from kolm_build.core.export_formats import FORMATS
+from kolm_build.core.exports import content_of
 from kolm_build.core.manifest import Manifest
 from kolm_build.core.safetensors import header_length, parse_header
 from kolm_build.store.local import LocalStore

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kolm_build.core.exports import FORMATS
+from kolm_build.core.export_formats import FORMATS
 from kolm_build.surfaces.cli.options import add_building, add_json, add_project, add_store
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
@@ -14,7 +14,7 @@ from kolm_build.surfaces.cli.terminal import Terminal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kolm_build.core.exports import Format
+    from kolm_build.core.export_formats import Format
     from kolm_build.core.kolmpack import Part
     from kolm_build.store.packer import Packing, Share
     from kolm_build.surfaces.building import Prepared
