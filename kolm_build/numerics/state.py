@@ -16,6 +16,7 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.float16: "F16",
     torch.float32: "F32",
     torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.int16: "I16",
     torch.int32: "I32",
     torch.int64: "I64",

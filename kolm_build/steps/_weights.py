@@ -7,7 +7,7 @@ round-to-nearest-even, so the bytes are the same on every machine.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -41,7 +41,15 @@ _EXPONENTS: Mapping[str, tuple[str, int]] = {
     "BF16": ("<u2", 0x7F80),
     "F16": ("<u2", 0x7C00),
     "F32": ("<u4", 0x7F800000),
+    "F8_E4M3": ("<u1", 0x7F),  # the one pattern that is no number
 }
+"""How a value's bits lie in a word, and those that are all set where it is no number."""
+
+_WHOLE = frozenset({"I8", "I32", "I64", "U8"})
+"""What a quantised model holds beside floating-point numbers."""
+
+_SOURCES = ("BF16", "F16", "F32")
+"""What a model in full precision holds."""
 
 Array = NDArray[Any]
 
@@ -52,7 +60,7 @@ class Weight:
 
     Attributes:
         name: Its name.
-        dtype: ``BF16``, ``F16`` or ``F32``.
+        dtype: A name of the file format, such as ``BF16``.
         shape: Its sizes.
         read: Gives its bytes, little-endian, slowest dimension first; called once.
     """
@@ -100,33 +108,37 @@ def write_weights(
     by_name = {weight.name: weight for weight in weights}
     tensors = [(weight.name, weight.dtype, weight.shape) for weight in by_name.values()]
     head = encode_header(tensors, metadata)
-    total = len(head) + sum(_size_bytes(weight) for weight in by_name.values())
+    total = len(head) + sum(size_bytes(weight) for weight in by_name.values())
     with path.open("xb") as file:
         done = file.write(head)
         for name, dtype, _ in data_order(tensors):
             data = by_name[name].read()
             check_finite(data, dtype, name)
-            if len(data) != _size_bytes(by_name[name]):
+            if len(data) != size_bytes(by_name[name]):
                 raise InvalidRecordError("a tensor's bytes do not fit its shape", where=name)
             done += file.write(data)
             if on_bytes is not None:
                 on_bytes(done, total)
 
 
-def read_weights(path: Path) -> tuple[Weight, ...]:
+def read_weights(path: Path, *, dtypes: Collection[str] = _SOURCES) -> tuple[Weight, ...]:
     """The tensors of the safetensors file `path`, mapped into memory.
 
+    Args:
+        path: The file.
+        dtypes: What its tensors may be; those of a model in full precision where not said.
+
     Raises:
-        InvalidRecordError: It is not a strict safetensors file of floating-point tensors.
+        InvalidRecordError: It is not a strict safetensors file of such tensors.
     """
     try:
         header, data = _mapped(path)
         for tensor in header.tensors:
-            if tensor.dtype not in _EXPONENTS:
+            if tensor.dtype not in dtypes:
                 raise InvalidRecordError(
                     "a tensor of a type that is not supported",
                     where=tensor.name,
-                    expected=" or ".join(_EXPONENTS),
+                    expected=" or ".join(dtypes),
                     actual=tensor.dtype,
                     advice="Bring the model in full precision, not quantised.",
                 )
@@ -141,6 +153,11 @@ def read_weights(path: Path) -> tuple[Weight, ...]:
         )
         for tensor in header.tensors
     )
+
+
+def size_bytes(weight: Weight) -> int:
+    """The number of bytes of `weight`."""
+    return DTYPE_BYTES[weight.dtype] * prod(weight.shape)
 
 
 def converted(weight: Weight, dtype: str) -> Weight:
@@ -167,11 +184,13 @@ def to_bytes(values: Array, dtype: str) -> memoryview:
 
 
 def check_finite(data: memoryview, dtype: str, name: str) -> None:
-    """Refuse NaN and infinity.
+    """Refuse NaN and infinity; whole numbers and E8M0 scales have none.
 
     Raises:
         InvalidRecordError: `data` of the tensor `name` has one.
     """
+    if dtype in _WHOLE:
+        return
     form, exponent = _EXPONENTS[dtype]
     bits = np.frombuffer(data, dtype=form)
     bad = (bits & exponent) == exponent
@@ -195,10 +214,6 @@ def to_float32(data: memoryview, dtype: str) -> Array:
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype("<f4")
-
-
-def _size_bytes(weight: Weight) -> int:
-    return DTYPE_BYTES[weight.dtype] * prod(weight.shape)
 
 
 def _mapped(path: Path) -> tuple[Header, memoryview]:

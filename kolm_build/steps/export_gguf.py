@@ -23,7 +23,7 @@ from kolm_build.steps._gguf_blocks import Kind, blocks
 from kolm_build.steps._gguf_mixture import MIXTURES, Mixture, kind_of
 from kolm_build.steps._gguf_tokenizer import read_entries
 from kolm_build.steps._gguf_writer import Entry, Stored, write_gguf
-from kolm_build.steps._plain_weights import QUANTISED, read_config, read_plain
+from kolm_build.steps._plain_weights import is_quantised, read_config, read_plain
 from kolm_build.steps._weights import Array, Weight, check_finite, to_float32
 
 QUANTISATION_VERSION = 2
@@ -95,7 +95,7 @@ class _Model:
             mixture=mixture,
             weights=weights,
             entries={**head, **size_entries(sizes), **tokenizer.entries},
-            is_dequantised=config.get(QUANTISED) is not None,
+            is_dequantised=is_quantised(config),
         )
 
     def tensors(self) -> Iterator[Stored]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kolm_build.core import strict_json
 from kolm_build.core.archive import MANIFEST
+from kolm_build.core.quantisation_config import KEY
 from kolm_build.core.request import StepRequest
 from kolm_build.core.safetensors import PREFIX_BYTES, Header, header_length, parse_header
 from kolm_build.steps._artifact import SOURCE, Artifact
@@ -23,7 +24,7 @@ from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import output_folder
 from kolm_build.steps._model_tree import WEIGHTS, Table
 from kolm_build.steps._params import check_none
-from kolm_build.steps._plain_weights import QUANTISED, read_config
+from kolm_build.steps._plain_weights import read_config
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -134,7 +135,7 @@ def _file_metadata(path: str, size: int) -> str:
 def _config(artifact: Artifact, layers: list[_Layer]) -> Table:
     config = read_config(artifact.model)
     header = _header(artifact.model / WEIGHTS)
-    quantised = config.get(QUANTISED)
+    quantised = config.get(KEY)
     own: Table = {
         "architecture": "transformer",
         "format": "safetensors",

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from kolm_build.core.fields import Fields
+from kolm_build.core.quantisation_config import KEY
 from kolm_build.core.request import StepRequest
 from kolm_build.core.safetensors import (
     PREFIX_BYTES,
@@ -24,7 +25,7 @@ from kolm_build.steps._bounds import choice
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import output_folder, write_json
 from kolm_build.steps._model_tree import CONFIG, WEIGHTS
-from kolm_build.steps._plain_weights import QUANTISED, read_config, read_plain
+from kolm_build.steps._plain_weights import is_quantised, read_config, read_plain
 from kolm_build.steps._weights import (
     CONFIG_DTYPES,
     DTYPES,
@@ -82,6 +83,8 @@ def _write_plain(artifact: Artifact, out: Path, dtype: str, events: Events) -> N
     config = read_config(artifact.model)
     weights = [converted(one, dtype) for one in read_plain(artifact.model, config)]
     write_weights(out / WEIGHTS, weights, events.bytes_progress, metadata=_metadata(artifact))
-    plain = {name: value for name, value in config.items() if name != QUANTISED}
+    plain = {name: value for name, value in config.items() if name != KEY}
     write_json(out / CONFIG, plain | {"dtype": CONFIG_DTYPES[dtype]})
     events.log(f"{len(weights)} tensors as {dtype}")
+    if is_quantised(config):
+        events.log("the artifact's model is quantised: its weights were dequantised first")

@@ -148,6 +148,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         **_trained(REINFORCEMENT),
         "merge": StepSpec(module="merge", numerics=INHERIT),
         "combine": StepSpec(module="combine", outputs=("model",), numerics=INHERIT),
+        "quantise": StepSpec(module="quantise", outputs=("out", "report"), numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),
         "score": StepSpec(module="score", environment=False),
         "gate": StepSpec(module="gate", environment=False),
