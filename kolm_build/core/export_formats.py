@@ -16,12 +16,16 @@ class Format:
         params: The step's parameters.
         suffix: What follows the artifact's name in a file's or folder's name.
         is_folder: Whether it is a folder.
+        numerics: The class that the step computes in.
+        distributions: What it needs beside what a recipe's environment has.
     """
 
     step: str
     params: tuple[tuple[str, str], ...] = ()
     suffix: str
     is_folder: bool = False
+    numerics: str = "exact-1"
+    distributions: tuple[str, ...] = ()
 
 
 def _gguf(kind: str) -> Format:
@@ -39,6 +43,13 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             params=(("dtype", "stored"),),
             suffix="-safetensors",
             is_folder=True,
+        ),
+        "onnx": Format(
+            step="export-onnx",
+            suffix="-onnx",
+            is_folder=True,
+            numerics="portable-1",
+            distributions=("onnx", "onnxscript"),
         ),
         "modelpack": Format(step="export-modelpack", suffix="-modelpack", is_folder=True),
     }

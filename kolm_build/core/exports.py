@@ -70,5 +70,5 @@ def derivation_of(
         params=tuple(sorted(form.params)),
         inputs=(("artifact", ContentInput(content=content)),),
         outputs=(("out", None),),
-        numerics=Numerics(cls="exact-1"),
+        numerics=Numerics(cls=form.numerics),
     )

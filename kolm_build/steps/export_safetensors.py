@@ -56,7 +56,7 @@ def run(request: StepRequest, events: Events) -> None:
     if dtype == STORED:
         _with_source(artifact, out / WEIGHTS)
     else:
-        _write_plain(artifact, out, DTYPES[dtype], events)
+        write_plain(artifact, out, DTYPES[dtype], events)
 
 
 def _metadata(artifact: Artifact) -> dict[str, str]:
@@ -79,7 +79,8 @@ def _with_source(artifact: Artifact, out: Path) -> None:
             made.write(data[header.data_start + place.begin : header.data_start + place.end])
 
 
-def _write_plain(artifact: Artifact, out: Path, dtype: str, events: Events) -> None:
+def write_plain(artifact: Artifact, out: Path, dtype: str, events: Events) -> None:
+    """Write config.json and the weights, as numbers of the file dtype `dtype`, to `out`."""
     config = read_config(artifact.model)
     weights = [converted(one, dtype) for one in read_plain(artifact.model, config)]
     write_weights(out / WEIGHTS, weights, events.bytes_progress, metadata=_metadata(artifact))

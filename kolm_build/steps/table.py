@@ -155,6 +155,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "package": StepSpec(module="package"),
         "export-gguf": StepSpec(module="export_gguf"),
         "export-modelpack": StepSpec(module="export_modelpack"),
+        "export-onnx": StepSpec(module="export_onnx", numerics=INHERIT),
         "export-safetensors": StepSpec(module="export_safetensors"),
     }
 )

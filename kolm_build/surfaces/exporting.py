@@ -12,6 +12,7 @@ from kolm_build.attest.verify import verify_container
 from kolm_build.core.archive import MANIFEST
 from kolm_build.core.derivation import Derivation, OutputInput
 from kolm_build.core.digest import Digest
+from kolm_build.core.environment import Environment
 from kolm_build.core.export_formats import Format
 from kolm_build.core.exports import content_of, derivation_of, members_of
 from kolm_build.core.manifest import artifact_id
@@ -19,7 +20,7 @@ from kolm_build.core.recipe import DISTRIBUTIONS
 from kolm_build.engine.environment import capture
 from kolm_build.engine.events import OnEvent
 from kolm_build.engine.scheduler import realise
-from kolm_build.errors import UsageError
+from kolm_build.errors import MachineMismatchError, UsageError
 from kolm_build.reading import PIECE_BYTES
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.building import Options, find_environments, make_builder
@@ -102,7 +103,7 @@ def _made(
     form: Format, content: Digest, store: LocalStore, options: Options, on_event: OnEvent
 ) -> tuple[Derivation, Digest]:
     """The derivation of an export and what comes of it."""
-    environment = capture(DISTRIBUTIONS, memo=store)
+    environment = _environment(form, store)
     code = lock_code((form.step,), store)[form.step]
     derivation = derivation_of(form, content=content, code=code, environment=environment.digest)
     digest = store.put_derivation(derivation)
@@ -116,6 +117,22 @@ def _made(
             on_event=on_event,
         )
     return derivation, realised.contents[wanted]
+
+
+def _environment(form: Format, store: LocalStore) -> Environment:
+    """What is installed here, as far as the export may see it.
+
+    Raises:
+        MachineMismatchError: What the format needs is not installed.
+    """
+    try:
+        return capture((*DISTRIBUTIONS, *form.distributions), memo=store)
+    except MachineMismatchError as error:
+        if form.distributions:
+            error.advice = (
+                f"{form.step} needs more than training does: pip install kolm-build[onnx]"
+            )
+        raise
 
 
 def _keep(container: Container, content: Digest, store: LocalStore) -> None:

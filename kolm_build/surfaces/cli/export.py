@@ -112,6 +112,7 @@ def _run_format(args: Namespace, terminal: Terminal) -> int:
 
     artifact, form = _artifact(args), _format(args)
     options = Options(
+        threads=args.threads,
         sandbox=args.sandbox,
         offline=args.offline,
         keep_failed=args.keep_failed,
