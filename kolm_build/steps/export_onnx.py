@@ -20,7 +20,7 @@ from kolm_build.numerics.apply import applied_as
 from kolm_build.runtime.load import load
 from kolm_build.steps._artifact import SOURCE, Artifact
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._files import output_folder
+from kolm_build.steps._files import files_of, output_folder
 from kolm_build.steps._model_tree import WEIGHTS
 from kolm_build.steps._params import check_none
 from kolm_build.steps.export_safetensors import write_plain
@@ -53,9 +53,9 @@ def run(request: StepRequest, events: Events) -> None:
     _clean(model)
     model.metadata_props.add(key=SOURCE, value=artifact.id)
     _save(model, out)
-    for path in sorted(plain.iterdir()):
-        if path.name != WEIGHTS:
-            shutil.copyfile(path, out / path.name)
+    for name in files_of(plain):
+        if name != WEIGHTS:
+            shutil.copyfile(plain / name, out / name)
     events.log(f"{len(model.graph.node)} nodes, operator set {model.opset_import[0].version}")
 
 
