@@ -135,7 +135,7 @@ def _count(config: Table, name: str, default: int | None = None) -> int:
 def _number(config: Table, name: str, default: float) -> float:
     value = config.get(name)
     number = default if value is None else value
-    if type(number) not in (int, float) or not 0 < number <= _MAX:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= _MAX:
         raise InvalidRecordError(
             "a number is missing or out of range", where=name, actual=repr(number)[:80]
         )

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import quantize
 
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._weights import Array
-
-Kind = GGMLQuantizationType
 
 _SUPER = 256
 """Values of a super-block."""

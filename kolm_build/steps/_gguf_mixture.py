@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gguf.constants import GGMLQuantizationType as Kind
+
 from kolm_build.steps._architectures import EMBEDDING, HEAD
-from kolm_build.steps._gguf_blocks import Kind, block_values
+from kolm_build.steps._gguf_blocks import block_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

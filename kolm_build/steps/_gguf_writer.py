@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from kolm_build.errors import InvalidRecordError
@@ -33,7 +34,7 @@ class Stored:
         name: Its name.
         shape: Its sizes, slowest first.
         kind: How its values are stored.
-        read: Gives its bytes; called once.
+        read: Gives its bytes, an array without gaps; called once.
     """
 
     name: str
@@ -70,7 +71,7 @@ def write_gguf(
     with path.open("xb") as file:
         done = file.write(head)
         for tensor in tensors:
-            data = memoryview(tensor.read()).cast("B")
+            data = tensor.read().reshape(-1).view(np.uint8).data
             if len(data) != tensor.size_bytes:
                 raise InvalidRecordError("a tensor's bytes do not fit its shape", where=tensor.name)
             done += file.write(data)

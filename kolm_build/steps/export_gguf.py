@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType as Kind
 
 from kolm_build.core.fields import Fields
 from kolm_build.core.request import StepRequest
@@ -19,7 +20,7 @@ from kolm_build.steps._bounds import choice
 from kolm_build.steps._config_sizes import gguf_name, size_entries, sizes_of
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import output_folder
-from kolm_build.steps._gguf_blocks import Kind, blocks
+from kolm_build.steps._gguf_blocks import blocks
 from kolm_build.steps._gguf_mixture import MIXTURES, Mixture, kind_of
 from kolm_build.steps._gguf_tokenizer import read_entries
 from kolm_build.steps._gguf_writer import Entry, Stored, write_gguf

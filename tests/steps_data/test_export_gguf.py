@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader, quants
+from gguf.constants import GGMLQuantizationType as Kind
 
 from kolm_build.steps import export_gguf, import_gguf
 from kolm_build.steps._gguf import read_gguf
-from kolm_build.steps._gguf_blocks import Kind
 from kolm_build.steps._gguf_mixture import MIXTURES, kind_of
 from tests.steps_data.calling import run_step
 from tests.steps_data.exporting import artifact_of, imported_model, source_of

@@ -6,11 +6,12 @@ from hashlib import shake_256
 import numpy as np
 import pytest
 from gguf import quants
+from gguf.constants import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kolm_build.errors import InvalidRecordError
-from kolm_build.steps._gguf_blocks import Kind, block_values, blocks
+from kolm_build.steps._gguf_blocks import block_values, blocks
 
 COLUMNS = 1536
 
