@@ -6,9 +6,8 @@ matrix is in memory in full precision at a time; what is written is packed, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 
 import torch
 
@@ -52,7 +51,10 @@ def run(request: StepRequest, events: Events) -> None:
     )
     choice = METHODS[params.method](task)
     rounded = round_model(weights, chosen, choice, task)
-    _write_model(source, output_folder(request), config, chosen, rounded, events)
+    out = output_folder(request)
+    write_weights(out / WEIGHTS, rounded.weights, events.bytes_progress)
+    copy_others(source, out, but=WEIGHTS)
+    write_json(out / CONFIG, {**config, KEY: to_config(chosen.described())})
     told = report(
         params,
         chosen,
@@ -75,20 +77,6 @@ def round_model(
         scale_dtype=task.scale_dtype,
         events=task.events,
     ).rounded()
-
-
-def _write_model(
-    source: Path,
-    out: Path,
-    config: Mapping[str, object],
-    chosen: Chosen,
-    rounded: RoundedModel,
-    events: Events,
-) -> None:
-    """Fill the folder `out`: the files of `source`, other weights, one key more."""
-    write_weights(out / WEIGHTS, rounded.weights, events.bytes_progress)
-    copy_others(source, out, but=WEIGHTS)
-    write_json(out / CONFIG, {**config, KEY: to_config(chosen.described())})
 
 
 def check_weights(weights: Sequence[Weight]) -> None:
