@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from kolm_build.core.quantisation import Stored, stored_tensors
 from kolm_build.core.quantisation_config import LayerGroup, QuantisedLayers
 from kolm_build.errors import InvalidRecordError
-from kolm_build.numerics import small_floats
-from kolm_build.numerics.quantised import Quantised, unpack, values
+from kolm_build.numerics import portable, small_floats
+from kolm_build.numerics.quantised import unpack, values
 from kolm_build.numerics.state import DTYPE_NAMES
+from kolm_build.runtime.products import product, stock_product
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -37,16 +37,11 @@ class QuantisedModule(torch.nn.Module):
         super().__init__()
         self.group = group
         self.shape = shape
-        self.scale_dtype = scale_dtype
-        for name, stored in self.stored().items():
+        self.stored = stored_of(group, shape, DTYPE_NAMES[scale_dtype])
+        """Dtype and shape of every tensor of the layer, by the last part of its name."""
+        for name, stored in self.stored.items():
             empty = torch.empty(stored.shape, dtype=_DTYPES[stored.dtype], device="meta")
             self.register_buffer(name, empty)
-
-    def stored(self) -> Mapping[str, Stored]:
-        """Dtype and shape of every tensor of the matrix, by the last part of its name."""
-        return stored_tensors(
-            self.group.grid, self.group.form, self.shape, scale_dtype=DTYPE_NAMES[self.scale_dtype]
-        )
 
     @property
     def elements(self) -> int:
@@ -55,22 +50,30 @@ class QuantisedModule(torch.nn.Module):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the file, by the last part of their names."""
-        return {name: getattr(self, name) for name in self.stored()}
+        return {name: getattr(self, name) for name in self.stored}
 
     def codes(self) -> torch.Tensor:
         """The tensor of the codes, as stored."""
-        tensors = self.tensors()
-        return tensors["weight" if "weight" in tensors else "weight_packed"]
+        name = "weight" if "weight" in self.stored else "weight_packed"
+        found: torch.Tensor = getattr(self, name)
+        return found
 
-    def matrix(self, tensors: Mapping[str, torch.Tensor] | None = None) -> Quantised:
-        """The codes and scales, or those in `tensors`: some rows of them."""
-        found = self.tensors() if tensors is None else tensors
-        rows = len(found["weight_scale"])
-        return unpack(found, self.group.grid, self.group.form, (rows, self.shape[1]))
+
+def stored_of(group: LayerGroup, shape: tuple[int, int], scale_dtype: str) -> Mapping[str, Stored]:
+    """The tensors of a layer in the file, by the last part of their names (QUANT-20 to 26)."""
+    found = dict(stored_tensors(group.grid, group.form, shape, scale_dtype=scale_dtype))
+    if group.activations == "static":
+        is_pair = group.grid.kind == "nvfp4"
+        name = "input_global_scale" if is_pair else "input_scale"
+        found[name] = Stored(dtype="F32" if is_pair else scale_dtype, shape=(1,))
+    return found
 
 
 class QuantisedLinear(QuantisedModule):
-    """A linear layer; bit for bit `linear` on what its codes stand for (QUANT-6).
+    """A linear layer; bit for bit `linear` on what its codes stand for (QUANT-6, NUM-131).
+
+    Where activations are rounded too, a product of integers (NUM-134), or of FP4 numbers with
+    scales of their own (GEN-47).
 
     Args:
         group: How it is stored and computed.
@@ -85,9 +88,12 @@ class QuantisedLinear(QuantisedModule):
         self.register_parameter("bias", layer.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the layer makes of `x`, [..., in_features]: [..., out_features], in its dtype."""
-        bias = None if self.bias is None else self.bias.float()
-        return functional.linear(x.float(), values(self.matrix()), bias).to(x.dtype)
+        """What the layer makes of `x`, [..., in_features]: [..., out_features], in its dtype.
+
+        Without the portable kernels (`native-1`) the weight is there as float32 meanwhile.
+        """
+        compute = product if portable.is_active() else stock_product
+        return compute(x, self.tensors(), self.group, self.bias)
 
 
 class QuantisedEmbedding(QuantisedModule):
@@ -120,8 +126,8 @@ class QuantisedEmbedding(QuantisedModule):
             for name, tensor in self.tensors().items()
             if name != "weight_shape"
         }
-        rows = values(self.matrix(chosen)).to(self.dtype)
-        return rows.reshape(*ids.shape, self.embedding_dim)
+        matrix = unpack(chosen, self.group.grid, self.group.form, (len(flat), self.embedding_dim))
+        return values(matrix).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
 
 
 Tensors = Mapping[str, torch.Tensor]
@@ -240,7 +246,7 @@ def _check_numbers(network: Any, given: Tensors) -> None:
     for name, module in network.named_modules():
         if not isinstance(module, QuantisedModule):
             continue
-        for part in module.stored():
+        for part in module.stored:
             if not _is_sound(module, part, given[f"{name}.{part}"]):
                 raise InvalidRecordError(
                     "a quantised layer says what cannot be",
@@ -256,7 +262,10 @@ def _is_sound(module: QuantisedModule, part: str, tensor: torch.Tensor) -> bool:
         return bool(small_floats.is_number(tensor.view(torch.uint8)).all())
     if part == "weight_scale" and tensor.dtype == torch.uint8:
         return bool((tensor != 0xFF).all())
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    if not tensor.is_floating_point():
+        return True
+    # One number of a whole layer divides others: it must be above 0.
+    return bool(torch.isfinite(tensor).all()) and (tensor.numel() > 1 or bool(tensor > 0))
 
 
 def _assign(network: Any, wanted: Tensors, given: Tensors, dtype: torch.dtype) -> None:

@@ -15,7 +15,6 @@ from kolm_build.runtime.settings import GenerationSettings
 from tests.runtime.artifacts import write_artifact
 from tests.support.models import tiny_llama
 
-
 NINE = GenerationSettings(max_new_tokens=9)
 
 

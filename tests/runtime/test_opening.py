@@ -19,7 +19,9 @@ compiled = pytest.mark.skipif(
     not kernels.LIBRARY.is_file(), reason="the portable kernels are not compiled"
 )
 SETTINGS = GenerationSettings(max_new_tokens=9, distribution=Distribution(), seed=5)
-PROMPTS = [Prompt(text=text) for text in ("a dry cough", "low mood", "low mood again", "hives", "x")]
+PROMPTS = [
+    Prompt(text=text) for text in ("a dry cough", "low mood", "low mood again", "hives", "x")
+]
 
 
 @pytest.fixture(scope="module")

@@ -66,8 +66,7 @@ def test_what_was_read_before_changes_no_bit(folders, portable, kind):
             assert torch.equal(one.keys, other.keys)
             assert torch.equal(one.values, other.values)
         said = [
-            continue_greedily(prefix, max_new_tokens=5, stop_ids=set())
-            for prefix in (known, alone)
+            continue_greedily(prefix, max_new_tokens=5, stop_ids=set()) for prefix in (known, alone)
         ]
         assert said[0] == said[1]
 

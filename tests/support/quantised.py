@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from kolm_build.core.quantisation import INT8, scheme_of
 from kolm_build.core.quantisation import format_of as stored_as
 from kolm_build.core.quantisation_config import KEY, grouped, to_config
-from kolm_build.numerics.quantised import nearest, pack, scales, values
+from kolm_build.numerics.quantised import global_scale_of, nearest, pack, scales, values
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
@@ -22,7 +23,7 @@ def quantised(source: Path, folder: Path, scheme: str, *, embeddings: str = "kee
     Args:
         source: A Llama's folder whose head is its embedding.
         folder: Where to make it.
-        scheme: A name of `SCHEMES`, weights alone.
+        scheme: A name of `SCHEMES`; static activations get the scale of a magnitude of 4.
         embeddings: ``keep``, or ``int8``.
     """
     tensors, layers, dequantised = load_file(source / "model.safetensors"), [], {}
@@ -47,8 +48,18 @@ def _round(tensors, layers, dequantised, layer, scheme):
     form = stored_as(grid, known.activations)
     matrix = nearest(weight.float(), scales(weight.float(), grid, dtype=weight.dtype))
     dequantised[f"{layer}.weight"] = values(matrix)
-    tensors |= {f"{layer}.{part}": one.contiguous() for part, one in pack(matrix, form).items()}
+    parts = pack(matrix, form) | _inputs(known, weight.dtype)
+    tensors |= {f"{layer}.{part}": one.contiguous() for part, one in parts.items()}
     layers.append((layer, grid, form, known.activations))
+
+
+def _inputs(scheme, dtype):
+    if scheme.activations != "static":
+        return {}
+    most = torch.tensor([4.0])
+    if scheme.weights.kind == "nvfp4":
+        return {"input_global_scale": global_scale_of([most])}
+    return {"input_scale": (most / 127.5).to(dtype)}
 
 
 def _round_embedding(tensors, layers, dequantised):
