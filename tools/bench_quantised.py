@@ -1,13 +1,14 @@
-"""Time products with quantised weights against stock PyTorch's float32 linear, as ratios of one run.
+"""Time products with quantised weights against stock PyTorch's float32 linear: ratios of one run.
 
-    python tools/bench_quantised.py [--threads 1] [--rows 1,64] [--only w4] [--isa avx2] [--seconds 1]
+    python tools/bench_quantised.py [--threads 1] [--rows 1,64] [--only w4] [--isa avx2]
 
 Every line is `ratio = median over interleaved pairs of (stock time / our time)`: above 1 ours is
 faster. The shapes are the linear layers and the head of SmolLM2-135M. As in a model that writes one
 token after another, no call finds its weight in a small cache: each takes the next of copies that
-have 64 million numbers together. With one thread the clock is the process's CPU
-time, so that neighbours on the machine do not count; with more it is the wall, which they disturb:
-take such figures from a quiet machine. `sum` is one token of the whole model: 30 layers and the head.
+have 64 million numbers together. With one thread the clock is the process's CPU time, so
+that the work of neighbours on the machine does not count (what they take of the caches and of the
+memory does); with more it is the wall, which they disturb: take such figures from a quiet machine.
+`sum` is one token of the whole model: 30 layers and the head.
 
 For example:
 
@@ -113,14 +114,21 @@ class Bench:
     seconds: float
 
     def clock(self) -> float:
+        """Seconds: of this process's CPU where one thread does all the work, else of the wall."""
         return time.process_time() if self.threads == 1 else time.perf_counter()
 
-    def pairs(self, theirs: list[Call], ours: list[Call], x: torch.Tensor) -> Iterator[tuple]:
+    def pairs(
+        self, theirs: list[Call], ours: list[Call], x: torch.Tensor
+    ) -> Iterator[tuple[float, float]]:
+        """Seconds of both, in turn."""
         end = time.perf_counter() + self.seconds
         for count in range(-WARM_UP, MOST_PAIRS):
             if count > 4 and time.perf_counter() > end:
                 return
-            pair = tuple(self._time(calls[count % len(calls)], x) for calls in (theirs, ours))
+            pair = (
+                self._time(theirs[count % len(theirs)], x),
+                self._time(ours[count % len(ours)], x),
+            )
             if count >= 0:
                 yield pair
 

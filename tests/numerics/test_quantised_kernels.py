@@ -184,7 +184,7 @@ def bits_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def product_of(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """NUM-10 in NumPy: binary64 holds a product exactly, and fma's one rounding is made odd first."""
+    """NUM-10 in NumPy."""
     total = np.zeros((len(x), len(weight)), np.float32)
     for start in range(0, x.shape[1], 256):
         chunk = np.zeros_like(total)
@@ -195,6 +195,7 @@ def product_of(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """fma: binary64 holds the product, and a sum that it rounds to odd rounds as if it were exact."""
     product, wide = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + wide
     part = total - product

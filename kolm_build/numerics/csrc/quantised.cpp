@@ -16,9 +16,13 @@ namespace kolm::KOLM_ISA {
 namespace {
 
 constexpr int kMostRows = kLanes == 16 ? 8 : 4;  // of x, whose sums registers hold
+constexpr int64_t kFewTiles = 3;                 // of rows: for more, a panel is worth its memory
 constexpr int64_t kPanel = 1024;                 // columns of a panel, widened at once
 
 static_assert(kColumns == kStaged, "what is staged at once is a strip of a packed operand");
+
+// How staged codes are read: signed8 is staged as offset8, and NaN is rare.
+enum class Form { offset4, offset8, e4m3, finite_e4m3, e2m1 };
 
 // ---- codes to numbers, in vectors
 
@@ -59,6 +63,13 @@ inline Vector e2m1_code(Words words) {
 #endif
 }
 
+// Sign, exponent and digits in their places; the exponents' biases differ by 120.
+inline __attribute__((always_inline)) Vector finite_e4m3_code(Words words, int i) {
+  typedef int32_t Signed __attribute__((vector_size(sizeof(Words))));
+  const auto spread = reinterpret_cast<Signed>(words << (24 - 8 * i)) >> 4;
+  return as_vector(reinterpret_cast<Words>(spread) & 0x87f00000u) * broadcast(0x1p120f);
+}
+
 inline Vector e4m3_code(Words words) {
   const Words size = words & 0x7fu;
   // Subnormal numbers: with the exponent of the least normal one, which is taken off again.
@@ -70,20 +81,21 @@ inline Vector e4m3_code(Words words) {
 }
 
 // Code i of each word, exactly.
-template <Code C>
+template <Form F>
 inline __attribute__((always_inline)) Vector decode(Words words, int i) {
-  if constexpr (C == Code::offset4)
+  if constexpr (F == Form::offset4)
     return i < 5 ? offset_code(words, 4 * i, 4, 8) : offset_code(words >> 20, 4 * i - 20, 4, 8);
-  if constexpr (C == Code::offset8)
+  if constexpr (F == Form::offset8)
     return i < 2 ? offset_code(words, 8 * i, 8, 128) : offset_code(words >> 16, 8 * i - 16, 8, 128);
-  if constexpr (C == Code::e2m1) return e2m1_code(words >> (4 * i));
-  if constexpr (C == Code::e4m3) return e4m3_code(words >> (8 * i));
+  if constexpr (F == Form::e2m1) return e2m1_code(words >> (4 * i));
+  if constexpr (F == Form::e4m3) return e4m3_code(words >> (8 * i));
+  if constexpr (F == Form::finite_e4m3) return finite_e4m3_code(words, i);
 }
 
 // ---- values, depth by depth
 
-template <Code C>
-constexpr int kPerWord = C == Code::offset4 || C == Code::e2m1 ? 8 : 4;
+template <Form F>
+constexpr int kPerWord = F == Form::offset4 || F == Form::e2m1 ? 8 : 4;
 
 // Scales and zeros of one group of columns of the weight.
 template <bool Zeros>
@@ -100,13 +112,13 @@ struct GroupLines {
 };
 
 // The values at code i of the words: NUM-130, one rounding.
-template <Code C, bool Zeros>
+template <Form F, bool Zeros>
 inline __attribute__((always_inline)) void values_at(const Words (&words)[kAbreast], int i,
                                                      const GroupLines<Zeros>& lines,
                                                      Vector (&values)[kAbreast]) {
 #pragma GCC unroll 2
   for (int g = 0; g < kAbreast; ++g) {
-    Vector code = decode<C>(words[g], i);
+    Vector code = decode<F>(words[g], i);
     if constexpr (Zeros) code = code - lines.zero[g];
     values[g] = code * lines.scale[g];
   }
@@ -114,10 +126,10 @@ inline __attribute__((always_inline)) void values_at(const Words (&words)[kAbrea
 
 // body(k, values) for the depths [from, to) in ascending order; `from` is the first of a word, and
 // so is `to` unless it is the last of all.
-template <Code C, bool Zeros, class Body>
+template <Form F, bool Zeros, class Body>
 inline __attribute__((always_inline)) void for_depths(const Staged& staged, int64_t from,
                                                       int64_t to, Body&& body) {
-  constexpr int each = kPerWord<C>;
+  constexpr int each = kPerWord<F>;
   const uint32_t* at = staged.words + from / each * kStaged;
   int64_t group = from / staged.group;
   Words words[kAbreast];
@@ -132,12 +144,12 @@ inline __attribute__((always_inline)) void for_depths(const Staged& staged, int6
       if (end - k >= each) {
 #pragma GCC unroll 8
         for (int i = 0; i < each; ++i) {
-          values_at<C, Zeros>(words, i, lines, values);
+          values_at<F, Zeros>(words, i, lines, values);
           body(k + i, values);
         }
       } else {
         for (int i = 0; i < end - k; ++i) {
-          values_at<C, Zeros>(words, i, lines, values);
+          values_at<F, Zeros>(words, i, lines, values);
           body(k + i, values);
         }
       }
@@ -158,7 +170,7 @@ struct InputRows {
 };
 
 // The part of a product that has the staged columns and at most Rows rows.
-template <Code C, bool Zeros, int Rows>
+template <Form F, bool Zeros, int Rows>
 void few_rows(const Staged& staged, int64_t rows, int64_t depth, const float* x, int64_t x_step,
               float* y, int64_t y_step, int64_t columns) {
   const InputRows<Rows> in(x, x_step, rows);
@@ -169,7 +181,7 @@ void few_rows(const Staged& staged, int64_t rows, int64_t depth, const float* x,
     Vector s[Rows * kAbreast];
 #pragma GCC unroll 16
     for (int i = 0; i < Rows * kAbreast; ++i) s[i] = zero();
-    for_depths<C, Zeros>(
+    for_depths<F, Zeros>(
         staged, from, std::min(depth, from + kChunk),
         [&](int64_t k, const Vector(&values)[kAbreast]) __attribute__((always_inline)) {
 #pragma GCC unroll 8
@@ -188,22 +200,22 @@ void few_rows(const Staged& staged, int64_t rows, int64_t depth, const float* x,
       put_columns(y + i * y_step + g * kLanes, t[i * kAbreast + g], columns - g * kLanes);
 }
 
-template <Code C, bool Zeros, int Rows>
+template <Form F, bool Zeros, int Rows>
 void few_rows_of(const Staged& staged, int64_t rows, int64_t depth, const float* x, int64_t x_step,
                  float* y, int64_t y_step, int64_t columns) {
   if constexpr (Rows > 1) {
     if (rows <= Rows / 2)
-      return few_rows_of<C, Zeros, Rows / 2>(staged, rows, depth, x, x_step, y, y_step, columns);
+      return few_rows_of<F, Zeros, Rows / 2>(staged, rows, depth, x, x_step, y, y_step, columns);
   }
-  few_rows<C, Zeros, Rows>(staged, rows, depth, x, x_step, y, y_step, columns);
+  few_rows<F, Zeros, Rows>(staged, rows, depth, x, x_step, y, y_step, columns);
 }
 
 // ---- many rows
 
 // The staged columns as a packed strip.
-template <Code C, bool Zeros>
+template <Form F, bool Zeros>
 void put_strip(const Staged& staged, int64_t depth, float* strip) {
-  for_depths<C, Zeros>(
+  for_depths<F, Zeros>(
       staged, 0,
       depth, [&](int64_t k, const Vector(&values)[kAbreast]) __attribute__((always_inline)) {
 #pragma GCC unroll 2
@@ -211,21 +223,22 @@ void put_strip(const Staged& staged, int64_t depth, float* strip) {
       });
 }
 
-// Calls body<code, zeros>() for the weight's own; signed8 is staged as offset8.
+// Calls body<form, zeros>() for the staged columns' own.
 template <class Body>
-inline void with_code(const QuantisedWeight& w, Body&& body) {
+inline void with_form(const QuantisedWeight& w, const Staged& staged, Body&& body) {
   switch (w.code) {
     case Code::offset4:
-      return w.zeros ? body.template operator()<Code::offset4, true>()
-                     : body.template operator()<Code::offset4, false>();
+      return w.zeros ? body.template operator()<Form::offset4, true>()
+                     : body.template operator()<Form::offset4, false>();
     case Code::offset8:
     case Code::signed8:
-      return w.zeros ? body.template operator()<Code::offset8, true>()
-                     : body.template operator()<Code::offset8, false>();
+      return w.zeros ? body.template operator()<Form::offset8, true>()
+                     : body.template operator()<Form::offset8, false>();
     case Code::e4m3:
-      return body.template operator()<Code::e4m3, false>();
+      return staged.has_nan ? body.template operator()<Form::e4m3, false>()
+                            : body.template operator()<Form::finite_e4m3, false>();
     case Code::e2m1:
-      return body.template operator()<Code::e2m1, false>();
+      return body.template operator()<Form::e2m1, false>();
   }
 }
 
@@ -242,8 +255,10 @@ void multiply_few(int64_t m, int64_t n, int64_t k, const float* x, int64_t x_ste
     const int64_t end = std::min(n, (task + 1) * each);
     for (int64_t column = task * each; column < end; column += kStaged) {
       const Staged staged = stage().columns(w, table, column, end, n, k);
-      with_code(w, [&]<Code C, bool Zeros>() {
-        few_rows_of<C, Zeros, kMostRows>(staged, m, k, x, x_step, y + column, y_step, n - column);
+      with_form(w, staged, [&]<Form F, bool Zeros>() {
+        for (int64_t i = 0; i < m; i += kMostRows)
+          few_rows_of<F, Zeros, kMostRows>(staged, m - i, k, x + i * x_step, x_step,
+                                           y + i * y_step + column, y_step, n - column);
       });
     }
   });
@@ -260,8 +275,8 @@ void multiply_many(int64_t m, int64_t n, int64_t k, const float* x, int64_t x_st
     const int64_t columns = std::min(kPanel, n - from);
     parallel_for(pool, up(columns, kStaged), [&](int64_t task) {
       const Staged staged = stage().columns(w, table, from + task * kStaged, n, n, k);
-      with_code(w, [&]<Code C, bool Zeros>() {
-        put_strip<C, Zeros>(staged, k, panel + task * kStaged * k);
+      with_form(w, staged, [&]<Form F, bool Zeros>() {
+        put_strip<F, Zeros>(staged, k, panel + task * kStaged * k);
       });
     });
     gemm_strips(m, columns, k, rows, panel, k, y + from, y_step, pool);

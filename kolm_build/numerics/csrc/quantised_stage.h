@@ -47,6 +47,7 @@ struct Staged {
   const float* zeros;  // null: none
   int64_t group;       // columns of the weight that share a scale, at most k
   const char* next;    // codes that are staged next
+  bool has_nan;        // of e4m3: some code is NaN
 
   // Asks for a part of what is staged next; called for every word, so that the rest of the work
   // hides the wait. Codes of neighbouring rows are neighbours in memory.
@@ -107,16 +108,24 @@ class Stage {
       put_scales(w, table, first, left, groups, scales + g * kLanes);
       if (zeros) put_zeros(w, first, left, groups, zeros + g * kLanes);
     }
-    if (column + kStaged >= end)
-      return {codes, scales, zeros, std::min(w.group, k), reinterpret_cast<const char*>(codes)};
-    fetch_scales(w, column + kStaged);
-    return {codes, scales, zeros, std::min(w.group, k),
-            static_cast<const char*>(w.codes) + (column + kStaged) * w.row_bytes};
+    const bool more = column + kStaged < end;
+    if (more) fetch_scales(w, column + kStaged);
+    const char* next = more ? static_cast<const char*>(w.codes) + (column + kStaged) * w.row_bytes
+                            : reinterpret_cast<const char*>(codes);
+    const bool nan = w.code == Code::e4m3 && has_nan(codes, words * kStaged);
+    return {codes, scales, zeros, std::min(w.group, k), next, nan};
   }
 
  private:
   static uint32_t* integers(Scratch& scratch, int64_t count) {
     return reinterpret_cast<uint32_t*>(scratch.floats(count));
+  }
+
+  // Whether any byte has all of its low seven bits.
+  static bool has_nan(const uint32_t* codes, int64_t count) {
+    uint32_t seen = 0;
+    for (int64_t i = 0; i < count; ++i) seen |= (codes[i] & 0x7f7f7f7fu) + 0x01010101u;
+    return (seen & kSignBits) != 0;
   }
 
   static void put_words(const QuantisedWeight& w, int64_t row, int64_t rows, int64_t words,
