@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT_TOKENS, NEW_TOKENS = 256, 48
 
 
 def main() -> None:
@@ -49,6 +48,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llama-python", default=sys.executable)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -67,6 +68,7 @@ class Engine:
 
     def __init__(self, kind: str, path: Path, args: argparse.Namespace) -> None:
         self.name = f"{kind} {path.name}"
+        self.sizes = args.prompt_tokens, args.new_tokens
         program = args.llama_python if kind == "llama" else sys.executable
         threads = str(args.threads)
         self.process = subprocess.Popen(
@@ -80,32 +82,33 @@ class Engine:
         self.start = self.answer()
 
     def answer(self) -> dict:
+        """The next line of JSON that the process prints."""
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
         raise SystemExit(f"{self.name} ended with {self.process.wait()}")
 
     def ask(self, *, tokens: int) -> dict:
-        ids = [(7 * at) % 1000 + 100 for at in range(PROMPT_TOKENS)]
+        """What it takes to read the prompt and say `tokens`."""
+        ids = [(7 * at) % 1000 + 100 for at in range(self.sizes[0])]
         self.process.stdin.write(json.dumps({"prompt": ids, "tokens": tokens}) + "\n")
         self.process.stdin.flush()
         return self.answer()
 
     def measured(self) -> tuple[float, float]:
         """Seconds of processor time for the prompt, and for each token after the first."""
-        prompt, whole = self.ask(tokens=1)["cpu_s"], self.ask(tokens=1 + NEW_TOKENS)["cpu_s"]
-        return prompt, (whole - prompt) / NEW_TOKENS
+        prompt, whole = self.ask(tokens=1)["cpu_s"], self.ask(tokens=1 + self.sizes[1])["cpu_s"]
+        return prompt, (whole - prompt) / self.sizes[1]
 
     def end(self) -> None:
+        """Let the process go."""
         self.process.stdin.close()
         self.process.wait()
 
 
 def show(engines: list[Engine], rounds: list[list[tuple[float, float]]]) -> None:
     """Tokens a second, and the median ratio to every other engine in the same round."""
-    print(
-        f"{'engine':<40} {'prompt tok/s':>12} {'decode tok/s':>12}   decode (prompt) x of each other"
-    )
+    print(f"{'engine':<40} {'prompt tok/s':>12} {'decode tok/s':>12}   decode (prompt) x of each")
     for at, engine in enumerate(engines):
         prompt, token = (statistics.median(row[at][part] for row in rounds) for part in (0, 1))
         ratios = [
@@ -116,7 +119,7 @@ def show(engines: list[Engine], rounds: list[list[tuple[float, float]]]) -> None
             for part in (1, 0)
         ]
         print(
-            f"{engine.name:<40} {PROMPT_TOKENS / prompt:>12.1f} {1 / token:>12.1f}"
+            f"{engine.name:<40} {engine.sizes[0] / prompt:>12.1f} {1 / token:>12.1f}"
             f"   {ratios[0]}   ({ratios[1]})"
         )
 
