@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kolm_build.numerics import certified, guard, portable
+from kolm_build.core.quantisation import SCHEMES, format_of
+from kolm_build.numerics import certified, guard, portable, quantised
 
-OPS = torch.ops.kolm_portable if portable.load() is None else None
+OPS = torch.ops.kolm_portable
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 STORED = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -195,7 +196,7 @@ def product_of(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """fma: binary64 holds the product, and a sum that it rounds to odd rounds as if it were exact."""
+    """fma: binary64 holds the product; a sum rounded to odd rounds again as an exact one would."""
     product, wide = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + wide
     part = total - product
@@ -241,6 +242,33 @@ def test_a_product_with_a_quantised_weight_is_linear_of_its_values(name, shape):
         assert same(weight.linear(x, bias), linear(x, values, bias))
         assert same(weight.linear(x.bfloat16()), linear(x.bfloat16().float(), values).bfloat16())
         assert same(weight.linear(x.half(), bias), linear(x.half().float(), values, bias).half())
+
+
+def stored_product(x: torch.Tensor, tensors: dict[str, torch.Tensor], grid) -> torch.Tensor:
+    """The operator that reads a layer as the file holds it."""
+    scale, zero = tensors["weight_scale"], tensors.get("weight_zero_point")
+    weight = tensors["weight_packed"] if "weight_packed" in tensors else tensors["weight"]
+    if grid.kind == "int":
+        return OPS.quantised_linear_int(x, weight, scale, zero, grid.bits, max(grid.group, 0))
+    if grid.kind == "nvfp4":
+        return OPS.quantised_linear_nvfp4(x, weight, scale, tensors["weight_global_scale"])
+    operator = OPS.quantised_linear_fp8 if grid.kind == "fp8" else OPS.quantised_linear_mxfp4
+    return operator(x, weight, scale)
+
+
+@pytest.mark.parametrize("dtype", STORED, ids=str)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_layer_as_its_file_holds_it_is_linear_of_what_it_stands_for(name, dtype):
+    """NUM-131: every scheme of the product, its scales in every dtype of a model."""
+    scheme, weight = SCHEMES[name], inputs(8, 70, 576)
+    grid = scheme.grid(576)
+    chosen = quantised.scales(weight, grid, dtype=dtype)
+    matrix = quantised.nearest(weight, chosen)
+    tensors = quantised.pack(matrix, format_of(grid, scheme.activations))
+    for rows in (1, 3, 40):
+        x = inputs(rows, rows, 576)
+        wanted = torch.nn.functional.linear(x, quantised.values(matrix))
+        assert same(stored_product(x, tensors, grid), wanted)
 
 
 @settings(max_examples=60, deadline=None)

@@ -63,11 +63,27 @@ inline Vector e2m1_code(Words words) {
 #endif
 }
 
-// Sign, exponent and digits in their places; the exponents' biases differ by 120.
+inline Vector least(Vector a, Vector b) {
+#if defined(KOLM_ISA_AVX512)
+  return _mm512_min_ps(a, b);
+#elif defined(KOLM_ISA_AVX2)
+  return _mm256_min_ps(a, b);
+#elif defined(__aarch64__)
+  return vminq_f32(a, b);
+#else
+  for (int i = 0; i < kLanes; ++i) a[i] = a[i] < b[i] ? a[i] : b[i];
+  return a;
+#endif
+}
+
+// With the exponent e + 120 a normal code is its number t. Of a subnormal one that is
+// 2^-7 (1 + m / 8) for 2^-6 m / 8, which is 2 t - 2^-6: less than t just there. No subnormal number
+// of binary32 comes in, for some processors take long over those.
 inline __attribute__((always_inline)) Vector finite_e4m3_code(Words words, int i) {
-  typedef int32_t Signed __attribute__((vector_size(sizeof(Words))));
-  const auto spread = reinterpret_cast<Signed>(words << (24 - 8 * i)) >> 4;
-  return as_vector(reinterpret_cast<Words>(spread) & 0x87f00000u) * broadcast(0x1p120f);
+  const Words digits = (i < 3 ? words << (20 - 8 * i) : words >> 4) & 0x07f00000u;
+  const Vector t = as_vector(digits + (120u << 23));
+  const Vector number = least(t, fma(t, broadcast(2.0f), broadcast(-0x1p-6f)));
+  return as_vector(reinterpret_cast<Words>(number) | (words << (24 - 8 * i) & 0x80000000u));
 }
 
 inline Vector e4m3_code(Words words) {
