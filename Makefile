@@ -9,7 +9,8 @@ TESTS ?=
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-EXAMPLES := tiny icd-small icd-triage
+EXAMPLES := tiny tiny-int4 icd-small icd-triage icd-triage-int4
+QUANTISED := full-evaluation full-score quantise
 NODES := base base-evaluation dataset evaluation gate merge-1 package score train-1
 KERNELS := kolm_build/numerics/libkolm_portable.so
 KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
@@ -79,7 +80,8 @@ lockfiles: $(VENV)/.demo ## lock the examples anew, after a change to a step, a 
 outputs: $(VENV)/.demo ## build the examples from their locks and note what they are, in lockfiles/*.outputs
 	for name in $(EXAMPLES); do \
 	  rm -f lockfiles/$$name.outputs; \
-	  $(BIN)/kolm build -C examples/$$name --lock lockfiles/$$name.lock --no-sign --record $(NODES) || exit; \
+	  nodes="$(NODES)"; [[ $$name != *-int4 ]] || nodes+=" $(QUANTISED)"; \
+	  $(BIN)/kolm build -C examples/$$name --lock lockfiles/$$name.lock --no-sign --record $$nodes || exit; \
 	done
 
 kernels: $(KERNELS) ## compile the portable kernels, where a source changed

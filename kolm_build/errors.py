@@ -151,6 +151,13 @@ class PackIncompleteError(PackError):
     code = "input.pack-incomplete"
 
 
+class DoesNotFitError(KolmError):
+    """What the recipe makes cannot run on the device that it is meant for."""
+
+    code = "input.does-not-fit"
+    exit = Exit.INPUT
+
+
 class MachineError(KolmError):
     """This machine cannot do it: no space, no memory, no permission, no network."""
 

@@ -37,7 +37,9 @@ T = TypeVar("T")
 BUILD, MODEL = "build/", "model/"
 HOLDOUT, RESULTS, SUMMARY = "eval/holdout.jsonl", "eval/results.jsonl", "eval/summary.json"
 BASE_RESULTS, BASE_SUMMARY = "eval/base-results.jsonl", "eval/base-summary.json"
-KSCORE, GATE = "eval/kscore.json", "eval/gate.json"
+FULL_RESULTS, FULL_SUMMARY = "eval/full-results.jsonl", "eval/full-summary.json"
+KSCORE, FULL_KSCORE, GATE = "eval/kscore.json", "eval/full-kscore.json", "eval/gate.json"
+QUANTISATION = "eval/quantisation.json"
 EVALUATION_FORMAT = "evaluation/1"
 DERIVATION_CONTEXT = "kolm_build 2026 derivation v1"
 ENVIRONMENT_CONTEXT = "kolm_build 2026 environment v1"
@@ -65,6 +67,14 @@ NOT_EVIDENCED = (
     "BLAKE3 and CRC-32 of the members, and the weights id: `kolm rebuild` computes them",
     "sizes and costs of the untuned base",
 )
+QUANTISED_EVIDENCED = (
+    "full precision: one result a held-out row, each judged again; its K-score",
+    "quantisation: scheme and method from the derivation, bits a weight from the headers",
+)
+QUANTISED_NOT_EVIDENCED = (
+    "sizes and bytes a request of the model in full precision",
+    "outliers and worst layers in the report of the quantisation: `kolm rebuild` makes it again",
+)
 SPLIT = "split: every held-out row is on its side by its own key"
 VERIFIED = "coverage: each output checked again by the recipe's verifier"
 
@@ -76,14 +86,29 @@ class Claims:
     Attributes:
         evidenced: What was recomputed and is as claimed.
         not_evidenced: What cannot be recomputed here, and what would.
-        summary: What the evaluation says of the model.
-        requests: Prompt and output tokens of each held-out row.
+        evaluation: What the model did.
+        quantised: What is said of the model before it was quantised; None where it was not.
     """
 
     evidenced: tuple[str, ...]
     not_evidenced: tuple[str, ...]
-    summary: Summary
-    requests: tuple[tuple[int, int], ...]
+    evaluation: Evaluation
+    quantised: Quantised | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantised:
+    """What is said of a quantised model.
+
+    Attributes:
+        full: What it did before.
+        parameters: Its weights, as the report of its quantisation says.
+        tensor_bytes: The bytes of its tensors, likewise.
+    """
+
+    full: Evaluation
+    parameters: int
+    tensor_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,18 +299,64 @@ def check_evidence(files: Mapping[str, bytes], manifest: Manifest) -> Claims:
     base = None
     if BASE_RESULTS in files or BASE_SUMMARY in files:
         base = _check_evaluation(files, (BASE_RESULTS, BASE_SUMMARY), rows, judge)
-    score = _check_score(files, evaluation.summary, base.summary if base else None, story)
+    before = base.summary if base else None
+    score = _check_score(files, KSCORE, evaluation.summary, before, story)
     with about("manifest.json"):
         same("kscore", dict(manifest.kscore), kscore_summary(score))
+    quantised = _check_quantisation(files, manifest, story, rows, before)
     _check_gate(files, score, story)
     _check_sbom(files, manifest, story)
     optional = {SPLIT: _check_split(rows.values(), story), VERIFIED: judge.accepts is not None}
     return Claims(
-        evidenced=(*EVIDENCED, *(name for name, done in optional.items() if done)),
-        not_evidenced=(*NOT_EVIDENCED, *(name for name, done in optional.items() if not done)),
-        summary=evaluation.summary,
-        requests=evaluation.requests,
+        evidenced=(
+            *EVIDENCED,
+            *(QUANTISED_EVIDENCED if quantised else ()),
+            *(name for name, done in optional.items() if done),
+        ),
+        not_evidenced=(
+            *NOT_EVIDENCED,
+            *(QUANTISED_NOT_EVIDENCED if quantised else ()),
+            *(name for name, done in optional.items() if not done),
+        ),
+        evaluation=evaluation,
+        quantised=quantised,
     )
+
+
+def _check_quantisation(
+    files: Mapping[str, bytes],
+    manifest: Manifest,
+    story: Story,
+    rows: Mapping[str, Row],
+    base: Summary | None,
+) -> Quantised | None:
+    """What the model did before it was quantised, where it is; what is said of both holds."""
+    params = story.params("quantise")
+    claimed = manifest.quantisation
+    with about("manifest.json"):
+        same("quantisation", claimed is not None, params is not None)
+    if claimed is None or params is None:
+        for path in (FULL_RESULTS, FULL_SUMMARY, FULL_KSCORE, QUANTISATION):
+            with about(path):
+                if path in files:
+                    raise InvalidRecordError("evidence of a quantisation that is not told of")
+        return None
+    paths = (FULL_RESULTS, FULL_SUMMARY)
+    full = _check_evaluation(files, paths, rows, Judge.of(story))
+    score = _check_score(files, FULL_KSCORE, full.summary, base, story)
+    with about("manifest.json"), _under("quantisation"):
+        same("full_kscore", dict(claimed.full_kscore), kscore_summary(score))
+        same("scheme", claimed.scheme, params.get("scheme"))
+        same("method", claimed.method, params.get("method"))
+    with about(QUANTISATION):
+        report = Fields(strict_json.loads(_file(files, QUANTISATION)))
+        same("scheme", report.text("scheme"), params.get("scheme"))
+        same("method", report.text("method"), params.get("method"))
+        return Quantised(
+            full=full,
+            parameters=report.integer("parameters"),
+            tensor_bytes=report.integer("tensor_bytes"),
+        )
 
 
 def _rows(files: Mapping[str, bytes]) -> Mapping[str, Row]:
@@ -370,11 +441,11 @@ def _check_evaluation(
 
 
 def _check_score(
-    files: Mapping[str, bytes], summary: Summary, base: Summary | None, story: Story
+    files: Mapping[str, bytes], path: str, summary: Summary, base: Summary | None, story: Story
 ) -> KScore:
-    """The K-score, computed again from the counts and the budgets."""
-    with about(KSCORE):
-        found = KScore.from_value(strict_json.loads(_file(files, KSCORE)))
+    """The K-score at `path`, computed again from the counts and the budgets."""
+    with about(path):
+        found = KScore.from_value(strict_json.loads(_file(files, path)))
         want = summary.to_evidence(base, _params(story, "score")).to_value()
         for name, value in found.evidence.to_value().items():
             same(f"evidence.{name}", value, want[name])
@@ -393,7 +464,7 @@ def _check_gate(files: Mapping[str, bytes], score: KScore, story: Story) -> None
 
 
 def _params(story: Story, step: str) -> Mapping[str, str | int]:
-    """The parameters of the one derivation of `step`, which has to be there."""
+    """The parameters of the derivations of `step`, one of which has to be there."""
     params = story.params(step)
     if params is None:
         raise InvalidRecordError(f"no derivation of the step {step}", where=f"{BUILD}{DERIVATIONS}")

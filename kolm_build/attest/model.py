@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Self
 
-from kolm_build.attest.evidence import Claims, about, same
-from kolm_build.core.fields import Fields
-from kolm_build.core.manifest import Manifest
-from kolm_build.core.safetensors import (
-    DTYPE_BYTES,
-    PREFIX_BYTES,
-    TensorEntry,
-    header_length,
-    parse_header,
-)
+from kolm_build.attest.evidence import FULL_SUMMARY, QUANTISATION, Claims, about, same
+from kolm_build.core.archive import MANIFEST
+from kolm_build.core.cost import EMBEDDING, Sizes, Tensors, shapes
+from kolm_build.core.manifest import Manifest, bits_per_weight
+from kolm_build.core.safetensors import PREFIX_BYTES, TensorEntry, header_length, parse_header
 from kolm_build.errors import InvalidRecordError
 
 FOLDER = "model/"
@@ -31,73 +24,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 COUNTED = "FLOPs and bytes of a request: from the configuration and the tensors' shapes"
 
 _SUFFIXES = (".json", WEIGHTS_SUFFIX, ".jinja", ".txt", ".md", ".model")
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _SUMMARY = "eval/summary.json"
-
-Tensors = Mapping[str, TensorEntry]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """What the cost of a request follows from.
-
-    Attributes:
-        body: Weights of the linear layers, without the output head.
-        head: Weights of the output head.
-        layers: Number of attention layers.
-        query_width: Width of all queries of a layer together.
-        cache_width: Width of all keys and values of a layer together.
-        element_bytes: Bytes of an element of the key-value cache.
-        parameter_bytes: Bytes of all weights.
-    """
-
-    body: int
-    head: int
-    layers: int
-    query_width: int
-    cache_width: int
-    element_bytes: int
-    parameter_bytes: int
-
-    @classmethod
-    def of(cls, config: Mapping[str, object], tensors: Tensors) -> Self:
-        """The sizes of a model of the Llama family.
-
-        Raises:
-            InvalidRecordError: The configuration lacks a size.
-        """
-        fields = Fields({name: value for name, value in config.items() if value is not None})
-        heads = fields.integer("num_attention_heads")
-        kv_heads = fields.integer("num_key_value_heads", default=heads)
-        width = fields.integer("head_dim", default=fields.integer("hidden_size") // max(heads, 1))
-        head = tensors.get(_HEAD, tensors[_EMBEDDING])
-        outside = {_EMBEDDING, _HEAD}
-        return cls(
-            body=sum(
-                prod(tensor.shape)
-                for name, tensor in tensors.items()
-                if len(tensor.shape) == 2 and name not in outside
-            ),
-            head=prod(head.shape),
-            layers=fields.integer("num_hidden_layers"),
-            query_width=heads * width,
-            cache_width=2 * kv_heads * width,
-            element_bytes=DTYPE_BYTES[head.dtype],
-            parameter_bytes=sum(tensor.end - tensor.begin for tensor in tensors.values()),
-        )
-
-    def flops(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Operations of one request: every token but the last is read, with all before it."""
-        read = prompt_tokens + output_tokens - 1
-        linear = 2 * self.body * read + 2 * self.head * output_tokens
-        return linear + 2 * self.layers * self.query_width * read * (read + 1)
-
-    def bytes_moved(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Bytes of one request: all weights for each token said, and the key-value cache."""
-        read = prompt_tokens + output_tokens - 1
-        cached = read * (read + 1) // 2 - prompt_tokens * (prompt_tokens + 1) // 2
-        row = self.layers * self.cache_width * self.element_bytes
-        return self.parameter_bytes * output_tokens + row * (read + cached)
 
 
 def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) -> bool:
@@ -117,17 +44,38 @@ def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) 
         _config(heads, TOKENIZER_CONFIG)
     tensors = _tensors(heads, manifest)
     with about(_SUMMARY):
-        summary = claims.summary
-        same("parameters", summary.parameters, sum(prod(each.shape) for each in tensors.values()))
+        summary, requests = claims.evaluation.summary, claims.evaluation.requests
+        parameters = shapes(config, tensors)
+        same("parameters", summary.parameters, sum(map(prod, parameters.values())))
         same("weight_bytes", summary.weight_bytes, _weight_bytes(manifest))
-        if _EMBEDDING not in tensors:
+        _check_bits(tensors, manifest, claims)
+        if EMBEDDING not in parameters:
             return False
         sizes = Sizes.of(config, tensors)
-        flops = _mean(sizes.flops(*one) for one in claims.requests)
+        flops = _mean(sizes.flops(*one) for one in requests)
         same("flops_per_request", summary.flops_per_request, flops)
-        moved = _mean(sizes.bytes_moved(*one) for one in claims.requests)
+        moved = _mean(sizes.bytes_moved(*one) for one in requests)
         same("bytes_per_request", summary.bytes_per_request, moved)
+    if claims.quantised is not None:
+        full = claims.quantised.full
+        with about(FULL_SUMMARY):
+            flops = _mean(sizes.flops(*one) for one in full.requests)
+            same("flops_per_request", full.summary.flops_per_request, flops)
     return True
+
+
+def _check_bits(tensors: Tensors, manifest: Manifest, claims: Claims) -> None:
+    """The bits a weight of a quantised model, as the manifest and the report have them."""
+    if manifest.quantisation is None or claims.quantised is None:
+        return
+    parameters = claims.evaluation.summary.parameters
+    stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
+    with about(MANIFEST):
+        want = bits_per_weight(stored, parameters)
+        same("bits_per_weight", manifest.quantisation.bits_per_weight, want)
+    with about(QUANTISATION):
+        same("parameters", claims.quantised.parameters, parameters)
+        same("tensor_bytes", claims.quantised.tensor_bytes, stored)
 
 
 def _tensors(heads: Mapping[str, bytes], manifest: Manifest) -> Tensors:

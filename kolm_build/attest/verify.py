@@ -54,6 +54,7 @@ class Report:
 
     def to_value(self) -> dict[str, object]:
         """The report as a JSON object."""
+        how = self.manifest.quantisation
         return {
             "artifact_id": self.artifact_id,
             "manifest_b3": self.manifest_b3,
@@ -64,6 +65,7 @@ class Report:
             "numerics": self.manifest.numerics,
             "licence": self.manifest.licence,
             "kscore": dict(self.manifest.kscore),
+            **({} if how is None else {"quantisation": how.to_value()}),
             "signatures": [signed.to_value() for signed in self.signatures],
             "trusted": self.trusted,
             "evidenced": list(self.evidenced),

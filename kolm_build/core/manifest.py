@@ -10,17 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from hashlib import sha256
 from typing import Self
 
 from kolm_build.core import strict_json
 from kolm_build.core.archive import ATTESTATIONS, MANIFEST, Member, order
+from kolm_build.core.decimals import CONTEXT, four_places
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import TERMS, KScore
 from kolm_build.core.name import parse_label
 from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
 
 FORMAT = "kolm-artifact/1"
+QUANTISED_FORMAT = "kolm-artifact/2"
+"""That of a quantised model: a program that knows the first alone cannot check one."""
+
 MAX_BYTES = 1 << 25
 
 _DIGEST = re.compile("(b3|sha256):[0-9a-f]{64}")
@@ -75,6 +80,45 @@ class ManifestMember:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """What a manifest says of a quantised model.
+
+    Attributes:
+        scheme: What the weights became, such as ``w4a16``.
+        method: How, such as ``gptq``.
+        bits_per_weight: Bits stored for each parameter, all tensors together; decimal text.
+        full_kscore: K and its terms of the model in full precision, as `Manifest.kscore`.
+    """
+
+    scheme: str
+    method: str
+    bits_per_weight: str
+    full_kscore: Mapping[str, str]
+
+    def to_value(self) -> dict[str, object]:
+        """The plain value."""
+        return {
+            "scheme": self.scheme,
+            "method": self.method,
+            "bits_per_weight": self.bits_per_weight,
+            "full_kscore": dict(self.full_kscore),
+        }
+
+    @classmethod
+    def from_value(cls, value: object) -> Self:
+        """The inverse of `to_value`, strict."""
+        fields = Fields(value)
+        made = cls(
+            scheme=fields.text("scheme"),
+            method=fields.text("method"),
+            bits_per_weight=fields.text("bits_per_weight"),
+            full_kscore=fields.record("full_kscore", _texts),
+        )
+        fields.done()
+        return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What an artifact holds and claims.
 
@@ -85,6 +129,7 @@ class Manifest:
         numerics: The numerics class of the recipe, as in the lock.
         licence: The licence of the base weights, as in the lock.
         kscore: K and its terms as decimal text, as in ``eval/kscore.json``.
+        quantisation: How the model was quantised; None where it was not.
 
     Raises:
         InvalidRecordError: Members are out of order or repeated.
@@ -96,6 +141,7 @@ class Manifest:
     numerics: str
     licence: str
     kscore: Mapping[str, str]
+    quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
         keys = [order(member.path) for member in self.members]
@@ -108,9 +154,10 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The bytes of ``manifest.json``: canonical JSON."""
+        quantised = self.quantisation
         return strict_json.dumps(
             {
-                "format": FORMAT,
+                "format": FORMAT if quantised is None else QUANTISED_FORMAT,
                 "name": self.name,
                 "members": [member.to_value() for member in self.members],
                 "weights_id": self.weights_id,
@@ -118,6 +165,7 @@ class Manifest:
                 "licence": self.licence,
                 "kscore": dict(self.kscore),
                 "gate": "passed",
+                **({} if quantised is None else {"quantisation": quantised.to_value()}),
             }
         )
 
@@ -132,7 +180,8 @@ class Manifest:
         if len(data) > MAX_BYTES:
             raise InvalidRecordError("a manifest is too large", actual=f"{len(data)} bytes")
         fields = Fields(strict_json.loads(data))
-        _check_format(fields.text("format"))
+        form = fields.text("format")
+        _check_format(form)
         made = cls(
             name=fields.parsed("name", parse_label),
             members=fields.records("members", ManifestMember.from_value),
@@ -140,6 +189,11 @@ class Manifest:
             numerics=fields.text("numerics"),
             licence=fields.text("licence"),
             kscore=fields.record("kscore", _texts),
+            quantisation=(
+                fields.record("quantisation", Quantisation.from_value)
+                if form == QUANTISED_FORMAT
+                else None
+            ),
         )
         fields.text("gate")
         fields.done()
@@ -153,15 +207,27 @@ def kscore_summary(score: KScore) -> dict[str, str]:
     return {"k": str(score.k), **{name: str(getattr(score, name)) for name in TERMS}}
 
 
+def bits_per_weight(tensor_bytes: int, parameters: int) -> str:
+    """Bits that a parameter takes on the mean, scales and all: decimal text with four places.
+
+    Raises:
+        InvalidRecordError: There are no parameters.
+    """
+    if parameters < 1:
+        raise InvalidRecordError("a model without weights", where="parameters")
+    return str(four_places(CONTEXT.divide(Decimal(8 * tensor_bytes), Decimal(parameters))))
+
+
 def artifact_id(manifest: bytes) -> str:
     """The id of the artifact whose ``manifest.json`` has these bytes."""
     return f"sha256:{sha256(manifest).hexdigest()}"
 
 
 def _check_format(found: str) -> None:
-    if found != FORMAT:
+    if found not in (FORMAT, QUANTISED_FORMAT):
+        known = f"{FORMAT} or {QUANTISED_FORMAT}"
         raise UnsupportedVersionError(
-            "another format", where="format", expected=FORMAT, actual=repr(found)[:80]
+            "another format", where="format", expected=known, actual=repr(found)[:80]
         )
 
 

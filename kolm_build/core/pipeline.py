@@ -35,6 +35,7 @@ from kolm_build.core.sections import (
     Data,
     Origin,
     Pipeline,
+    Quantise,
     Split,
     Train,
     segment,
@@ -44,6 +45,8 @@ from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
 
 EXACT = Numerics(cls="exact-1")
 PACKAGE = "package"
+QUANTISE = "quantise"
+FULL_EVALUATION, FULL_SCORE = "full-evaluation", "full-score"
 
 Story = Callable[[Mapping[str, Derivation]], Digest]
 """Keeps the account of a build, given every node above the package, and gives its content."""
@@ -268,6 +271,8 @@ def _pipeline_steps(pipeline: Pipeline) -> set[str]:
     used |= {stage.step for stage in pipeline.train}
     if any(stage.is_merged for stage in pipeline.train):
         used.add("merge")
+    if pipeline.quantise is not None:
+        used.add("quantise")
     for origin in (*(base.origin for base in bases), *(data.origin for data in rows)):
         if origin.script is not None:
             used.add("script")
@@ -290,8 +295,13 @@ def _add_pipeline(build: _Build, pipeline: Pipeline) -> None:
         _add_base(build, f"model-{name}", section)
     _add_evaluation(build, pipeline, "base-evaluation", base, holdout)
     model = _add_stages(build, pipeline, base)
+    if pipeline.quantise is not None:
+        _add_evaluation(build, pipeline, FULL_EVALUATION, model, holdout)
+        _add_score(build, pipeline, FULL_SCORE, model, evaluation=FULL_EVALUATION)
+        model = _add_quantise(build, pipeline.quantise, model)
     _add_evaluation(build, pipeline, "evaluation", model, holdout)
-    _add_verdict(build, pipeline, model)
+    scored = _add_score(build, pipeline, "score", model, evaluation="evaluation")
+    _add_gate(build, pipeline, scored)
 
 
 def _add_base(build: _Build, name: str, base: Base) -> NodeOutput:
@@ -418,9 +428,19 @@ def _add_evaluation(
     build.add(name, "evaluate", inputs=inputs, params=params)
 
 
-def _add_verdict(build: _Build, pipeline: Pipeline, model: NodeOutput) -> None:
-    score, device, gate = pipeline.score, pipeline.score.device, pipeline.gate
-    evaluation = build.node(NodeOutput(node="evaluation"))
+def _add_quantise(build: _Build, quantise: Quantise, model: NodeOutput) -> NodeOutput:
+    """The model quantised: from here on, what is judged and shipped."""
+    inputs: dict[str, Input] = {"model": build.node(model)}
+    if quantise.rows is not None:
+        rows = NodeOutput(node=quantise.rows, output="train")
+        inputs["calibration"] = build.node(rows)
+    return build.add(QUANTISE, "quantise", inputs=inputs, params=dict(quantise.params))
+
+
+def _add_score(
+    build: _Build, pipeline: Pipeline, name: str, model: NodeOutput, *, evaluation: str
+) -> NodeOutput:
+    score, device = pipeline.score, pipeline.score.device
     base = build.node(NodeOutput(node="base-evaluation"))
     params: dict[str, Param] = {
         "size_budget_bytes": score.size_budget_bytes,
@@ -432,27 +452,36 @@ def _add_verdict(build: _Build, pipeline: Pipeline, model: NodeOutput) -> None:
         "device_microusd_per_hour": device.microusd_per_hour,
     }
     inputs: dict[str, Input] = {
-        "evaluation": evaluation,
+        "evaluation": build.node(NodeOutput(node=evaluation)),
         "base": base,
         "model": build.node(model),
     }
-    scored = build.add("score", "score", inputs=inputs, params=params)
-    params = {
+    return build.add(name, "score", inputs=inputs, params=params)
+
+
+def _add_gate(build: _Build, pipeline: Pipeline, scored: NodeOutput) -> None:
+    gate = pipeline.gate
+    params: dict[str, Param] = {
         "k_min": gate.k_min,
         "accuracy_min": gate.accuracy_min,
         "coverage_min": gate.coverage_min,
     }
-    inputs = {"score": build.node(scored), "evaluation": evaluation}
+    inputs: dict[str, Input] = {
+        "score": build.node(scored),
+        "evaluation": build.node(NodeOutput(node="evaluation")),
+    }
     build.add("gate", "gate", inputs=inputs, params=params)
 
 
 def _add_package(build: _Build, recipe: Recipe, story: Story) -> None:
     score = dict(build.nodes["score"].inputs)
-    above = closure(["gate", *_PACKAGED.values()], partial(_needs_of, build))
+    packaged = dict(_PACKAGED)
+    if recipe.pipeline is not None and recipe.pipeline.quantise is not None:
+        packaged |= _PACKAGED_QUANTISED
+    nodes = [reference.node for reference in packaged.values()]
+    above = closure(["gate", *nodes], partial(_needs_of, build))
     content = story({name: build.nodes[name] for name in above})
-    inputs: dict[str, Input] = {
-        role: build.node(NodeOutput(node=node)) for role, node in _PACKAGED.items()
-    }
+    inputs: dict[str, Input] = {role: build.node(reference) for role, reference in packaged.items()}
     inputs |= {
         "model": score["model"],
         "holdout": build.node(NodeOutput(node="dataset", output="holdout")),
@@ -461,11 +490,16 @@ def _add_package(build: _Build, recipe: Recipe, story: Story) -> None:
     build.add(PACKAGE, "package", inputs=inputs, params={"name": recipe.name})
 
 
-_PACKAGED = {
-    "evaluation": "evaluation",
-    "base": "base-evaluation",
-    "score": "score",
-    "gate": "gate",
+_PACKAGED: Mapping[str, NodeOutput] = {
+    "evaluation": NodeOutput(node="evaluation"),
+    "base": NodeOutput(node="base-evaluation"),
+    "score": NodeOutput(node="score"),
+    "gate": NodeOutput(node="gate"),
+}
+_PACKAGED_QUANTISED: Mapping[str, NodeOutput] = {
+    "full": NodeOutput(node=FULL_EVALUATION),
+    "full-score": NodeOutput(node=FULL_SCORE),
+    "quantisation": NodeOutput(node=QUANTISE, output="report"),
 }
 
 

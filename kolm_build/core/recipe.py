@@ -224,11 +224,11 @@ def _recipe(raw: dict[str, object], numerics_class: str) -> Recipe:
 
 
 def _section_digests(sections: Mapping[str, object]) -> Mapping[str, Digest]:
-    """The digest of each section's value, defaults filled in; empty arrays are left out."""
+    """The digest of each section's value, defaults filled in; what is not there is left out."""
     return {
         name: Digest.of_record(cbor.encode(plain(value)), RecordKind.RECIPE)
         for name, value in sorted(sections.items())
-        if value not in ((), [])
+        if value not in ((), [], None)
     }
 
 

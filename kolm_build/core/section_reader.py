@@ -24,6 +24,7 @@ from kolm_build.core.sections import (
     Gate,
     Origin,
     Pipeline,
+    Quantise,
     Score,
     Split,
     Train,
@@ -33,7 +34,10 @@ from kolm_build.core.strict_json import MAX_INTEGER
 from kolm_build.errors import InvalidRecordError
 
 DTYPES = ("bf16", "fp16", "fp32")
-SECTIONS = ("base", "data", "sets", "models", "split", "train", "evaluate", "score", "gate")
+SECTIONS = (
+    *("base", "data", "sets", "models", "split", "train", "quantise"),
+    *("evaluate", "score", "gate"),
+)
 
 T = TypeVar("T")
 
@@ -63,6 +67,7 @@ def read_pipeline(fields: Fields) -> Pipeline | None:
         models=models,
         split=fields.record("split", _split),
         train=_train(fields, dict(sets), dict(models)),
+        quantise=_quantise(fields, dict(sets)),
         evaluate=fields.record("evaluate", _evaluate),
         score=fields.record("score", _score),
         gate=fields.record("gate", _gate),
@@ -211,6 +216,16 @@ def _train(
     from kolm_build.core.stage_reader import read_stages
 
     return read_stages(fields, sets=sets, models=models.keys())
+
+
+def _quantise(fields: Fields, sets: Mapping[str, Data]) -> Quantise | None:
+    """The section, if there is one: a recipe without it does not import the table of schemes."""
+    if not fields.has("quantise"):
+        fields.table("quantise")  # asked for, so that a misspelt section gets a suggestion
+        return None
+    from kolm_build.core.quantise_reader import read_quantise
+
+    return fields.record("quantise", partial(read_quantise, sets))
 
 
 def _evaluate(value: object) -> Evaluate:

@@ -130,6 +130,23 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantise:
+    """The section ``[quantise]``.
+
+    Attributes:
+        scheme: What the weights become, one of `quantisation.SCHEMES`.
+        method: ``rtn``, ``gptq``, ``awq`` or ``smoothquant``.
+        rows: The node of the rows that it is calibrated on; None where nothing is calibrated.
+        params: All its parameters, sorted, defaults filled in; decimal numbers in plain form.
+    """
+
+    scheme: str
+    method: str
+    rows: str | None
+    params: Params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
     """The section ``[evaluate]``.
 
@@ -184,6 +201,7 @@ class Pipeline:
     Attributes:
         sets: The sections ``[sets.NAME]``, as sorted (name, section) pairs.
         models: The sections ``[models.NAME]``, as sorted (name, section) pairs.
+        quantise: The section ``[quantise]``; None where the model ships as it was trained.
     """
 
     base: Base
@@ -192,6 +210,7 @@ class Pipeline:
     models: tuple[tuple[str, Base], ...]
     split: Split
     train: tuple[Train, ...]
+    quantise: Quantise | None
     evaluate: Evaluate
     score: Score
     gate: Gate
@@ -202,7 +221,8 @@ class Pipeline:
         sets = [node.format(name) for name, _ in self.sets for node in _OF_A_SET]
         models = [node.format(name) for name, _ in self.models for node in _OF_A_MODEL]
         stages = [node for at, stage in enumerate(self.train, 1) for node in _stage(at, stage)]
-        return (*_BEFORE, *sets, *models, *stages, *_AFTER)
+        after = _AFTER if self.quantise is None else (*_QUANTISED, *_AFTER)
+        return (*_BEFORE, *sets, *models, *stages, *after)
 
     @property
     def reserved(self) -> tuple[str, ...]:
@@ -224,6 +244,7 @@ def segment(number: int, step: int) -> str:
 
 
 _BEFORE = ("base-source", "base", "data-source", "rows", "dataset", "base-evaluation")
+_QUANTISED = ("full-evaluation", "full-score", "quantise")
 _AFTER = ("evaluation", "score", "gate", "package")
 _INPUTS = ("base", "base-script", "data", "data-script")
 _OF_A_SET = ("data-{}-source", "rows-{}", "dataset-{}")

@@ -42,10 +42,10 @@ class Story:
     derivations: tuple[Table, ...]
 
     def params(self, step: str) -> Params | None:
-        """The parameters of the one derivation of `step`; None where there is none.
+        """The parameters that every derivation of `step` has; None where there is none.
 
         Raises:
-            InvalidRecordError: There are several, so that nobody can tell which one counts.
+            InvalidRecordError: Several differ, so that nobody can tell which one counts.
         """
         return self._one(step, self.all_params(step))
 
@@ -66,7 +66,7 @@ class Story:
         return (record for record in self.derivations if record["step"] == step)
 
     def _one(self, step: str, found: Sequence[Params]) -> Params | None:
-        if len(found) > 1:
+        if any(params != found[0] for params in found):
             raise InvalidRecordError(
                 f"several derivations of the step {step}", where="build/derivations"
             )

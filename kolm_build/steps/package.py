@@ -22,13 +22,19 @@ from kolm_build.core.archive import MANIFEST, layout, order
 from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import KScore
-from kolm_build.core.manifest import Manifest, ManifestMember, kscore_summary
+from kolm_build.core.manifest import (
+    Manifest,
+    ManifestMember,
+    Quantisation,
+    bits_per_weight,
+    kscore_summary,
+)
 from kolm_build.core.name import parse_label
 from kolm_build.core.request import StepRequest
 from kolm_build.core.safetensors import PREFIX_BYTES, header_length, parse_header, weights_record
 from kolm_build.core.sbom import PATH as SBOM
 from kolm_build.core.sbom import render_sbom
-from kolm_build.core.story import parse_story
+from kolm_build.core.story import Story, parse_story
 from kolm_build.errors import GateFailedError, InvalidRecordError
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import input_folder, output_folder
@@ -44,8 +50,17 @@ _EVAL: Mapping[str, tuple[str, str]] = {
     "eval/base-summary.json": ("base", "summary.json"),
     "eval/kscore.json": ("score", "kscore.json"),
     "eval/gate.json": ("gate", "gate.json"),
+    "eval/full-results.jsonl": ("full", "results.jsonl"),
+    "eval/full-summary.json": ("full", "summary.json"),
+    "eval/full-kscore.json": ("full-score", "kscore.json"),
+    "eval/quantisation.json": ("quantisation", "quantisation.json"),
 }
-"""The evidence: member path to the input's role and its file there. `base` may be left out."""
+"""The evidence: member path to the input's role and its file there."""
+
+_QUANTISED = ("full", "full-score", "quantisation")
+"""Roles that only a quantised model has, and it has them all."""
+
+_OPTIONAL = ("base", *_QUANTISED)
 
 Row = tuple[str, str, tuple[int, ...], bytes]
 
@@ -61,6 +76,19 @@ class Source:
 
     entry: ManifestMember
     content: Path | bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """A tensor of the model.
+
+    Attributes:
+        row: Its name, dtype, shape and the BLAKE3 of its bytes.
+        size_bytes: Their number.
+    """
+
+    row: Row
+    size_bytes: int
 
 
 def main(argv: list[str]) -> int:
@@ -86,14 +114,15 @@ def run(request: StepRequest, events: Events) -> None:
     model = [source.entry for path, source in sorted(hashed.items()) if path.startswith("model/")]
     sbom = render_sbom(name, story, model)
     hashed[SBOM] = Source(entry=_entry(SBOM, [sbom]), content=sbom)
-    score = KScore.from_value(strict_json.loads(files["eval/kscore.json"].read_bytes()))
+    tensors = list(_model_tensors(files))
     manifest = Manifest(
         name=name,
         members=tuple(hashed[path].entry for path in sorted(hashed, key=order)),
-        weights_id=_weights_id(files),
+        weights_id=_weights_id(tensors),
         numerics=story.numerics,
         licence=story.licence,
-        kscore=kscore_summary(score),
+        kscore=_kscore(files["eval/kscore.json"]),
+        quantisation=_quantisation(files, story, tensors),
     )
     data = manifest.encode()
     destination = output_folder(request) / f"{name}{SUFFIX}"
@@ -117,7 +146,7 @@ def _files(request: StepRequest) -> dict[str, Path]:
     files = dict(_below("model/", input_folder(request, "model")))
     files |= _below("build/", input_folder(request, "story"))
     for path, (role, name) in _EVAL.items():
-        if role == "base" and role not in request.inputs:
+        if role in _OPTIONAL and role not in request.inputs:
             continue
         files[path] = input_folder(request, role) / name
         if not files[path].is_file():
@@ -173,20 +202,59 @@ def _pieces(content: Path | bytes) -> Iterator[bytes]:
             yield piece
 
 
-def _weights_id(files: Mapping[str, Path]) -> str:
-    rows: list[Row] = []
-    for path, file in files.items():
-        if path.startswith("model/") and path.endswith(".safetensors"):
-            try:
-                rows.extend(_tensors(file))
-            except InvalidRecordError as error:
-                raise error.in_file(path) from None
+def _kscore(file: Path) -> Mapping[str, str]:
+    return kscore_summary(KScore.from_value(strict_json.loads(file.read_bytes())))
+
+
+def _quantisation(
+    files: Mapping[str, Path], story: Story, tensors: Iterable[Tensor]
+) -> Quantisation | None:
+    """What the manifest says of a quantised model; None where nothing quantised it.
+
+    Raises:
+        InvalidRecordError: The evidence is of a quantised model and the story is not, or the
+            other way round.
+    """
+    params = story.params("quantise")
+    given = [path for path, (role, _) in _EVAL.items() if role in _QUANTISED and path in files]
+    if params is None and not given:
+        return None
+    if params is None or len(given) != sum(role in _QUANTISED for role, _ in _EVAL.values()):
+        raise InvalidRecordError(
+            "evidence and story disagree on whether the model is quantised",
+            where="inputs",
+            expected=", ".join(_QUANTISED),
+            actual=", ".join(given) or "none of them",
+        )
+    summary = strict_json.loads(files["eval/summary.json"].read_bytes())
+    return Quantisation(
+        scheme=str(params["scheme"]),
+        method=str(params["method"]),
+        bits_per_weight=bits_per_weight(
+            sum(tensor.size_bytes for tensor in tensors), Fields(summary).integer("parameters")
+        ),
+        full_kscore=_kscore(files["eval/full-kscore.json"]),
+    )
+
+
+def _weights_id(tensors: Iterable[Tensor]) -> str:
+    rows = [tensor.row for tensor in tensors]
     if not rows:
         raise InvalidRecordError("the model has no weights", expected="model.safetensors")
     return str(Digest.of_record(weights_record(rows), RecordKind.WEIGHTS))
 
 
-def _tensors(file: Path) -> Iterator[Row]:
+def _model_tensors(files: Mapping[str, Path]) -> Iterator[Tensor]:
+    """Each tensor of the model."""
+    for path, file in files.items():
+        if path.startswith("model/") and path.endswith(".safetensors"):
+            try:
+                yield from _tensors(file)
+            except InvalidRecordError as error:
+                raise error.in_file(path) from None
+
+
+def _tensors(file: Path) -> Iterator[Tensor]:
     """Each tensor of a safetensors file with the BLAKE3 of its bytes."""
     size = file.stat().st_size
     with file.open("rb", buffering=0) as handle:
@@ -198,4 +266,5 @@ def _tensors(file: Path) -> Iterator[Row]:
             for at in range(tensor.begin, tensor.end, PIECE_BYTES):
                 count = min(PIECE_BYTES, tensor.end - at)
                 hasher.update(os.pread(fd, count, header.data_start + at))
-            yield tensor.name, tensor.dtype, tensor.shape, hasher.digest()
+            row = tensor.name, tensor.dtype, tensor.shape, hasher.digest()
+            yield Tensor(row=row, size_bytes=tensor.end - tensor.begin)

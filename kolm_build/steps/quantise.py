@@ -21,10 +21,10 @@ from kolm_build.steps._files import copy_others, input_folder, output_folder, wr
 from kolm_build.steps._model_tree import CONFIG, WEIGHTS, read_config
 from kolm_build.steps._weights import Weight, check_finite, read_weights, size_bytes, write_weights
 from kolm_build.steps.quantisation.layers import Chosen, choose, layers_of
-from kolm_build.steps.quantisation.methods import METHODS, Task
+from kolm_build.steps.quantisation.methods import METHODS, Choice, Task
 from kolm_build.steps.quantisation.params import QuantiseParams
 from kolm_build.steps.quantisation.report import report
-from kolm_build.steps.quantisation.rounded_model import Rounding
+from kolm_build.steps.quantisation.rounded_model import RoundedModel, Rounding
 
 REPORT = "quantisation.json"
 
@@ -50,26 +50,33 @@ def run(request: StepRequest, events: Events) -> None:
         events=events,
     )
     choice = METHODS[params.method](task)
-    model = Rounding(
+    rounded = round_model(weights, chosen, choice, task)
+    out = output_folder(request)
+    write_weights(out / WEIGHTS, rounded.weights, events.bytes_progress)
+    copy_others(source, out, but=WEIGHTS)
+    write_json(out / CONFIG, {**config, KEY: to_config(chosen.described())})
+    told = report(
+        params,
+        chosen,
+        rounded.costs,
+        choice.losses,
+        tensor_bytes=sum(map(size_bytes, rounded.weights)),
+        parameters=sum(prod(weight.shape) for weight in weights),
+    )
+    write_json(output_folder(request, "report") / REPORT, told)
+
+
+def round_model(
+    weights: Sequence[Weight], chosen: Chosen, choice: Choice, task: Task
+) -> RoundedModel:
+    """The tensors `weights` as they are written, and what each matrix cost."""
+    return Rounding(
         weights=weights,
         chosen=chosen,
         choice=choice,
         scale_dtype=task.scale_dtype,
-        events=events,
+        events=task.events,
     ).rounded()
-    out, told = output_folder(request), output_folder(request, "report")
-    write_weights(out / WEIGHTS, model.weights, events.bytes_progress)
-    copy_others(source, out, but=WEIGHTS)
-    write_json(out / CONFIG, config | {KEY: to_config(chosen.described())})
-    told_value = report(
-        params,
-        chosen,
-        model.costs,
-        choice.losses,
-        tensor_bytes=sum(map(size_bytes, model.weights)),
-        parameters=parameters_of(weights),
-    )
-    write_json(told / REPORT, told_value)
 
 
 def check_weights(weights: Sequence[Weight]) -> None:
@@ -98,8 +105,3 @@ def scale_dtype(weights: Sequence[Weight], chosen: Chosen) -> torch.dtype:
             "matrices of several dtypes", file=WEIGHTS, expected="one", actual=", ".join(found)
         )
     return DTYPES[found[0]]
-
-
-def parameters_of(weights: Sequence[Weight]) -> int:
-    """The number of weights of a model."""
-    return sum(prod(weight.shape) for weight in weights)

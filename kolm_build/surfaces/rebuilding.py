@@ -49,6 +49,9 @@ _MAKERS = (
     ("eval/results", "evaluation"),
     ("eval/summary", "evaluation"),
     ("eval/kscore", "score"),
+    ("eval/full-kscore", "full-score"),
+    ("eval/full-", "full-evaluation"),
+    ("eval/quantisation", "quantise"),
     ("eval/gate", "gate"),
     ("build/", "the story"),
 )

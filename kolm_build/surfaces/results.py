@@ -29,6 +29,7 @@ from kolm_build.surfaces.project import Project, shown_path
 
 if TYPE_CHECKING:
     from kolm_build.attest.keys import SigningKey
+    from kolm_build.core.manifest import Quantisation
 
 Targets = Mapping[str, OutputInput]
 
@@ -59,6 +60,8 @@ class Written:
         artifact_id: ``sha256:<hex>`` of its manifest.
         manifest_b3: ``b3:<hex>`` of it.
         kscore: Its figures, as the manifest says them.
+        quantisation: How it was quantised, and its figures in full precision; None where it was
+            not.
         signed_by: The id of the key that signed; None for an unsigned one.
     """
 
@@ -66,10 +69,12 @@ class Written:
     artifact_id: str
     manifest_b3: str
     kscore: Mapping[str, str]
+    quantisation: Quantisation | None
     signed_by: str | None
 
     def to_value(self) -> dict[str, object]:
         """The event as a JSON object."""
+        quantised = self.quantisation
         return {
             "b3": self.manifest_b3,
             "event": "artifact",
@@ -77,6 +82,7 @@ class Written:
             "kscore": dict(self.kscore),
             "path": str(self.path),
             "signed_by": [self.signed_by] if self.signed_by else [],
+            **({} if quantised is None else {"quantisation": quantised.to_value()}),
         }
 
 
@@ -118,6 +124,7 @@ def _described(path: Path, key: SigningKey | None) -> Written:
             artifact_id=str(blob.sha256),
             manifest_b3=str(blob.b3),
             kscore=container.manifest.kscore,
+            quantisation=container.manifest.quantisation,
             signed_by=None if key is None else key.public.keyid,
         )
 

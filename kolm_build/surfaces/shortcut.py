@@ -60,7 +60,7 @@ def nothing_to_do(args: Namespace) -> Told | None:
 
     Whatever is wrong with the project or the store is left for the real build to say.
     """
-    if args.check or args.dry_run or args.record:
+    if args.check or args.dry_run or args.record or args.target:
         return None
     try:
         root = find_root(args.project)

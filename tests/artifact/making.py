@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from kolm_build.core import cbor, strict_json
 from kolm_build.core.derivation import ContentInput, Derivation, OutputInput
@@ -18,8 +19,10 @@ from kolm_build.core.digest import Digest
 from kolm_build.core.environment import Distribution, Environment
 from kolm_build.core.lock import Lock, LockedInput, render_lock
 from kolm_build.core.numerics import Numerics, Platform
+from kolm_build.core.quantisation import SCHEMES
+from kolm_build.core.quantisation_config import grouped, to_config
 from kolm_build.core.request import StepRequest
-from kolm_build.core.safetensors import data_order, encode_header
+from kolm_build.core.safetensors import DTYPE_BYTES, data_order, encode_header
 from kolm_build.core.split import is_holdout
 from kolm_build.steps import gate, package, score
 from kolm_build.steps._entry import Events
@@ -163,7 +166,7 @@ ENVIRONMENT = Environment.of(
 
 def node(name: str, step: str, params: Mapping[str, str | int], **inputs: object) -> Derivation:
     """A derivation of `step`; `inputs` are derivations or digests by role."""
-    inherits = step in ("sft", "merge", "evaluate")
+    inherits = step in ("sft", "merge", "evaluate", "quantise")
     found = {
         role: OutputInput(derivation=value.digest, output=value.outputs[0][0])
         if isinstance(value, Derivation)
@@ -204,9 +207,31 @@ def few_derivations() -> list[Derivation]:
     return [rows, after, scored, node("gate", "gate", GATE, score=scored, evaluation=after)]
 
 
+QUANTISE: dict[str, str | int] = {
+    "embeddings": "int8",
+    "group": 0,
+    "keep": "",
+    "method": "rtn",
+    "scheme": "w8a8",
+}
+
+
+def quantised_derivations() -> list[Derivation]:
+    """Everything above the package of a quantised model."""
+    rows, base, tuned, before, full, _, _ = derivations()
+    full = node("full-evaluation", "evaluate", EVALUATE, model=tuned, holdout=rows)
+    was = node("full-score", "score", BUDGETS, evaluation=full, base=before, model=tuned)
+    codes = node("quantise", "quantise", QUANTISE, model=tuned)
+    after = node("evaluation", "evaluate", EVALUATE, model=codes, holdout=rows)
+    scored = node("score", "score", BUDGETS, evaluation=after, base=before, model=codes)
+    passed = node("gate", "gate", GATE, score=scored, evaluation=after)
+    return [rows, base, tuned, before, full, was, codes, after, scored, passed]
+
+
 def lock() -> str:
     """The lock that the derivations go with."""
-    steps = sorted({each.step for each in derivations()} | {"package"})
+    made = (*derivations(), *quantised_derivations())
+    steps = sorted({each.step for each in made} | {"package"})
     return render_lock(
         Lock(
             name=NAME,
@@ -271,6 +296,62 @@ def smallest(made: dict[str, Files]) -> None:
     made["story"] |= derivation_files(few_derivations())
 
 
+LINEAR = ("model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj")
+
+
+def quantised_tensors() -> list[tuple[str, str, tuple[int, ...]]]:
+    """The tiny model's tensors with rows of INT8, as QUANT-20 has it; the head is tied."""
+    found: list[tuple[str, str, tuple[int, ...]]] = []
+    for name, dtype, shape in TENSORS:
+        if len(shape) == 1:
+            found.append((name, dtype, shape))
+            continue
+        found += [(name, "I8", shape), (f"{name}_scale", "BF16", (shape[0], 1))]
+    return [*found, ("lm_head.weight_scale", "BF16", (VOCABULARY, 1))]
+
+
+def quantised_config() -> dict[str, object]:
+    """The configuration that goes with them."""
+    grid = SCHEMES["w8a8"].weights
+    layers = [(name, grid, "int-quantized", "dynamic") for name in LINEAR]
+    layers += [(name, grid, "int-quantized", "") for name in ("model.embed_tokens", "lm_head")]
+    return CONFIG | {"quantization_config": to_config(grouped(layers))}
+
+
+def quantised(made: dict[str, Files]) -> None:
+    """Change the inputs to those of a quantised model: what was the model is the full one."""
+    tensors = quantised_tensors()
+    stored = sum(DTYPE_BYTES[dtype] * _count(shape) for _, dtype, shape in tensors)
+    payload = hashlib.shake_128(b"q").digest(stored)
+    weights_file = encode_header(data_order(tensors), {"format": "pt"}) + payload
+    rows = holdout()
+    results = [result(each, str(each["answer"])) for each in rows]
+    results[-1] = result(rows[-1], LABELS[0])
+    flops, _ = cost()
+    cache_row = 2 * 4 * 2 * LAYERS
+    figures = {"bytes_per_request": 2 * stored + cache_row * 16, "flops_per_request": flops}
+    made["full"] = made["evaluation"]
+    made["evaluation"] = {
+        "results.jsonl": lines(results),
+        "summary.json": strict_json.dumps(summary(results, len(weights_file)) | figures),
+    }
+    made["model"] = {
+        "config.json": json.dumps(quantised_config()).encode(),
+        "model.safetensors": weights_file,
+    }
+    report = {
+        "method": QUANTISE["method"],
+        "parameters": sum(_count(shape) for _, _, shape in TENSORS),
+        "scheme": QUANTISE["scheme"],
+        "tensor_bytes": stored,
+    }
+    made["quantisation"] = {"quantisation.json": strict_json.dumps(report)}
+    made["full-model"] = {"model.safetensors": weights()}
+    made["story"] = {
+        name: made["story"][name] for name in ("kolm.toml", "kolm.lock")
+    } | derivation_files(quantised_derivations())
+
+
 def evaluation(results: list[dict[str, object]], weight_bytes: int) -> Files:
     """The files of an evaluation."""
     return {
@@ -294,6 +375,10 @@ def make(folder: Path, change: Callable[[dict[str, Files]], None] = lambda _: No
     _run(score.run, folder, "score", BUDGETS, ("evaluation", "model", *base))
     _run(gate.run, folder, "gate", GATE, ("score", "evaluation"))
     roles = ("model", "evaluation", "score", "gate", "holdout", "story", *base)
+    if "full" in made:
+        full = {"evaluation": "full", "model": "full-model", "base": "base"}
+        _run(score.run, folder, "full-score", BUDGETS, tuple(full), places=full)
+        roles = (*roles, "full", "full-score", "quantisation")
     _run(package.run, folder, "package", {"name": NAME}, roles)
     return folder / "package" / f"{NAME}.kolm"
 
@@ -323,14 +408,17 @@ def _run(
     name: str,
     params: Mapping[str, str | int],
     roles: tuple[str, ...],
+    *,
+    places: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
+    """Run `step` on the folders of `roles`, which are called so unless `places` says where."""
     (folder / name).mkdir()
     fd = os.open(os.devnull, os.O_WRONLY)
     try:
         request = StepRequest(
             step=name,
             params=params,
-            inputs={role: str(folder / role) for role in roles},
+            inputs={role: str(folder / places.get(role, role)) for role in roles},
             outputs={"out": str(folder / name)},
             scratch=str(folder),
             numerics=Numerics(cls="exact-1"),

@@ -37,7 +37,11 @@ def fixture(request, tmp_path):
     return folder
 
 
-PIPELINES = sorted((Path(__file__).parent / "lock-v1").iterdir())
+PIPELINES = [
+    folder
+    for version in ("lock-v1", "lock-v2")
+    for folder in sorted((Path(__file__).parent / version).iterdir())
+]
 
 
 def _pipeline(folder):
@@ -46,9 +50,12 @@ def _pipeline(folder):
     return parse_recipe(text, numerics_class=lock.numerics.cls), lock
 
 
-@pytest.mark.parametrize("folder", PIPELINES, ids=lambda path: path.name)
-def test_a_pipeline_locked_before_there_were_stages_has_the_nodes_it_had(folder):
-    """LOCK-13: digests.json is what the code of that time made of recipe and lock."""
+@pytest.mark.parametrize("folder", PIPELINES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_pipeline_locked_before_has_the_nodes_it_had(folder):
+    """LOCK-13, RECIPE-34: digests.json is what the code of that time made of recipe and lock.
+
+    lock-v1 is of the time before there were stages, lock-v2 of that before quantisation.
+    """
     recipe, lock = _pipeline(folder)
     check(recipe, lock)
     instance = instantiate(

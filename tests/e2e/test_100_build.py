@@ -99,3 +99,12 @@ def test_a_build_without_a_sandbox_has_to_be_asked_for(project):
         ]
         == "none"
     )
+
+
+def test_a_target_is_for_recipes_that_make_a_model(project):
+    """CLI-30: of other recipes nobody can say whether they fit."""
+    project.ok("lock")
+    answer = project.kolm("build", "--target", "raspberry-pi-5")
+    assert answer.status == 2
+    assert "makes no model" in answer.err
+    assert answer.built() == []

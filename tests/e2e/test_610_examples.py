@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 COMPUTED = (
     "base", "base-evaluation", "dataset", "evaluation", "gate", "merge-1", "score", "train-1",
 )  # fmt: skip
+QUANTISED = ("full-evaluation", "full-score", "quantise")
 
 pytestmark = [pytest.mark.ml, pytest.mark.xdist_group("model")]
 
@@ -71,7 +72,7 @@ class Example:
         return json.loads(done.stdout.splitlines()[-1])["targets"]
 
 
-@pytest.fixture(params=["tiny", "icd-small"])
+@pytest.fixture(params=["tiny", "tiny-int4", "icd-small"])
 def example(request, tmp_path) -> Example:
     made = Example(request.param, tmp_path)
     shutil.copytree(
@@ -83,7 +84,8 @@ def example(request, tmp_path) -> Example:
 def test_an_example_gives_the_committed_bytes_on_this_machine(example):
     """NUM-100, NUM-105."""
     fits = example.lock()
-    targets = (*COMPUTED, "package") if fits else COMPUTED
+    computed = (*COMPUTED, *QUANTISED) if example.name.endswith("-int4") else COMPUTED
+    targets = (*computed, "package") if fits else computed
     found = example.built(*targets)
     expected = {
         entry.target if entry.output == "out" else f"{entry.target}.{entry.output}": entry
@@ -93,7 +95,9 @@ def test_an_example_gives_the_committed_bytes_on_this_machine(example):
     assert {name: str(expected[name].tree) for name in found} == found
 
 
-@pytest.mark.parametrize("name", ["icd-small", "icd-triage", "tiny"])
+@pytest.mark.parametrize(
+    "name", ["icd-small", "icd-triage", "icd-triage-int4", "tiny", "tiny-int4"]
+)
 def test_committed_outputs_name_no_machine(name, tmp_path):
     """LOCK-12."""
     entries = Example(name, tmp_path).expected().entries

@@ -11,7 +11,7 @@ import torch
 
 from kolm_build.core.quantisation import scheme_of
 from kolm_build.numerics import guard
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.steps.quantisation.calibration import walk
 from kolm_build.steps.quantisation.rounding import Grids
 from tests.support.models import tiny_llama

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kolm_build.numerics import portable
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.runtime.weights import map_weights
 from tests.quantisation.calibrating import linear_layers
 from tests.steps_ml.calling import files_of, run_step, write_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from kolm_build.errors import InvalidDataError, InvalidRecordError, NotFiniteError
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.steps.quantisation.calibration import decoder_layers, sequences_of, walk
 from tests.quantisation.calibrating import (
     first_block,
@@ -101,6 +102,33 @@ def test_layers_that_read_one_tensor_are_one_stage_in_the_order_of_calls():
         f"{layer}.post_attention_layernorm",
         "",
     ]
+
+
+class Either(torch.nn.Module):
+    """A layer for rows of even length, and another one for the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.even = torch.nn.Linear(64, 64)
+        self.odd = torch.nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.odd(x) if x.shape[1] % 2 else self.even(x)
+
+
+def test_a_layer_that_only_a_later_row_reaches_is_fed_by_it():
+    """QUANT-72: such as an expert of a mixture."""
+    network = copy.deepcopy(tiny_network())
+    network.model.layers[0].mlp = Either()
+    rows = (*token_rows(rows=2), *token_rows(rows=1, length=41))
+    block = first_block(network, rows)
+    even, odd = (
+        next(stage for stage in block.stages if stage.layers == (f"model.layers.0.mlp.{name}",))
+        for name in ("even", "odd")
+    )
+    assert block.statistics(even).tokens == 80
+    assert block.statistics(odd).tokens == 41
+    assert not [stage for stage in first_block(network, rows[:2]).stages if stage == odd]
 
 
 def seen_by_hooks(network, rows):

@@ -162,7 +162,7 @@ def test_a_network_gets_better_layers_and_stays_as_it_was():
 
 
 def test_a_layer_that_no_row_reaches_is_refused():
-    """QUANT-72."""
+    """QUANT-71."""
     network = tiny_network()
     grids = grids_of(network)
     more = {**grids.by_layer, "model.layers.1.mlp.expert_proj": INT4}

@@ -287,6 +287,13 @@ def test_bytes_do_not_depend_on_process_threads_or_instruction_set(tmp_path, mod
 # ---------------------------------------------------------------------------------------- refusals
 
 
+def test_every_method_that_a_recipe_may_name_is_built():
+    """QUANT-41."""
+    from kolm_build.steps.quantisation import methods, params
+
+    assert set(methods.METHODS) == set(params.METHODS)
+
+
 def refused(tmp_path, model, **params):
     ran = run_step("quantise", tmp_path, inputs={"model": model}, params=params)
     error = ran.refusal()

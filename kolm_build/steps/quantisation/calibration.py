@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -196,6 +196,11 @@ class Block:
     module: torch.nn.Module
     stages: tuple[Stage, ...] = ()
     _calls: list[_Call] = field(default_factory=list)
+
+    def parts(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """The modules inside, by the names that the network has for them."""
+        for inner, module in self.module.named_modules():
+            yield f"{self.name}.{inner}", module
 
     def part(self, name: str) -> Any:
         """The module of this block that the network calls `name`."""
@@ -388,11 +393,27 @@ def _float_embedding(network: Any) -> Iterator[None]:
 
 
 def _stages(block: Block) -> tuple[Stage, ...]:
-    """The linear layers of `block` by the tensor that they read, in the order of the first run."""
+    """The linear layers of `block` by the tensor that they read, in the order of calls.
+
+    Rows are read until every linear layer was called: an expert may be none of the first row's.
+    """
+    left = {name for name, module in block.parts() if isinstance(module, torch.nn.Linear)}
+    stages: list[Stage] = []
+    for call in block._calls:  # noqa: SLF001 -- this module's own
+        if not left:
+            break
+        for stage in _read_by(block, call):
+            new = tuple(name for name in stage.layers if name in left)
+            stages += [replace(stage, layers=new)] if new else []
+            left -= set(new)
+    return tuple(stages)
+
+
+def _read_by(block: Block, call: _Call) -> list[Stage]:
+    """The stages of one run of `block`."""
     read: dict[int, list[str]] = {}
     normed: dict[int, str] = {}
     kept: list[torch.Tensor] = []  # as long as these live, no other tensor has their identity
-    handles = []
 
     def reads(name: str) -> Callable[..., None]:
         def hook(_module: object, args: tuple[torch.Tensor, ...]) -> None:
@@ -409,21 +430,17 @@ def _stages(block: Block) -> tuple[Stage, ...]:
 
         return hook
 
-    for inner, module in block.module.named_modules():
-        name = f"{block.name}.{inner}"
-        if isinstance(module, torch.nn.Linear):
-            handles.append(module.register_forward_pre_hook(reads(name)))
-        elif _is_norm(module):
-            handles.append(module.register_forward_hook(gives(name)))
-    try:
-        block.output()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return tuple(
+    with ExitStack() as stack:
+        for name, module in block.parts():
+            if isinstance(module, torch.nn.Linear):
+                stack.callback(module.register_forward_pre_hook(reads(name)).remove)
+            elif _is_norm(module):
+                stack.callback(module.register_forward_hook(gives(name)).remove)
+        block._run(call)  # noqa: SLF001 -- this module's own
+    return [
         Stage(layers=tuple(dict.fromkeys(names)), norm=normed.get(tensor, ""))
         for tensor, names in read.items()
-    )
+    ]
 
 
 def _is_norm(module: torch.nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Cholesky's factor of an inverse in binary64, every rounding fixed (QUANT rules of GPTQ).
+"""Cholesky's factor of an inverse in binary64, every rounding fixed (QUANT-74).
 
 LAPACK's bits depend on the machine. Here each element is made by products, differences, quotients
 and roots in one order, and IEEE 754 rounds each of them in one way. Rows are worked on in panels

@@ -11,6 +11,7 @@ from kolm_build.surfaces.cli.options import (
     add_project,
     add_store,
     add_substituters,
+    add_target,
 )
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
@@ -18,6 +19,7 @@ from kolm_build.surfaces.cli.terminal import Terminal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from kolm_build.attest.keys import SigningKey
@@ -40,6 +42,7 @@ def describe(parser: Parser) -> None:
         ("kolm build --dry-run", "what would be done"),
         ("kolm build --check", "build again and compare with what is in the store"),
         ("kolm build --substituter URL", "copy from there what it has"),
+        ("kolm build --target raspberry-pi-5", "only if the model will fit that device"),
         ("kolm build --record", "note the results in kolm.outputs, for `kolm rebuild`"),
     )
     parser.add_argument("targets", metavar="TARGET", nargs="*", help="a node or node.output")
@@ -47,6 +50,7 @@ def describe(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--record", action="store_true", help="write kolm.outputs")
     parser.add_argument("-o", "--output", metavar="FILE", help="where the artifact goes")
+    add_target(parser, "what does not fit is not built")
     add_building(parser)
     add_substituters(parser)
     add_key(parser)
@@ -102,10 +106,13 @@ def _look(args: Namespace, terminal: Terminal) -> int:
 def _plan(prepared: Prepared, args: Namespace, store: LocalStore, terminal: Terminal) -> int:
     from kolm_build.core.plan import Build, Substitute
     from kolm_build.surfaces.building import planned
+    from kolm_build.surfaces.cli.target import forecast_for, say_forecast
 
     wanted = prepared.wanted(args.targets)
     with _substitutes(args, store, _teller(args, terminal), terminal) as substitutes:
         plan = planned(prepared, wanted, store, check=args.check, substitutes=substitutes)
+    if args.target is not None:
+        say_forecast(args, forecast_for(args, prepared, plan.contents.get, store), terminal)
     if args.json:
         terminal.give({"event": "plan", "nodes": plan.to_value()})
         return 0
@@ -154,7 +161,10 @@ def _build(
     store: LocalStore,
     terminal: Terminal,
 ) -> int:
+    from functools import partial
+
     from kolm_build.surfaces.building import Options, build
+    from kolm_build.surfaces.cli.target import check_target
     from kolm_build.surfaces.memory import add_root, remember
     from kolm_build.surfaces.progress import shown_events
     from kolm_build.surfaces.results import Finished, check_outputs, record_outputs
@@ -175,6 +185,16 @@ def _build(
         shown_events(terminal, json=args.json) as on_event,
         _substitutes(args, store, on_event, terminal) as substitutes,
     ):
+        if args.target is not None:
+            make = partial(
+                build,
+                prepared,
+                store=store,
+                options=options,
+                on_event=on_event,
+                substitutes=substitutes,
+            )
+            check_target(args, prepared, make, store, terminal)
         realised = build(
             prepared,
             wanted,
@@ -263,13 +283,20 @@ def _tell_artifact(written: Written, args: Namespace, terminal: Terminal) -> Non
         terminal.give(written.to_value())
         return
     terminal.say(f"{_shown(str(written.path))}  {written.artifact_id}")
-    terms = [name for name in _TERMS if name in written.kscore]
-    terminal.tell("  ".join(f"{name} {written.kscore[name]}" for name in terms))
+    terminal.tell(_figures(written.kscore))
+    how = written.quantisation
+    if how is not None:
+        terminal.tell(f"{_figures(how.full_kscore)}  in full precision", "dim")
+        terminal.tell(f"{how.scheme} by {how.method}, {how.bits_per_weight} bits a weight")
     terminal.tell(
         f"signed by {written.signed_by}"
         if written.signed_by
         else "unsigned: `kolm key new` makes a key, and the next build signs"
     )
+
+
+def _figures(kscore: Mapping[str, str]) -> str:
+    return "  ".join(f"{name} {kscore[name]}" for name in _TERMS if name in kscore)
 
 
 _TERMS = ("k", "accuracy", "size", "latency", "cost", "coverage")

@@ -109,6 +109,16 @@ def add_building(parser: Parser) -> None:
     )
 
 
+def add_target(parser: Parser, verdict: str) -> None:
+    """``--target``: the device that the model is for; `verdict` says what comes of it."""
+    parser.add_argument(
+        "--target",
+        metavar="NAME[:MEMORY]",
+        help=f"say whether the model will fit raspberry-pi-4, raspberry-pi-5, two-core-x86 or the"
+        f" recipe's [score.device], and how fast it should be; {verdict}",
+    )
+
+
 def add_trust(parser: Parser) -> None:
     """``--trust FILE``."""
     parser.add_argument("--trust", metavar="FILE", help="whom you trust (default: your trust file)")

@@ -55,6 +55,7 @@ def _artifact(path: Path) -> dict[str, object]:
     with Container.open(path) as container:
         manifest = container.manifest
         blob = Blob.of(container.manifest_bytes)
+        how = manifest.quantisation
         return {
             "name": manifest.name,
             "artifact": str(blob.sha256),
@@ -64,6 +65,7 @@ def _artifact(path: Path) -> dict[str, object]:
             "numerics": manifest.numerics,
             "licence": manifest.licence,
             "kscore": dict(manifest.kscore),
+            **({} if how is None else {"quantisation": how.to_value()}),
             "members": {one.path: f"{one.size} {one.sha256}" for one in manifest.members},
             "attestations": list(container.attestations),
         }

@@ -70,8 +70,12 @@ def _tell(report: Report, terminal: Terminal) -> None:
     terminal.say(f"  artifact  {report.artifact_id}")
     terminal.say(f"            {report.manifest_b3}")
     terminal.say(f"  weights   {report.manifest.weights_id}")
+    how = report.manifest.quantisation
+    if how is not None:
+        terminal.say(f"  {how.scheme} by {how.method}, {how.bits_per_weight} bits a weight")
     for name, value in report.manifest.kscore.items():
-        terminal.say(f"  {name:<9} {value}")
+        before = "" if how is None else f"  {how.full_kscore.get(name, '?')} in full precision"
+        terminal.say(f"  {name:<9} {value}{before}")
     for text in report.evidenced:
         terminal.say(f"  checked   {text}")
     for text in report.not_evidenced:

@@ -1,0 +1,147 @@
+"""What a model costs to run: operations and bytes of a request (spec/evaluation.md).
+
+Counted from the configuration and the tensors' shapes alone. The verifier counts so what the step
+`evaluate` counted from the network, and a build counts so before there is one. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Self
+
+from kolm_build.core.fields import Fields
+from kolm_build.core.quantisation import WORD_BITS
+from kolm_build.core.quantisation_config import KEY, LayerGroup, from_config
+from kolm_build.core.safetensors import DTYPE_BYTES, TensorEntry
+from kolm_build.errors import InvalidRecordError
+
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+_PACKED = "weight_packed"
+_FLOATS = ("BF16", "F16", "F32", "F64")
+
+Config = Mapping[str, object]
+Tensors = Mapping[str, TensorEntry]
+Shape = tuple[int, ...]
+
+
+def shapes(config: Config, tensors: Tensors) -> Mapping[str, Shape]:
+    """The shape of every parameter, by name: codes unpacked, scales and the like left out.
+
+    Args:
+        config: The configuration.
+        tensors: What is stored, by name.
+
+    Raises:
+        InvalidRecordError: The weights are quantised in a form that is not known, or a layer that
+            is said to be quantised has no codes.
+    """
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if config.get(KEY) is None:
+        return found
+    for layer, group in from_config(config[KEY]).by_layer().items():
+        stored = [name for name in found if _belongs(name, layer)]
+        codes = _codes(layer, group, {name: found[name] for name in stored})
+        for name in stored:
+            del found[name]
+        if codes is not None:
+            found[f"{layer}.weight"] = codes
+        elif f"{layer}.weight" != HEAD:
+            raise InvalidRecordError("a quantised layer has no weight", where=layer)
+    return found
+
+
+def _belongs(name: str, layer: str) -> bool:
+    """Whether a tensor is part of how the weight of `layer` is stored, or what it reads."""
+    owner, _, part = name.rpartition(".")
+    return owner == layer and part != "bias"
+
+
+def _codes(layer: str, group: LayerGroup, stored: Mapping[str, Shape]) -> Shape | None:
+    """The shape of the weight that is stored as codes; None for the head that is tied to them."""
+    packed = stored.get(f"{layer}.{_PACKED}")
+    if packed is None:
+        return stored.get(f"{layer}.weight")
+    rows, columns = packed
+    per = WORD_BITS // group.grid.bits if group.form == "pack-quantized" else 2
+    return rows, columns * per
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What the cost of a request follows from.
+
+    Attributes:
+        body: Weights of the linear layers, without the output head.
+        head: Weights of the output head.
+        layers: Number of attention layers.
+        query_width: Width of all queries of a layer together.
+        cache_width: Width of all keys and values of a layer together.
+        element_bytes: Bytes of an element of the key-value cache.
+        parameter_bytes: Bytes of all weights, as stored.
+    """
+
+    body: int
+    head: int
+    layers: int
+    query_width: int
+    cache_width: int
+    element_bytes: int
+    parameter_bytes: int
+
+    @classmethod
+    def of(cls, config: Config, tensors: Tensors) -> Self:
+        """The sizes of a model of the Llama family, quantised or not.
+
+        Raises:
+            InvalidRecordError: The configuration lacks a size, or its weights are quantised in a
+                form that is not known.
+        """
+        weights = shapes(config, tensors)
+        fields = Fields({name: value for name, value in config.items() if value is not None})
+        heads = fields.integer("num_attention_heads")
+        kv_heads = fields.integer("num_key_value_heads", default=heads)
+        width = fields.integer("head_dim", default=fields.integer("hidden_size") // max(heads, 1))
+        return cls(
+            body=sum(
+                prod(shape)
+                for name, shape in weights.items()
+                if len(shape) == 2 and name not in (EMBEDDING, HEAD)
+            ),
+            head=prod(weights.get(HEAD, weights[EMBEDDING])),
+            layers=fields.integer("num_hidden_layers"),
+            query_width=heads * width,
+            cache_width=2 * kv_heads * width,
+            element_bytes=_element_bytes(tensors),
+            parameter_bytes=sum(tensor.end - tensor.begin for tensor in tensors.values()),
+        )
+
+    def flops(self, prompt_tokens: int, output_tokens: int) -> int:
+        """Operations of one request: every token but the last is read, with all before it."""
+        read = prompt_tokens + output_tokens - 1
+        linear = 2 * self.body * read + 2 * self.head * output_tokens
+        return linear + 2 * self.layers * self.query_width * read * (read + 1)
+
+    def bytes_moved(self, prompt_tokens: int, output_tokens: int) -> int:
+        """Bytes of one request: all weights for each token said, and the key-value cache."""
+        read = prompt_tokens + output_tokens - 1
+        cached = read * (read + 1) // 2 - prompt_tokens * (prompt_tokens + 1) // 2
+        return self.parameter_bytes * output_tokens + self.cache_row_bytes * (read + cached)
+
+    @property
+    def cache_row_bytes(self) -> int:
+        """Bytes of a token's keys and values in all layers."""
+        return self.layers * self.cache_width * self.element_bytes
+
+
+def _element_bytes(tensors: Tensors) -> int:
+    """The bytes of what the model computes with: of its head, and of its norm if that is codes."""
+    head = tensors.get(HEAD) or tensors.get(EMBEDDING)
+    if head is None or head.dtype not in _FLOATS:
+        head = tensors.get(NORM)
+    if head is None:
+        raise InvalidRecordError("nothing says what the model computes in", where=NORM)
+    return DTYPE_BYTES[head.dtype]
