@@ -13,8 +13,8 @@ from typing import Self
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._gguf import Gguf, Value
 
-_CONTROL, _USER_DEFINED = 3, 4
-_SPECIALS: Mapping[str, str] = {
+CONTROL, USER_DEFINED = 3, 4
+SPECIALS: Mapping[str, str] = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
@@ -48,8 +48,15 @@ def _cut_by(pattern: str) -> dict[str, object]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Cut:
-    """How text is cut before merging."""
+class Cut:
+    """How text is cut before merging.
+
+    Attributes:
+        pre_tokenizer: The value in ``tokenizer.json``.
+        normalizer: The same.
+        ignore_merges: Whether a piece that is a token is not merged anew.
+        adds_bos: Whether a text starts with the first special token unless the file says.
+    """
 
     pre_tokenizer: Mapping[str, object]
     normalizer: Mapping[str, object] | None = None
@@ -57,20 +64,19 @@ class _Cut:
     adds_bos: bool = False
 
 
-def _cuts() -> Mapping[str, _Cut]:
+def cuts() -> Mapping[str, Cut]:
+    """GGUF's names of how text is cut, and what they mean."""
     digits = {"type": "Digits", "individual_digits": True}
     return {
-        "gpt-2": _Cut(pre_tokenizer=_byte_level(use_regex=True)),
-        "smollm": _Cut(
+        "gpt-2": Cut(pre_tokenizer=_byte_level(use_regex=True)),
+        "smollm": Cut(
             pre_tokenizer={
                 "type": "Sequence",
                 "pretokenizers": [digits, _byte_level(use_regex=True)],
             }
         ),
-        "qwen2": _Cut(pre_tokenizer=_cut_by(_QWEN2_PATTERN), normalizer={"type": "NFC"}),
-        "llama-bpe": _Cut(
-            pre_tokenizer=_cut_by(_LLAMA3_PATTERN), ignore_merges=True, adds_bos=True
-        ),
+        "qwen2": Cut(pre_tokenizer=_cut_by(_QWEN2_PATTERN), normalizer={"type": "NFC"}),
+        "llama-bpe": Cut(pre_tokenizer=_cut_by(_LLAMA3_PATTERN), ignore_merges=True, adds_bos=True),
     }
 
 
@@ -93,7 +99,7 @@ class Tokenizer:
     specials: Mapping[str, int]
     adds_bos: bool
     chat_template: str
-    cut: _Cut
+    cut: Cut
 
     @classmethod
     def from_gguf(cls, gguf: Gguf) -> Self:
@@ -104,7 +110,7 @@ class Tokenizer:
         """
         values = gguf.values
         _expect(values, "tokenizer.ggml.model", ("gpt2",))
-        cut = _cuts()[_expect(values, "tokenizer.ggml.pre", tuple(_cuts()))]
+        cut = cuts()[_expect(values, "tokenizer.ggml.pre", tuple(cuts()))]
         tokens = _texts(values, "tokenizer.ggml.tokens")
         adds_bos = values.get("tokenizer.ggml.add_bos_token", cut.adds_bos)
         template = values.get("tokenizer.chat_template", "")
@@ -125,9 +131,9 @@ class Tokenizer:
             "truncation": None,
             "padding": None,
             "added_tokens": [
-                _added(index, self.tokens[index], special=kind == _CONTROL)
+                _added(index, self.tokens[index], special=kind == CONTROL)
                 for index, kind in enumerate(self.kinds)
-                if kind in (_CONTROL, _USER_DEFINED)
+                if kind in (CONTROL, USER_DEFINED)
             ],
             "normalizer": self.cut.normalizer,
             "pre_tokenizer": self.cut.pre_tokenizer,
@@ -160,7 +166,7 @@ class Tokenizer:
     def _bos_processor(self) -> dict[str, object]:
         if "bos_token" not in self.specials:
             raise InvalidRecordError(
-                "a text shall start with a token that has no id", where=_SPECIALS["bos_token"]
+                "a text shall start with a token that has no id", where=SPECIALS["bos_token"]
             )
         index = self.specials["bos_token"]
         bos = self.tokens[index]
@@ -233,7 +239,7 @@ def _merges(values: Mapping[str, Value], tokens: frozenset[str]) -> list[tuple[s
 
 def _specials(values: Mapping[str, Value], count: int) -> Mapping[str, int]:
     specials: dict[str, int] = {}
-    for name, key in _SPECIALS.items():
+    for name, key in SPECIALS.items():
         index = values.get(key)
         if index is None:
             continue

@@ -7,7 +7,7 @@ round-to-nearest-even, so the bytes are the same on every machine.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -88,7 +88,11 @@ def parse_dtype(params: Mapping[str, str | int], *, default: str | None = None) 
 
 
 def write_weights(
-    path: Path, weights: Iterable[Weight], on_bytes: Callable[[int, int], None] | None = None
+    path: Path,
+    weights: Iterable[Weight],
+    on_bytes: Callable[[int, int], None] | None = None,
+    *,
+    metadata: Mapping[str, str] = METADATA,
 ) -> None:
     """Write `weights` as the one canonical safetensors file at `path`.
 
@@ -96,13 +100,14 @@ def write_weights(
         path: The file to make.
         weights: The tensors, in any order.
         on_bytes: Is told the bytes written and the bytes in all.
+        metadata: What the file's header says beside its tensors.
 
     Raises:
         InvalidRecordError: A tensor holds a value that is not finite, or cannot be written.
     """
     by_name = {weight.name: weight for weight in weights}
     tensors = [(weight.name, weight.dtype, weight.shape) for weight in by_name.values()]
-    head = encode_header(tensors, METADATA)
+    head = encode_header(tensors, metadata)
     total = len(head) + sum(size_bytes(weight) for weight in by_name.values())
     with path.open("xb") as file:
         done = file.write(head)
@@ -116,20 +121,24 @@ def write_weights(
                 on_bytes(done, total)
 
 
-def read_weights(path: Path) -> tuple[Weight, ...]:
+def read_weights(path: Path, *, dtypes: Collection[str] = _SOURCES) -> tuple[Weight, ...]:
     """The tensors of the safetensors file `path`, mapped into memory.
 
+    Args:
+        path: The file.
+        dtypes: What its tensors may be; those of a model in full precision where not said.
+
     Raises:
-        InvalidRecordError: It is not a strict safetensors file of floating-point tensors.
+        InvalidRecordError: It is not a strict safetensors file of such tensors.
     """
     try:
         header, data = _mapped(path)
         for tensor in header.tensors:
-            if tensor.dtype not in _SOURCES:
+            if tensor.dtype not in dtypes:
                 raise InvalidRecordError(
                     "a tensor of a type that is not supported",
                     where=tensor.name,
-                    expected=" or ".join(_SOURCES),
+                    expected=" or ".join(dtypes),
                     actual=tensor.dtype,
                     advice="Bring the model in full precision, not quantised.",
                 )
@@ -157,7 +166,7 @@ def converted(weight: Weight, dtype: str) -> Weight:
         return weight
 
     def read() -> memoryview:
-        return to_bytes(_to_float32(weight.read(), weight.dtype), dtype)
+        return to_bytes(to_float32(weight.read(), weight.dtype), dtype)
 
     return Weight(name=weight.name, dtype=dtype, shape=weight.shape, read=read)
 
@@ -200,7 +209,8 @@ def _bf16(values: Array) -> Array:
     return ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype("<u2")
 
 
-def _to_float32(data: memoryview, dtype: str) -> Array:
+def to_float32(data: memoryview, dtype: str) -> Array:
+    """The float32 values of the bytes `data` in the file dtype `dtype`: exact."""
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype("<f4")

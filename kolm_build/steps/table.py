@@ -153,5 +153,9 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         "score": StepSpec(module="score", environment=False),
         "gate": StepSpec(module="gate", environment=False),
         "package": StepSpec(module="package"),
+        "export-gguf": StepSpec(module="export_gguf"),
+        "export-modelpack": StepSpec(module="export_modelpack"),
+        "export-onnx": StepSpec(module="export_onnx", numerics=INHERIT),
+        "export-safetensors": StepSpec(module="export_safetensors"),
     }
 )

@@ -290,3 +290,18 @@ def _sign_claims(place: Place, *, runs: int) -> None:
             for number in range(runs if claim.envelope is None else 0):
                 facts = {**claim.circumstances, "wall_ms": number}
                 store.add_claim(signed(replace(claim, circumstances=facts), key))
+
+
+def test_the_artifact_goes_out_as_gguf_and_back_into_a_folder(built, tmp_path):
+    """EXPORT-1, EXPORT-5: twice, in two stores, the same file; it names the artifact."""
+    from kolm_build.steps._gguf import read_gguf
+
+    told = []
+    for number in (1, 2):
+        out = tmp_path / f"{number}.gguf"
+        argv = ("export", str(built.artifact), "--format", "gguf-q8_0", "-o", str(out), "--json")
+        store = () if number == 1 else ("--store", str(tmp_path / "store"))
+        told.append(json.loads(built.ok(*argv, *store)))
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "2.gguf").read_bytes()
+    assert told[0] | {"path": ""} == told[1] | {"path": ""}
+    assert read_gguf(tmp_path / "1.gguf").values["kolm.source"] == built.id()

@@ -6,13 +6,15 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kolm_build.surfaces.cli.options import add_json, add_project, add_store
+from kolm_build.core.export_formats import FORMATS
+from kolm_build.surfaces.cli.options import add_building, add_json, add_project, add_store
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kolm_build.core.export_formats import Format
     from kolm_build.core.kolmpack import Part
     from kolm_build.store.packer import Packing, Share
     from kolm_build.surfaces.building import Prepared
@@ -21,22 +23,47 @@ if TYPE_CHECKING:
 def describe(parser: Parser) -> None:
     """Declare the command."""
     parser.tell_of(
-        "Pack all that a rebuild needs into one file: outputs, derivations, everything that was\n"
-        "fetched, local inputs, the steps' code, claims and logs, recipe and lock, your trust\n"
-        "file, and the environments that the store holds. The same store and lock give the same\n"
-        "bytes. Another machine takes it in by `kolm import`, without a network.",
+        "With --format: write the model of an artifact as other programs load it. The export\n"
+        "names the artifact in its metadata; the same artifact gives the same bytes.\n"
+        "\n"
+        "Without it: pack all that a rebuild needs into one file: outputs, derivations,\n"
+        "everything that was fetched, local inputs, the steps' code, claims and logs, recipe and\n"
+        "lock, your trust file, and the environments that the store holds. The same store and\n"
+        "lock give the same bytes. Another machine takes it in by `kolm import`, without a\n"
+        "network.",
+        ("kolm export triage.kolm --format gguf-q8_0", "for llama.cpp and Ollama"),
+        ("kolm export triage.kolm --format safetensors -o model", "a Hugging Face folder"),
+        ("kolm export triage.kolm --format modelpack", "an OCI image layout, for registries"),
         ("kolm export --rebuildable -o triage.kolmpack", "the recipe's targets"),
         ("kolm export --rebuildable train-1 -o train.kolmpack", "one node, and what it needs"),
         ("kolm export --without-outputs", "what builds it, and nothing that was built"),
         ("kolm export --thin --have first.kolmpack", "what the first delivery did not hold"),
     )
-    parser.add_argument("targets", metavar="TARGET", nargs="*", help="a node or node.output")
+    parser.add_argument(
+        "targets",
+        metavar="TARGET",
+        nargs="*",
+        help="a node or node.output; with --format, the artifact",
+    )
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), metavar="FORMAT", help=", ".join(FORMATS)
+    )
+    parser.add_argument(
+        "--dequantise",
+        nargs="?",
+        const="fp32",
+        choices=("bf16", "fp16", "fp32"),
+        metavar="DTYPE",
+        help="safetensors as plain numbers of one dtype: bf16, fp16 or fp32 (default: fp32)",
+    )
     parser.add_argument(
         "--rebuildable",
         action="store_true",
-        help="with all that a rebuild needs: so far the only kind, and the default",
+        help="with all that a rebuild needs: the default without --format",
     )
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: NAME.kolmpack")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="default: NAME and a suffix"
+    )
     parser.add_argument(
         "--without-outputs", action="store_true", help="leave out what can be built"
     )
@@ -60,10 +87,96 @@ def describe(parser: Parser) -> None:
     )
     add_project(parser)
     add_store(parser)
-    add_json(parser, "one JSON object with the pack's id and sizes")
+    add_building(parser)
+    add_json(parser, "one JSON object: what was written, its digest or id, its size")
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
+    """Write the export or the pack."""
+    if args.format is not None:
+        return _run_format(args, terminal)
+    if args.dequantise is not None:
+        from kolm_build.errors import UsageError
+
+        raise UsageError("--dequantise needs --format safetensors", file="kolm export")
+    return _run_pack(args, terminal)
+
+
+def _run_format(args: Namespace, terminal: Terminal) -> int:
+    """Write the export."""
+    from kolm_build.surfaces.building import Options
+    from kolm_build.surfaces.cli.store import size
+    from kolm_build.surfaces.exporting import export
+    from kolm_build.surfaces.opening import open_store
+    from kolm_build.surfaces.progress import shown_events
+
+    artifact, form = _artifact(args), _format(args)
+    options = Options(
+        threads=args.threads,
+        sandbox=args.sandbox,
+        offline=args.offline,
+        keep_failed=args.keep_failed,
+        environment=args.environment,
+        step_memory_bytes=args.step_memory,
+        step_disk_bytes=args.step_disk,
+    )
+    with open_store(args) as store, shown_events(terminal, json=False) as on_event:
+        made = export(artifact, form, args.output, store=store, options=options, on_event=on_event)
+    if args.json:
+        terminal.give({"format": args.format, **made.to_value()})
+    else:
+        terminal.say(f"{size(made.size_bytes):>10}  {made.path}  {made.content}", "green")
+        terminal.tell(f"of the artifact {made.artifact_id}", "dim")
+    return 0
+
+
+def _artifact(args: Namespace) -> Path:
+    """The artifact that is exported.
+
+    Raises:
+        UsageError: None is named, or more than one, or an option does not go with --format.
+    """
+    from kolm_build.errors import UsageError
+
+    for name in _PACK_ONLY:
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} and --format do not go together", file="kolm export")
+    if len(args.targets) != 1:
+        raise UsageError(
+            "--format needs one artifact",
+            file="kolm export",
+            expected="kolm export FILE.kolm --format FORMAT",
+            actual=" ".join(args.targets) or "none",
+        )
+    path = Path(args.targets[0])
+    if not path.exists():
+        raise UsageError("no such file", file=str(path))
+    return path
+
+
+_PACK_ONLY = ("rebuildable", "without_outputs", "thin", "have", "artifact", "trust")
+
+
+def _format(args: Namespace) -> Format:
+    from dataclasses import replace
+
+    from kolm_build.errors import UsageError
+
+    form = FORMATS[args.format]
+    if args.dequantise is None:
+        return form
+    if args.format != "safetensors":
+        raise UsageError(
+            "--dequantise needs --format safetensors",
+            file="kolm export",
+            actual=args.format,
+            advice="A GGUF file is always made of plain numbers.",
+        )
+    return replace(form, params=(("dtype", args.dequantise),))
+
+
+def _run_pack(args: Namespace, terminal: Terminal) -> int:
     """Write the pack."""
     from kolm_build.errors import UsageError
     from kolm_build.surfaces.building import prepare

@@ -20,7 +20,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "challenge": "compare what several caches claim, without building",
         "claim": "commit to claims, or say as a log when they were seen",
         "key": "make, show and trust signing keys",
-        "export": "pack all that a rebuild needs into one file",
+        "export": "the model for other programs; or all a rebuild needs",
         "import": "check a pack and take it into the store",
     },
     "understand a model": {
