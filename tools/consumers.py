@@ -36,7 +36,7 @@ def ask_kolm(place: Path, artifact: str, count: int, longest: int) -> None:
     from kolm_build.numerics.apply import applied
     from kolm_build.numerics.kernels import LIBRARY
     from kolm_build.runtime.generate import continue_greedily, read_prompts
-    from kolm_build.runtime.load import load
+    from kolm_build.runtime.loading import load
 
     here = Circumstances(kernels=str(LIBRARY), threads=torch.get_num_threads())
     prompts, answers = [], []

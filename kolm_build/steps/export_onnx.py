@@ -17,7 +17,7 @@ import torch
 
 from kolm_build.core.request import StepRequest
 from kolm_build.numerics.apply import applied_as
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from kolm_build.steps._artifact import SOURCE, Artifact
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import files_of, output_folder

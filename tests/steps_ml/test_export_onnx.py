@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kolm_build.runtime.load import load
+from kolm_build.runtime.loading import load
 from tests.steps_data.exporting import artifact_of, imported_model, source_of
 from tests.steps_ml.calling import run_step
 from tests.support.models import ROOT
