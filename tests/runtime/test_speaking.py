@@ -413,7 +413,7 @@ def test_a_form_that_no_token_of_the_vocabulary_has_is_refused():
         ("[1]", "JSON Schema"),
         ('{"type": "string", "type": "integer"}', "JSON Schema"),
         ('{"x-guidance": {}}', "JSON Schema"),
-        ('{"reqired": []}', "JSON Schema"),
+        ('{"needed": []}', "JSON Schema"),
         ('{"properties": {"a": {"not": {}}}}', "JSON Schema.properties.a"),
         ('{"anyOf": [{}, {"if": {}}]}', "JSON Schema.anyOf[1]"),
         ('{"items": {"contains": {}}}', "JSON Schema.items"),

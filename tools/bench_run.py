@@ -1,0 +1,250 @@
+"""What asking a quantised model costs, beside transformers in float32 and llama.cpp, in one run.
+
+    python tools/bench_run.py PLAIN QUANTISED… [--gguf FILE…] [--llama-python PROGRAM]
+
+PLAIN is the folder of the model that was quantised, QUANTISED folders or artifacts made of it,
+FILE its GGUF. Every engine is a process of its own on the same tokens; what is compared is
+processor time, medians of interleaved pairs, so that others on the machine change little. On
+more than one thread llama.cpp waits in a loop, which counts as work: compare with --threads 1.
+llama.cpp is used through xllamacpp, of the interpreter that --llama-python names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    args = arguments()
+    if args.worker:
+        WORKERS[args.worker](args)
+        return
+    engines = [Engine("transformers", args.plain, args)]
+    engines += [Engine("kolm", path, args) for path in args.quantised]
+    engines += [Engine("llama", path, args) for path in args.gguf]
+    for engine in engines:
+        engine.ask(tokens=1)  # pages are read, caches are made
+    rounds = [[engine.measured() for engine in engines] for _ in range(args.pairs)]
+    show(engines, rounds)
+    for engine in engines:
+        engine.end()
+    show_starts(args)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("plain", type=Path)
+    parser.add_argument("quantised", type=Path, nargs="*")
+    parser.add_argument("--gguf", type=Path, nargs="*", default=[])
+    parser.add_argument("--llama-python", default=sys.executable)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# ------------------------------------------------------------------------------------- the parent
+
+
+class Engine:
+    """A process that answers with what it took.
+
+    Args:
+        kind: A key of `WORKERS`.
+        path: The model.
+        args: The command line.
+    """
+
+    def __init__(self, kind: str, path: Path, args: argparse.Namespace) -> None:
+        self.name = f"{kind} {path.name}"
+        self.sizes = args.prompt_tokens, args.new_tokens
+        program = args.llama_python if kind == "llama" else sys.executable
+        threads = str(args.threads)
+        self.process = subprocess.Popen(
+            [program, __file__, str(path), "--worker", kind, "--threads", threads],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+        self.start = self.answer()
+
+    def answer(self) -> dict:
+        """The next line of JSON that the process prints."""
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{self.name} ended with {self.process.wait()}")
+
+    def ask(self, *, tokens: int) -> dict:
+        """What it takes to read the prompt and say `tokens`."""
+        ids = [(7 * at) % 1000 + 100 for at in range(self.sizes[0])]
+        self.process.stdin.write(json.dumps({"prompt": ids, "tokens": tokens}) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def measured(self) -> tuple[float, float]:
+        """Seconds of processor time for the prompt, and for each token after the first."""
+        prompt, whole = self.ask(tokens=1)["cpu_s"], self.ask(tokens=1 + self.sizes[1])["cpu_s"]
+        return prompt, (whole - prompt) / self.sizes[1]
+
+    def end(self) -> None:
+        """Let the process go."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def show(engines: list[Engine], rounds: list[list[tuple[float, float]]]) -> None:
+    """Tokens a second, and the median ratio to every other engine in the same round."""
+    print(f"{'engine':<40} {'prompt tok/s':>12} {'decode tok/s':>12}   decode (prompt) x of each")
+    for at, engine in enumerate(engines):
+        prompt, token = (statistics.median(row[at][part] for row in rounds) for part in (0, 1))
+        ratios = [
+            " ".join(
+                f"{statistics.median(row[to][part] / row[at][part] for row in rounds):.2f}"
+                for to in range(len(engines))
+            )
+            for part in (1, 0)
+        ]
+        print(
+            f"{engine.name:<40} {engine.sizes[0] / prompt:>12.1f} {1 / token:>12.1f}"
+            f"   {ratios[0]}   ({ratios[1]})"
+        )
+
+
+def show_starts(args: argparse.Namespace) -> None:
+    """From nothing to the first token of each quantised model, and the most memory held."""
+    for path in args.quantised:
+        starts = []
+        for _ in range(args.pairs):
+            engine = Engine("kolm", path, args)
+            starts.append(engine.start | {"peak_mb": engine.ask(tokens=8)["peak_mb"]})
+            engine.end()
+        middle = {name: statistics.median(one[name] for one in starts) for name in starts[0]}
+        file_mb = size_mb(path)
+        print(
+            f"{path.name}: libraries {middle['libraries_cpu_s']:.2f} s, then load to first token"
+            f" {middle['first_token_cpu_s']:.2f} s ({middle['first_token_s']:.2f} s by the clock);"
+            f" peak {middle['peak_mb']:.0f} MB, of it {middle['libraries_mb']:.0f} MB libraries;"
+            f" file {file_mb:.0f} MB, 1.2 x file + 200 = {1.2 * file_mb + 200:.0f} MB"
+        )
+
+
+def size_mb(path: Path) -> float:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+# ------------------------------------------------------------------------------------- the workers
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, pages of mapped files among it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise SystemExit("no VmHWM in /proc/self/status")
+
+
+def serve(answer, start: dict) -> None:
+    """Tell `start`, then answer every line with the processor time that it took."""
+    print(json.dumps(start), flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        before = time.process_time()
+        answer(asked["prompt"], asked["tokens"])
+        took = time.process_time() - before
+        print(json.dumps({"cpu_s": took, "peak_mb": peak_mb()}), flush=True)
+
+
+def kolm(args: argparse.Namespace) -> None:
+    sys.path.insert(0, str(ROOT))
+    before = time.process_time()
+    import transformers.models.llama.modeling_llama  # noqa: F401 -- the largest part of the start
+
+    from kolm_build.runtime.generate import continue_greedily, read_prompts
+    from kolm_build.runtime.opening import opened
+    from kolm_build.runtime.settings import GenerationSettings
+
+    libraries = time.process_time() - before, peak_mb()
+    before = time.process_time(), time.perf_counter()
+    model = opened(args.plain, threads=args.threads)
+    model.generate("Hello", settings=GenerationSettings(max_new_tokens=1))
+    took = time.process_time() - before[0], time.perf_counter() - before[1]
+
+    def answer(prompt: list[int], tokens: int) -> None:
+        prefix = read_prompts(model.model.network, [prompt])
+        continue_greedily(prefix, max_new_tokens=tokens, stop_ids=set())
+
+    with model.arithmetic():
+        serve(
+            answer,
+            {
+                "libraries_cpu_s": libraries[0],
+                "libraries_mb": libraries[1],
+                "first_token_cpu_s": took[0],
+                "first_token_s": took[1],
+            },
+        )
+
+
+def transformers_(args: argparse.Namespace) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(args.threads)
+    model = AutoModelForCausalLM.from_pretrained(args.plain, dtype=torch.float32)
+
+    def answer(prompt: list[int], tokens: int) -> None:
+        ids = torch.tensor([prompt])
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )
+
+    serve(answer, {})
+
+
+def llama(args: argparse.Namespace) -> None:
+    import xllamacpp
+
+    given = xllamacpp.CommonParams()
+    given.model.path = str(args.plain)
+    given.n_ctx, given.n_parallel, given.n_gpu_layers = 2048, 1, 0
+    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = args.threads
+    given.warmup, given.verbosity, given.port = False, 0, 0
+    server = xllamacpp.Server(given)
+
+    def answer(prompt: list[int], tokens: int) -> None:
+        server.handle_completions(
+            {
+                "prompt": prompt,
+                "n_predict": tokens,
+                "temperature": 0.0,
+                "ignore_eos": True,
+                "cache_prompt": False,
+            }
+        )
+
+    serve(answer, {})
+
+
+WORKERS = {"kolm": kolm, "llama": llama, "transformers": transformers_}
+
+if __name__ == "__main__":
+    main()
