@@ -105,7 +105,7 @@ def _compile(build: Build, folder: Path) -> Path:
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(target), "-G", "Ninja", "-DKOLM_TORCH=OFF",
         "-DKOLM_TESTING=OFF", "-DKOLM_CONFORMANCE=ON", f"-DCMAKE_CXX_COMPILER={build.compiler}",
-        f"-DCMAKE_CXX_FLAGS_RELEASE={build.level}", f"-DCMAKE_CXX_FLAGS={build.flags}",
+        f"-DKOLM_LEVEL={build.level}", f"-DCMAKE_CXX_FLAGS={build.flags}",
         *build.options,
     ]  # fmt: skip
     for command in (configure, ["cmake", "--build", str(target), "--target", "conformance"]):
