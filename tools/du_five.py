@@ -34,6 +34,7 @@ import torch  # noqa: E402  # from the checkout, like all that follows
 from kolm_build.core.digest import Digest  # noqa: E402
 from kolm_build.core.outputs import parse_outputs  # noqa: E402
 from kolm_build.steps._adapter import Adapter, adapter_config  # noqa: E402
+from kolm_build.steps._tensors import weight_of  # noqa: E402
 from kolm_build.steps._weights import Weight, read_weights, write_weights  # noqa: E402
 from kolm_build.steps.merge import WEIGHTS, merge  # noqa: E402
 from kolm_build.store.local import LocalStore  # noqa: E402
@@ -61,46 +62,32 @@ def trained(store: LocalStore, place: Path) -> tuple[Path, Path, Path]:
     return base, adapter, merged
 
 
-def random_adapter(base: tuple[Weight, ...], layers: tuple[str, ...], seed: int) -> Adapter:
-    """An adapter of seeded random numbers on the layers of these names."""
+def random_adapter(
+    base: tuple[Weight, ...], layers: tuple[str, ...], seed: int, folder: Path
+) -> Path:
+    """An adapter of seeded random numbers on the layers of these names, as training writes one."""
     random = torch.Generator().manual_seed(seed)
-    pairs = {}
+    tensors: dict[str, torch.Tensor] = {}
     for weight in base:
         module = weight.name.removesuffix(".weight")
         if module.rpartition(".")[2] in layers:
             rows, columns = weight.shape
+            name = f"base_model.model.{module}.lora_{{}}.weight"
             down = torch.randn(RANK, columns, generator=random) / columns**0.5
-            pairs[module] = down, torch.randn(rows, RANK, generator=random) / 100
-    return Adapter(rank=RANK, alpha=ALPHA, pairs=pairs)
-
-
-def write_adapter(adapter: Adapter, folder: Path) -> Path:
-    """The adapter as the training step writes one."""
+            tensors[name.format("A")] = down
+            tensors[name.format("B")] = torch.randn(rows, RANK, generator=random) / 100
     folder.mkdir()
-    tensors = {
-        f"base_model.model.{module}.lora_{side}.weight": tensor
-        for module, pair in adapter.pairs.items()
-        for side, tensor in zip("AB", pair, strict=True)
-    }
-    weights = [
-        Weight(
-            name=name,
-            dtype="F32",
-            shape=tuple(tensor.shape),
-            read=lambda tensor=tensor: memoryview(tensor.contiguous().numpy()).cast("B"),
-        )
-        for name, tensor in tensors.items()
-    ]
+    weights = [weight_of(name, tensor) for name, tensor in sorted(tensors.items())]
     write_weights(folder / "adapter_model.safetensors", weights)
     config = adapter_config(rank=RANK, alpha=ALPHA, tensors=tensors)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
-def write_merged(base: Path, adapter: Adapter, folder: Path) -> Path:
+def write_merged(base: Path, adapter: Path, folder: Path) -> Path:
     """The base with the adapter merged in, and its other files."""
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns(WEIGHTS))
-    write_weights(folder / WEIGHTS, merge(read_weights(base / WEIGHTS), adapter))
+    write_weights(folder / WEIGHTS, merge(read_weights(base / WEIGHTS), Adapter.read(adapter)))
     return folder
 
 
@@ -108,7 +95,11 @@ def five_all_linear(base: Path, adapter: Path, merged: Path, place: Path) -> lis
     """The example's three, and two fine-tunes of every linear layer."""
     weights = read_weights(base / WEIGHTS)
     more = [
-        write_merged(base, random_adapter(weights, LINEAR, seed), place / f"linear-{seed}")
+        write_merged(
+            base,
+            random_adapter(weights, LINEAR, seed, place / f"linear-adapter-{seed}"),
+            place / f"linear-{seed}",
+        )
         for seed in (2, 3)
     ]
     return [base, adapter, merged, *more]
@@ -117,10 +108,13 @@ def five_all_linear(base: Path, adapter: Path, merged: Path, place: Path) -> lis
 def five_attention(base: Path, place: Path) -> list[Path]:
     """The base, and three fine-tunes of the query and value projections, one with its adapter."""
     weights = read_weights(base / WEIGHTS)
-    adapters = [random_adapter(weights, ATTENTION, seed) for seed in (1, 2, 3)]
+    adapters = [
+        random_adapter(weights, ATTENTION, seed, place / f"attention-adapter-{seed}")
+        for seed in (1, 2, 3)
+    ]
     return [
         base,
-        write_adapter(adapters[0], place / "attention-adapter"),
+        adapters[0],
         *(
             write_merged(base, adapter, place / f"attention-{number}")
             for number, adapter in enumerate(adapters, 1)
