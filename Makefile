@@ -15,7 +15,7 @@ NODES := base base-evaluation dataset evaluation gate merge-1 package score trai
 KERNELS := kolm_build/numerics/libkolm_portable.so
 KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
 
-.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm bench conformance exhaustive lockfiles outputs algorithms federated portability portability-emulated dev format clean
+.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm kill-training bench conformance exhaustive lockfiles outputs algorithms federated portability portability-emulated dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ quick: $(VENV)/.dev ## the tests that train nothing
 
 storm: $(VENV)/.dev ## 500 kills and 20 power cuts against the store (needs root for the latter)
 	$(BIN)/python tools/storm.py
+
+kill-training: $(VENV)/.demo ## 20 kills in the middle of a training; each goes on to the same bytes (KILLS=5 for fewer)
+	$(BIN)/python tools/kill_training.py --kills $(or $(KILLS),20)
 
 bench: $(VENV)/.dev ## ratios against nix and dvc (needs nix-bin); docs/performance.md
 	$(BIN)/python tools/bench_store.py
