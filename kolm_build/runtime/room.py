@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 _MORE = 64
-"""Tokens of room behind what is read."""
+"""Least tokens of room behind what is read; half of what was there, where that is more."""
 
 
 class Room:
@@ -40,7 +40,7 @@ class Room:
         """
         start, end = self.length, self.length + tokens
         if end > self._room.shape[3]:
-            self._enlarge(end + end // 2 + _MORE)
+            self._enlarge(end + max(_MORE, start // 2))
         self.length = end
         places = self._room[:, :, :, start:end].transpose(2, 3)
         return places.unbind(), self._room[:, :, :, :end].unbind()
