@@ -29,7 +29,8 @@ def main() -> None:
         WORKERS[args.worker](args)
         return
     engines = [Engine("transformers", args.plain, args)]
-    engines += [Engine("kolm", path, args) for path in args.quantised]
+    kinds = ("kolm", "modules") if args.modules else ("kolm",)
+    engines += [Engine(kind, path, args) for path in args.quantised for kind in kinds]
     engines += [Engine("llama", path, args) for path in args.gguf]
     for engine in engines:
         engine.ask(tokens=1)  # pages are read, caches are made
@@ -46,6 +47,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("quantised", type=Path, nargs="*")
     parser.add_argument("--gguf", type=Path, nargs="*", default=[])
     parser.add_argument("--llama-python", default=sys.executable)
+    parser.add_argument(
+        "--modules", action="store_true", help="kolm by the modules of transformers too"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=256)
@@ -174,13 +178,14 @@ def kolm(args: argparse.Namespace) -> None:
     before = time.process_time()
     import transformers.models.llama.modeling_llama  # noqa: F401 -- the largest part of the start
 
+    from kolm_build.runtime import answering, opening
     from kolm_build.runtime.generate import continue_greedily, read_prompts
-    from kolm_build.runtime.opening import opened
     from kolm_build.runtime.settings import GenerationSettings
 
     libraries = time.process_time() - before, peak_mb()
     before = time.process_time(), time.perf_counter()
-    model = opened(args.plain, threads=args.threads)
+    door = opening if args.worker == "modules" else answering
+    model = door.opened(args.plain, threads=args.threads)
     model.generate("Hello", settings=GenerationSettings(max_new_tokens=1))
     took = time.process_time() - before[0], time.perf_counter() - before[1]
 
@@ -244,7 +249,7 @@ def llama(args: argparse.Namespace) -> None:
     serve(answer, {})
 
 
-WORKERS = {"kolm": kolm, "llama": llama, "transformers": transformers_}
+WORKERS = {"kolm": kolm, "modules": kolm, "llama": llama, "transformers": transformers_}
 
 if __name__ == "__main__":
     main()

@@ -286,7 +286,7 @@ def _set_threads(file: Path, threads: int | None) -> None:
 
 
 def _opened(args: Namespace) -> OpenedModel:
-    from kolm_build.runtime.opening import opened
+    from kolm_build.runtime.answering import opened
 
     return opened(args.file, threads=int(os.environ["OMP_NUM_THREADS"]))
 
