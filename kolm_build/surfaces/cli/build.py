@@ -12,6 +12,7 @@ from kolm_build.surfaces.cli.options import (
     add_store,
     add_substituters,
     add_target,
+    build_options,
 )
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
@@ -163,22 +164,13 @@ def _build(
 ) -> int:
     from functools import partial
 
-    from kolm_build.surfaces.building import Options, build
+    from kolm_build.surfaces.building import build
     from kolm_build.surfaces.cli.target import check_target
     from kolm_build.surfaces.memory import add_root, remember
     from kolm_build.surfaces.progress import shown_events
     from kolm_build.surfaces.results import Finished, check_outputs, record_outputs
 
-    options = Options(
-        jobs=args.jobs,
-        threads=args.threads,
-        sandbox=args.sandbox,
-        offline=args.offline,
-        keep_failed=args.keep_failed,
-        environment=args.environment,
-        step_memory_bytes=args.step_memory,
-        step_disk_bytes=args.step_disk,
-    )
+    options = build_options(args)
     wanted = prepared.wanted(args.targets)
     add_root(prepared, store)
     with (

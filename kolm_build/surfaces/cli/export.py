@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kolm_build.core.export_formats import FORMATS
-from kolm_build.surfaces.cli.options import add_building, add_json, add_project, add_store
+from kolm_build.surfaces.cli.options import (
+    add_building,
+    add_json,
+    add_project,
+    add_store,
+    build_options,
+)
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
@@ -104,22 +110,13 @@ def run(args: Namespace, terminal: Terminal) -> int:
 
 def _run_format(args: Namespace, terminal: Terminal) -> int:
     """Write the export."""
-    from kolm_build.surfaces.building import Options
     from kolm_build.surfaces.cli.store import size
     from kolm_build.surfaces.exporting import export
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.progress import shown_events
 
     artifact, form = _artifact(args), _format(args)
-    options = Options(
-        threads=args.threads,
-        sandbox=args.sandbox,
-        offline=args.offline,
-        keep_failed=args.keep_failed,
-        environment=args.environment,
-        step_memory_bytes=args.step_memory,
-        step_disk_bytes=args.step_disk,
-    )
+    options = build_options(args)
     with open_store(args) as store, shown_events(terminal, json=False) as on_event:
         made = export(artifact, form, args.output, store=store, options=options, on_event=on_event)
     if args.json:

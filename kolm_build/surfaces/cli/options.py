@@ -5,9 +5,13 @@ Paths stay text: a build with nothing to do ends sooner than `pathlib` is import
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 
 from kolm_build.surfaces.cli.parser import Parser
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kolm_build.surfaces.building import Options
 
 _UNITS = {"M": 20, "G": 30, "T": 40}
 
@@ -106,6 +110,22 @@ def add_building(parser: Parser) -> None:
     )
     parser.add_argument(
         "--keep-failed", action="store_true", help="keep the folder of a step that failed"
+    )
+
+
+def build_options(args: Namespace) -> Options:
+    """How to build, as `add_building` asked."""
+    from kolm_build.surfaces.building import Options
+
+    return Options(
+        jobs=args.jobs,
+        threads=args.threads,
+        sandbox=args.sandbox,
+        offline=args.offline,
+        keep_failed=args.keep_failed,
+        environment=args.environment,
+        step_memory_bytes=args.step_memory,
+        step_disk_bytes=args.step_disk,
     )
 
 

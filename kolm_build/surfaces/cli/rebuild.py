@@ -8,7 +8,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kolm_build.surfaces.cli.options import add_building, add_json, add_lock, add_passphrase
+from kolm_build.surfaces.cli.options import (
+    add_building,
+    add_json,
+    add_lock,
+    add_passphrase,
+    build_options,
+)
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
@@ -212,19 +218,10 @@ def _old_store(args: Namespace, start: Path) -> Iterator[LocalStore | None]:
 def _build(
     prepared: Prepared, wanted: Targets, args: Namespace, stores: Stores, terminal: Terminal
 ) -> Realised:
-    from kolm_build.surfaces.building import Options, build
+    from kolm_build.surfaces.building import build
     from kolm_build.surfaces.progress import shown_events
 
-    options = Options(
-        jobs=args.jobs,
-        threads=args.threads,
-        sandbox=args.sandbox,
-        offline=args.offline,
-        keep_failed=args.keep_failed,
-        environment=args.environment,
-        step_memory_bytes=args.step_memory,
-        step_disk_bytes=args.step_disk,
-    )
+    options = build_options(args)
     with shown_events(terminal, json=args.json) as on_event:
         return build(
             prepared,
