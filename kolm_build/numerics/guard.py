@@ -40,7 +40,8 @@ def activate(*, without: Sequence[str] = (), own_code: bool = False) -> Iterator
         without: Operations whose portable kernels are left out, PyTorch's own in their place; for
             tests and demonstrations, since the result is then not portable.
         own_code: Whether the block runs code of this project alone. PyTorch's compiler, a second of
-            imports, is then not loaded so that it can be held; that it stays away is checked.
+            imports, is then not loaded so that it can be held; loading it brings operations, which
+            ends the block like any others.
 
     Raises:
         UncertifiedOperatorError: The block called an operation that is not certified, or a library
@@ -281,8 +282,6 @@ def _no_compiler() -> Iterator[None]:
             yield
     finally:
         torch.compile = compile_before
-    if not is_loaded and _COMPILER in sys.modules:
-        _refuse_to_compile()
 
 
 def _refuse_to_compile(*_arguments: object, **_options: object) -> NoReturn:

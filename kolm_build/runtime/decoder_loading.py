@@ -38,6 +38,8 @@ def decoding_speaker(files: ModelFiles) -> Speaker | None:
     Raises:
         InvalidRecordError: The tokenizer or the chat template is bad.
     """
+    if any(name.startswith("adapter_") for name in files.extents):
+        return None
     try:
         decoder = decoder_of(files.table("config.json"), files.weights().tensors)
     except InvalidRecordError:

@@ -168,12 +168,14 @@ def test_no_step_of_the_project_can_import_the_engine_or_the_surfaces():
 
 READS_MODELS = {
     "__init__",
+    "attached",
     "chat",
     "distribution",
     "draws",
     "files",
     "generate",
     "loading",
+    "mixture",
     "products",
     "quantised",
     "ragged",

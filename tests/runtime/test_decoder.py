@@ -29,8 +29,9 @@ from kolm_build.runtime import answering, modules
 from kolm_build.runtime.asking import Prompt
 from kolm_build.runtime.decoder import Decoder
 from kolm_build.runtime.decoder_config import FIXED, read
-from kolm_build.runtime.decoder_loading import decoder_of
+from kolm_build.runtime.decoder_loading import decoder_of, decoding_speaker
 from kolm_build.runtime.distribution import Distribution
+from kolm_build.runtime.files import find_model
 from kolm_build.runtime.generate import continue_greedily, read_prompts
 from kolm_build.runtime.loading import load
 from kolm_build.runtime.prompt_cache import PromptCache
@@ -455,6 +456,14 @@ def test_a_model_that_is_not_known_is_opened_all_the_same(source, tmp_path):
     assert model.generate("low mood", settings=SETTINGS) == plain.generate(
         "low mood", settings=SETTINGS
     )
+
+
+def test_a_model_with_an_adapter_beside_its_weights_is_not_read_without_it(tmp_path):
+    """GEN-51."""
+    folder = tiny_llama(tmp_path / "model")
+    assert decoding_speaker(find_model(folder)) is not None
+    (folder / "adapter_config.json").write_text("{}")
+    assert decoding_speaker(find_model(folder)) is None
 
 
 def test_a_native_artifact_is_read_by_its_network(source, tmp_path):
