@@ -12,6 +12,7 @@ from kolm_build.core.numerics import NATIVE
 from kolm_build.numerics import portable
 from kolm_build.runtime.decoder_loading import decoding_speaker
 from kolm_build.runtime.files import find_model, numerics_of
+from kolm_build.runtime.memory import give_back
 from kolm_build.runtime.opening import OpenedModel, portable_arithmetic
 
 
@@ -34,6 +35,7 @@ def opened(path: str | Path, *, threads: int = 1) -> OpenedModel:
 def _by_decoder(path: Path, threads: int) -> OpenedModel | None:
     portable.load()
     speaker = decoding_speaker(find_model(path))  # compares, and computes nothing
+    give_back()
     if speaker is None:
         return None
     return OpenedModel(model=speaker, arithmetic=portable_arithmetic(threads, own_code=True))

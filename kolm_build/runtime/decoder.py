@@ -232,7 +232,7 @@ def _turned(x: torch.Tensor, turn: Turn, width: int) -> torch.Tensor:
     The second half of a head comes before the first, with the sign in the sines.
     """
     cos, sin = turn
-    swapped = x.view(len(x), -1, width).roll(width // 2, -1).view_as(x)
+    swapped = x.view(x.shape[0], -1, width).roll(width // 2, -1).view_as(x)
     return x.mul_(cos).add_(swapped.mul_(sin))
 
 
