@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -75,7 +76,7 @@ def functions(kernels: Kernels) -> None:
         tensor, y = torch.from_numpy(source), np.empty_like(source)
         number = ctypes.c_int(UNARY.index(name))
         call = kernels.bound("unary", number, source.size, source, y)
-        compare(name, call, lambda stock=stock, tensor=tensor: stock(tensor))
+        compare(name, call, partial(stock, tensor))
 
 
 def gradients(kernels: Kernels) -> None:

@@ -9,6 +9,7 @@ a Llama of 4 layers with random weights and LoRA adapters on every linear layer.
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,15 +73,16 @@ def sharded_step(model: torch.nn.Module) -> None:
     set_gradients(parameters, total.total())
 
 
-def seconds(work) -> float:
+def seconds(work: Callable[[], None]) -> float:
     before = time.process_time()
     work()
     return time.process_time() - before
 
 
-def ratio(one, other) -> float:
+def ratio(one: Callable[[], None], other: Callable[[], None]) -> float:
     """The median over pairs of the time of `one` by that of `other`."""
-    one(), other()
+    one()
+    other()
     return statistics.median(seconds(one) / seconds(other) for _ in range(PAIRS))
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
 EXPECTED = ROOT / "tests" / "numerics" / "device_hashes.json"
 BUILT = ROOT / "build" / "device"
 LIBRARIES = ("libkolm_portable.so", "libkolm_portable_cuda.so")
@@ -75,7 +77,8 @@ def load(device: str, *, poison: bool = False) -> None:
 def part_hashes(device: str, *, big: bool = False) -> Json:
     """A hash of every case of tools/device_cases.py."""
     import torch
-    from device_cases import cases, digest
+
+    from tools.device_cases import cases, digest
 
     load(device, poison=True)
     found: Json = {}
@@ -182,7 +185,7 @@ def milliseconds(work: Callable[[], Any], repeats: int) -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 SHAPES = [
@@ -266,8 +269,8 @@ def step_times(*, fused: bool, steps: int) -> Json:
     model = smollm2().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     tokens = torch.randint(0, 49152, (8, 512), generator=torch.Generator().manual_seed(1)).cuda()
-    rows = []
-    for _ in range(steps + 2):
+
+    def step() -> tuple[list[float], torch.Tensor]:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
         marks[0].record()
         loss = model(input_ids=tokens, labels=tokens).loss
@@ -279,11 +282,13 @@ def step_times(*, fused: bool, steps: int) -> Json:
         optimizer.zero_grad()
         marks[3].record()
         marks[3].synchronize()
-        rows.append([marks[i].elapsed_time(marks[i + 1]) for i in range(3)])
-    middle = [statistics.median(column) for column in zip(*rows[2:], strict=True)]
+        return [marks[i].elapsed_time(marks[i + 1]) for i in range(3)], loss
+
+    done = [step() for _ in range(steps + 2)][2:]  # the first ones warm up
+    middle = [statistics.median(column) for column in zip(*(row for row, _ in done), strict=True)]
     return {
         "forward": middle[0], "backward": middle[1], "optimizer": middle[2], "step": sum(middle),
-        "loss": loss.item(), "peak_bytes": torch.cuda.max_memory_allocated(),
+        "loss": done[-1][1].item(), "peak_bytes": torch.cuda.max_memory_allocated(),
     }  # fmt: skip
 
 
