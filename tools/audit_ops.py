@@ -159,42 +159,13 @@ class Inputs:
 # ------------------------------------------------------------------------------------ calls
 
 UNARY = (
-    "abs",
-    "ceil",
-    "floor",
-    "round",
-    "trunc",
-    "neg",
-    "sign",
-    "signbit",
-    "isneginf",
-    "isposinf",
-    "isnan",
-    "relu",
-    "hardtanh",
-    "logical_not",
-    "bitwise_not",
-)
+    "abs", "ceil", "floor", "round", "trunc", "neg", "sign", "signbit", "isneginf", "isposinf",
+    "isnan", "relu", "hardtanh", "logical_not", "bitwise_not",
+)  # fmt: skip
 BINARY = (
-    "mul",
-    "div",
-    "add",
-    "sub",
-    "eq",
-    "ge",
-    "gt",
-    "le",
-    "lt",
-    "ne",
-    "maximum",
-    "minimum",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-    "logical_and",
-    "logical_or",
-    "logical_xor",
-)
+    "mul", "div", "add", "sub", "eq", "ge", "gt", "le", "lt", "ne", "maximum", "minimum",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor",
+)  # fmt: skip
 
 
 def calls(base: str, overload: str, at: Inputs) -> list[Arguments]:
@@ -267,24 +238,10 @@ def calls(base: str, overload: str, at: Inputs) -> list[Arguments]:
 
 
 UNARRANGED = (
-    "abs",
-    "neg",
-    "sign",
-    "sub",
-    "leaky_relu",
-    "leaky_relu_backward",
-    "threshold",
-    "threshold_backward",
-    "hardtanh",
-    "clamp",
-    "clamp_max",
-    "clamp_min",
-    "relu",
-    "ceil",
-    "floor",
-    "round",
-    "trunc",
-)
+    "abs", "neg", "sign", "sub", "leaky_relu", "leaky_relu_backward", "threshold",
+    "threshold_backward", "hardtanh", "clamp", "clamp_max", "clamp_min", "relu", "ceil", "floor",
+    "round", "trunc",
+)  # fmt: skip
 MISSING: list[Arguments] = [()]
 NOTHING_COMPUTED = ("views", "memory", "marks")
 
