@@ -4,6 +4,7 @@ Pairs of calls are interleaved and timed in processor time; a ratio is the media
 Needs the testing library (make sure it is built): see tests/numerics/testing_library.py.
 """
 
+import argparse
 import ctypes
 import statistics
 import sys
@@ -152,10 +153,17 @@ def adamw(kernels: Kernels) -> None:
 
 
 def main() -> None:
-    """Every table, for the instruction set named on the command line (default: the best)."""
-    torch.set_num_threads(1)
+    """Every table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     tables = {kernels.name: kernels for kernels in all_kernels()}
-    name = sys.argv[1] if len(sys.argv) > 1 else next(iter(tables))
+    parser.add_argument(
+        "isa", nargs="?", choices=tables, default=next(iter(tables)),
+        help="the instruction set (default: the best here)",
+    )  # fmt: skip
+    name = parser.parse_args().isa
+    torch.set_num_threads(1)
     print(
         f"portable {name} against torch {torch.__version__}",
         torch.backends.cpu.get_cpu_capability(),

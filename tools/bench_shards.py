@@ -6,6 +6,7 @@ Process CPU time on one thread of the portable kernels; medians of interleaved p
 a Llama of 4 layers with random weights and LoRA adapters on every linear layer.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -119,6 +120,9 @@ def answering(model: torch.nn.Module) -> None:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     with applied(Numerics(cls="portable-1", seed=1)):
         answering(network().eval())
         training(network())
