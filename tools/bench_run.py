@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,10 @@ def arguments() -> argparse.Namespace:
 # ------------------------------------------------------------------------------------- the parent
 
 
+Told = dict[str, float]
+"""What an engine says of itself, by name: seconds and megabytes."""
+
+
 class Engine:
     """A process that answers with what it took.
 
@@ -83,20 +88,24 @@ class Engine:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"},
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.asked, self.answers = self.process.stdin, self.process.stdout
         self.start = self.answer()
 
-    def answer(self) -> dict:
+    def answer(self) -> Told:
         """The next line of JSON that the process prints."""
-        for line in self.process.stdout:
+        for line in self.answers:
             if line.startswith("{"):
-                return json.loads(line)
+                told: Told = json.loads(line)
+                return told
         raise SystemExit(f"{self.name} ended with {self.process.wait()}")
 
-    def ask(self, *, tokens: int) -> dict:
+    def ask(self, *, tokens: int) -> Told:
         """What it takes to read the prompt and say `tokens`."""
         ids = [(7 * at) % 1000 + 100 for at in range(self.sizes[0])]
-        self.process.stdin.write(json.dumps({"prompt": ids, "tokens": tokens}) + "\n")
-        self.process.stdin.flush()
+        self.asked.write(json.dumps({"prompt": ids, "tokens": tokens}) + "\n")
+        self.asked.flush()
         return self.answer()
 
     def measured(self) -> tuple[float, float]:
@@ -106,7 +115,7 @@ class Engine:
 
     def end(self) -> None:
         """Let the process go."""
-        self.process.stdin.close()
+        self.asked.close()
         self.process.wait()
 
 
@@ -162,7 +171,7 @@ def peak_mb() -> float:
     raise SystemExit("no VmHWM in /proc/self/status")
 
 
-def serve(answer, start: dict) -> None:
+def serve(answer: Callable[[list[int], int], None], start: Told) -> None:
     """Tell `start`, then answer every line with the processor time that it took."""
     print(json.dumps(start), flush=True)
     for line in sys.stdin:
@@ -183,11 +192,11 @@ def kolm(args: argparse.Namespace) -> None:
     from kolm_build.runtime.settings import GenerationSettings
 
     libraries = time.process_time() - before, peak_mb()
-    before = time.process_time(), time.perf_counter()
+    began = time.process_time(), time.perf_counter()
     door = opening if args.worker == "modules" else answering
     model = door.opened(args.plain, threads=args.threads)
     model.generate("Hello", settings=GenerationSettings(max_new_tokens=1))
-    took = time.process_time() - before[0], time.perf_counter() - before[1]
+    took = time.process_time() - began[0], time.perf_counter() - began[1]
 
     def answer(prompt: list[int], tokens: int) -> None:
         prefix = read_prompts(model.model.network, [prompt])
