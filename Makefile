@@ -32,7 +32,7 @@ lint: $(VENV)/.dev ## formatting, lint, spelling
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 
-types: $(VENV)/.dev ## mypy --strict
+types: $(VENV)/.dev ## mypy --strict, of the product and of tools
 	$(BIN)/mypy
 
 contracts: $(VENV)/.dev ## imports point down only

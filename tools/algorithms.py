@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 from kolm_build.core.catalogue.table import ALGORITHMS
 from kolm_build.core.derivation import ContentInput, Derivation
@@ -75,7 +75,9 @@ class Server:
     """A process that has the frameworks imported and forks for every step."""
 
     way: Way
-    process: Any = field(init=False)
+    process: subprocess.Popen[str] = field(init=False)
+    asked: IO[str] = field(init=False)
+    answers: IO[str] = field(init=False)
 
     def __post_init__(self) -> None:
         environment = {
@@ -93,6 +95,9 @@ class Server:
             env=environment,
             text=True,
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.asked, self.answers = self.process.stdin, self.process.stdout
 
     def run(self, derivation: Derivation, inputs: Mapping[str, Path], place: Path) -> Ran:
         """Run the step of `derivation` in the folder `place`."""
@@ -116,7 +121,7 @@ class Server:
 
     def close(self) -> None:
         """End the process."""
-        self.process.stdin.close()
+        self.asked.close()
         self.process.wait()
 
     def _circumstances(self, derivation: Derivation) -> Circumstances | None:
@@ -125,9 +130,10 @@ class Server:
         return Circumstances(kernels=str(LIBRARY), threads=self.way.threads, isa=self.way.isa)
 
     def _ask(self, question: Mapping[str, str]) -> dict[str, Any]:
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.asked.write(json.dumps(question) + "\n")
+        self.asked.flush()
+        answer: dict[str, Any] = json.loads(self.answers.readline())
+        return answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +244,7 @@ def instance_of(recipe: Recipe) -> Instance:
         environment=SimpleNamespace(digest=code),
         version=LOCK_VERSION,
     )
+    # A lock that is nothing but what `instantiate` reads of one.
     return instantiate(recipe, lock, steps=STEPS, platform=None)  # type: ignore[arg-type]
 
 
@@ -308,7 +315,8 @@ def train_twice(name: str, servers: Sequence[Server], maker: Maker) -> Verdict:
 
     def run(server: Server) -> Ran:
         place = PLACE / server.way.name / name
-        return server.run(derivation, inputs | _segment(server, derivation, inputs, place), place)
+        whole = {**inputs, **_segment(server, derivation, inputs, place)}
+        return server.run(derivation, whole, place)
 
     with ThreadPoolExecutor(len(servers)) as pool:
         runs = list(pool.map(run, servers))
@@ -343,7 +351,7 @@ def _segment(
 ) -> Mapping[str, Path]:
     """The checkpoint that the last segment goes on from; nothing where there are no segments."""
     params = dict(derivation.params)
-    used = [params.get(axis) for axis in AXES]
+    used = [str(params.get(axis)) for axis in AXES]
     rows = [ALGORITHMS[one] for one in (derivation.step, *used) if one in ALGORITHMS]
     resumable = rows and all(one.trains and one.resumable for one in rows)
     if not server.way.segments or not resumable:

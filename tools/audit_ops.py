@@ -17,13 +17,27 @@ import os
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from kolm_build.numerics.certified import table  # noqa: E402 -- the checkout's own
+
+Arguments = tuple[Any, ...]
+"""What an operation is called with; where the last is a dict, that is by name."""
+
 CAPABILITIES = ("default", "avx2", "avx512")
-LIBRARIES = (
+LIBRARIES: tuple[dict[str, str], ...] = (
     {},
     {"MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},
     {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -68,11 +82,8 @@ class Inputs:
     ROWS, COLUMNS = 257, 131  # odd, and more than ATen's grain of 32768 elements
 
     def __init__(self, name: str, layout: str) -> None:
-        import numpy as np
-        import torch
-
-        self.torch, self.np, self.name, self.layout = torch, np, name, layout
-        self.type = getattr(torch, name)
+        self.name, self.layout = name, layout
+        self.type: torch.dtype = getattr(torch, name)
         self.random = np.random.Generator(np.random.PCG64(7))
         self.x, self.y, self.z = self.make(), self.make(), self.make()
         self.meet()
@@ -84,10 +95,9 @@ class Inputs:
         if layout == "row":
             self.y = self.y[0].clone()
 
-    def make(self):
+    def make(self) -> Tensor:
         """Random numbers: half of them any bit pattern, half of ordinary size."""
         shape = (self.ROWS, self.COLUMNS)
-        torch, np = self.torch, self.np
         if self.name == "bool":
             return torch.from_numpy(self.random.integers(0, 2, shape).astype(np.bool_))
         if self.name in INTEGERS:
@@ -103,18 +113,17 @@ class Inputs:
         tame = self.random.standard_normal(shape) * 3
         return torch.where(self.flags(), wild, self.narrow(tame))
 
-    def narrow(self, values):
+    def narrow(self, values: NDArray[np.float64]) -> Tensor:
         """NumPy's float64 `values` as this type, by NumPy's own rounding or a cut."""
         if self.name == "bfloat16":
             words = values.astype("float32").view("uint32") >> 16
-            return self.torch.from_numpy(words.astype("uint16")).view(self.type)
-        return self.torch.from_numpy(values.astype(self.name))
+            return torch.from_numpy(words.astype("uint16")).view(self.type)
+        return torch.from_numpy(values.astype(self.name))
 
-    def meet(self):
+    def meet(self) -> None:
         """Every pair of special values, side by side."""
         if self.name not in FLOATS:
             return
-        torch = self.torch
         limits = torch.finfo(self.type)
         small = limits.tiny * limits.eps
         values = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), small, -small]
@@ -125,22 +134,22 @@ class Inputs:
         for row in (0, 100, 256):  # in vectors and in the tails after them
             self.x[row, -count * count :], self.y[row, -count * count :] = first, second
 
-    def zeros(self):
+    def zeros(self) -> Tensor:
         """Zeros of both signs and numbers below them: a maximum of equals."""
-        zero = self.torch.zeros_like(self.x)
+        zero = torch.zeros_like(self.x)
         if self.name not in FLOATS:
             return zero
-        return self.torch.where(self.flags(), -zero, self.torch.where(self.flags(), zero, zero - 1))
+        return torch.where(self.flags(), -zero, torch.where(self.flags(), zero, zero - 1))
 
-    def flags(self):
+    def flags(self) -> Tensor:
         """Random booleans."""
-        return self.torch.from_numpy(self.random.integers(0, 2, (self.ROWS, self.COLUMNS)) > 0)
+        return torch.from_numpy(self.random.integers(0, 2, (self.ROWS, self.COLUMNS)) > 0)
 
-    def index(self, high: int, shape):
+    def index(self, high: int, shape: tuple[int, ...]) -> Tensor:
         """Random indices below `high`."""
-        return self.torch.from_numpy(self.random.integers(0, high, shape))
+        return torch.from_numpy(self.random.integers(0, high, shape))
 
-    def strided(self, tensor):
+    def strided(self, tensor: Tensor) -> Tensor:
         """Every second row of a transposed copy."""
         wide = tensor.new_zeros(self.COLUMNS, 2 * self.ROWS)
         wide[:, ::2] = tensor.t()
@@ -150,47 +159,18 @@ class Inputs:
 # ------------------------------------------------------------------------------------ calls
 
 UNARY = (
-    "abs",
-    "ceil",
-    "floor",
-    "round",
-    "trunc",
-    "neg",
-    "sign",
-    "signbit",
-    "isneginf",
-    "isposinf",
-    "isnan",
-    "relu",
-    "hardtanh",
-    "logical_not",
-    "bitwise_not",
-)
+    "abs", "ceil", "floor", "round", "trunc", "neg", "sign", "signbit", "isneginf", "isposinf",
+    "isnan", "relu", "hardtanh", "logical_not", "bitwise_not",
+)  # fmt: skip
 BINARY = (
-    "mul",
-    "div",
-    "add",
-    "sub",
-    "eq",
-    "ge",
-    "gt",
-    "le",
-    "lt",
-    "ne",
-    "maximum",
-    "minimum",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-    "logical_and",
-    "logical_or",
-    "logical_xor",
-)
+    "mul", "div", "add", "sub", "eq", "ge", "gt", "le", "lt", "ne", "maximum", "minimum",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor",
+)  # fmt: skip
 
 
-def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
+def calls(base: str, overload: str, at: Inputs) -> list[Arguments]:
     """The arguments to try the operation `base` with; none if the type is not for it."""
-    x, y, z, torch = at.x, at.y, at.z, at.torch
+    x, y, z = at.x, at.y, at.z
     rows, columns = at.ROWS, at.COLUMNS
     whole = at.name in INTEGERS
     number = 3 if whole else 0.3
@@ -205,10 +185,10 @@ def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
     if base in BINARY:
         if "Scalar" in overload:
             return [(x, number), (x, 0), (x, -1 if at.name not in ("bool", "uint8") else 1)]
-        return [(x, y), (y, x), (x, at.torch.tensor(number))]
+        return [(x, y), (y, x), (x, torch.tensor(number))]
     row_index = at.index(rows, (301,))
     one = number if "Scalar" in overload else z[2, 3]
-    table = {
+    made: dict[str, Callable[[], list[Arguments]]] = {
         "threshold": lambda: [(x, number, 20)],
         "threshold_backward": lambda: [(y.expand_as(x), x, 0)],
         "leaky_relu": lambda: [(x, 0.01)],
@@ -244,7 +224,7 @@ def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
         "index_select": lambda: [(x, 0, row_index), (x, 1, at.index(columns, (9,)))],
         "index_copy": lambda: [(x, 0, permutation(at), z)],
         "index_fill": lambda: [(x, 0, row_index, one)],
-                        "masked_fill": lambda: [(x, at.mask, one)],
+        "masked_fill": lambda: [(x, at.mask, one)],
         "masked_scatter": lambda: [(x, at.mask, z.contiguous())],
         "masked_select": lambda: [(x, at.mask)],
         "repeat_interleave": lambda: [(x.abs()[0] % 5,)] if at.name in WIDE else [],
@@ -254,87 +234,73 @@ def calls(base: str, overload: str, at: Inputs) -> list[tuple]:
         "triu": lambda: [(x, 0), (x, 5)],
         "where": lambda: [(at.mask, x, y), (at.mask, torch.tensor(number, dtype=at.type), x)],
     }  # fmt: skip
-    return table[base]() if base in table else MISSING
+    return made[base]() if base in made else MISSING
 
 
 UNARRANGED = (
-    "abs",
-    "neg",
-    "sign",
-    "sub",
-    "leaky_relu",
-    "leaky_relu_backward",
-    "threshold",
-    "threshold_backward",
-    "hardtanh",
-    "clamp",
-    "clamp_max",
-    "clamp_min",
-    "relu",
-    "ceil",
-    "floor",
-    "round",
-    "trunc",
-)
-MISSING: list[tuple] = [()]
+    "abs", "neg", "sign", "sub", "leaky_relu", "leaky_relu_backward", "threshold",
+    "threshold_backward", "hardtanh", "clamp", "clamp_max", "clamp_min", "relu", "ceil", "floor",
+    "round", "trunc",
+)  # fmt: skip
+MISSING: list[Arguments] = [()]
 NOTHING_COMPUTED = ("views", "memory", "marks")
 
 
-def reductions(x, overload: str) -> list[tuple]:
+def reductions(x: Tensor, overload: str) -> list[Arguments]:
     if overload.startswith("dims"):
         return [(x, [0, 1]), (x, [1])]
     return [(x, 0), (x, 1)] if overload in ("dim", "out") else [(x,)]
 
 
-def clamps(at: Inputs, overload: str) -> list[tuple]:
+def clamps(at: Inputs, overload: str) -> list[Arguments]:
     if overload.startswith("Tensor"):
         return [(at.x, at.y, at.z), (at.x, at.y)]
     low = 1 if at.name == "uint8" else -1
     return [(at.x, low, 2), (at.x, 0), (at.x, None, 3)]
 
 
-def bounds(at: Inputs, overload: str) -> list[tuple]:
+def bounds(at: Inputs, overload: str) -> list[Arguments]:
     return [(at.x, at.y)] if overload.startswith("Tensor") else [(at.x, 0), (at.x, 3)]
 
 
-def scatters(at: Inputs, overload: str) -> list[tuple]:
+def scatters(at: Inputs, overload: str) -> list[Arguments]:
     value = 3 if "value" in overload else at.z
     shapes = ((0, at.ROWS, (at.ROWS, at.COLUMNS)), (1, at.COLUMNS, (at.ROWS, 9)))
     return [(at.x, dim, at.index(high, shape), value) for dim, high, shape in shapes]
 
 
-def gathers(at: Inputs) -> list[tuple]:
+def gathers(at: Inputs) -> list[Arguments]:
     shapes = ((0, at.ROWS, (300, at.COLUMNS)), (1, at.COLUMNS, (at.ROWS, 7)))
     return [(at.x, dim, at.index(high, shape)) for dim, high, shape in shapes]
 
 
-def indexed(at: Inputs, rows) -> list[tuple]:
+def indexed(at: Inputs, rows: Tensor) -> list[Arguments]:
     return [(at.x, [rows]), (at.x, [None, at.index(at.COLUMNS, (9,))]), (at.x, [at.mask])]
 
 
-def permutation(at: Inputs):
-    return at.torch.from_numpy(at.random.permutation(at.ROWS))
+def permutation(at: Inputs) -> Tensor:
+    return torch.from_numpy(at.random.permutation(at.ROWS))
 
 
-def copies(at: Inputs) -> list[tuple]:
-    empty = (at.torch.zeros(at.ROWS, at.COLUMNS, dtype=getattr(at.torch, to)) for to in TYPES)
+def copies(at: Inputs) -> list[Arguments]:
+    empty = (torch.zeros(at.ROWS, at.COLUMNS, dtype=getattr(torch, to)) for to in TYPES)
     return [(one, fitting(at.x, to)) for one, to in zip(empty, TYPES, strict=True)]
 
 
-def extremes(at: Inputs) -> tuple:
+def extremes(at: Inputs) -> tuple[Tensor, ...]:
     """What to look for a maximum in: with NaN, without, with zeros of both signs."""
     if at.name not in FLOATS:
         return at.x, at.z
     return at.x, at.x.nan_to_num(0.5), at.ties, -at.ties
 
 
-def extreme_calls(at: Inputs, overload: str) -> list[tuple]:
+def extreme_calls(at: Inputs, overload: str) -> list[Arguments]:
     if overload.startswith("dim"):
         return [(one, dim) for one in extremes(at) for dim in (1, 0)]
     return [(one,) for one in extremes(at)]
 
 
-def fitting(x, to: str):
+def fitting(x: Tensor, to: str) -> Tensor:
     """`x`, with numbers that the type `to` cannot hold made small."""
     if to not in INTEGERS or not x.is_floating_point():
         return x
@@ -342,15 +308,13 @@ def fitting(x, to: str):
     return near.where((near > -1) & (near < 100), near.new_ones(())).to(x.dtype)
 
 
-def run(operator, base: str, arguments: tuple, *, inplace: bool, out: bool):
-    """The result of one call, in place and with `out` as the operation has it."""
+def run(operator: Any, base: str, arguments: Arguments, *, inplace: bool, out: bool) -> object:
+    """The result of one call of torch's `operator`, in place and with `out` as that has it."""
     arguments, named = split(arguments)
     if inplace:
         return operator(arguments[0].clone(), *arguments[1:], **named)
     if not out:
         return operator(*arguments, **named)
-    import torch
-
     plain = getattr(torch.ops.aten, base)(*arguments, **named)
     outs = plain if isinstance(plain, tuple) else (plain,)
     names = [argument.name for argument in operator._schema.arguments if argument.is_out]  # noqa: SLF001
@@ -358,7 +322,7 @@ def run(operator, base: str, arguments: tuple, *, inplace: bool, out: bool):
     return operator(*arguments, **named, **fresh)
 
 
-def split(arguments: tuple) -> tuple[tuple, dict]:
+def split(arguments: Arguments) -> tuple[Arguments, dict[str, Any]]:
     if arguments and isinstance(arguments[-1], dict):
         return arguments[:-1], arguments[-1]
     return arguments, {}
@@ -367,13 +331,11 @@ def split(arguments: tuple) -> tuple[tuple, dict]:
 # ------------------------------------------------------------------------------------ digests
 
 
-def digest(value) -> str:
+def digest(value: object) -> str:
     """A digest of a result's bits, every NaN made one."""
-    import torch
-
     sha = hashlib.sha256()
     for one in value if isinstance(value, (tuple, list)) else (value,):
-        if isinstance(one, torch.Tensor):
+        if isinstance(one, Tensor):
             sha.update(f"{one.dtype}{tuple(one.shape)}".encode())
             sha.update(bits(one))
         else:
@@ -381,20 +343,16 @@ def digest(value) -> str:
     return sha.hexdigest()[:16]
 
 
-def bits(tensor) -> bytes:
-    import torch
-
+def bits(tensor: Tensor) -> bytes:
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    array = tensor.contiguous().view(words[tensor.element_size()]).numpy().copy()
+    array: NDArray[Any] = tensor.contiguous().view(words[tensor.element_size()]).numpy().copy()
     if tensor.is_floating_point():
         array[nans(tensor, array)] = -1
     return array.tobytes()
 
 
-def nans(tensor, array):
+def nans(tensor: Tensor, array: NDArray[Any]) -> NDArray[np.bool_]:
     """Where `array`, the bits of `tensor`, is NaN: told from the bits, not by an operation."""
-    import torch
-
     infinity = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
     magnitude = array & ((1 << (8 * array.itemsize - 1)) - 1)
     return magnitude > infinity.get(tensor.dtype, 0x7FF << 52)
@@ -405,10 +363,6 @@ def nans(tensor, array):
 
 def audit_here(only: str, *, quick: bool) -> dict[str, str]:
     """Every case's digest in this process's setting."""
-    import warnings
-
-    import torch
-
     warnings.filterwarnings("ignore")
     torch.use_deterministic_algorithms(True)  # noqa: FBT003
     found: dict[str, str] = {}
@@ -420,8 +374,6 @@ def audit_here(only: str, *, quick: bool) -> dict[str, str]:
 
 def controls() -> dict[str, str]:
     """Operations that are known to differ: an audit that calls them equal sees nothing."""
-    import torch
-
     at = Inputs("float32", "dense")
     tame = at.x.nan_to_num(0.5, 1.0, -1.0).clamp(-9, 9)
     return {
@@ -432,8 +384,6 @@ def controls() -> dict[str, str]:
 
 
 def audit_type(at: Inputs, only: str) -> dict[str, str]:
-    from kolm_build.numerics.certified import table
-
     found = {}
     for operator in table().values():
         if operator.how != "exact" or only not in operator.name:
@@ -445,9 +395,7 @@ def audit_type(at: Inputs, only: str) -> dict[str, str]:
     return found
 
 
-def cases(name: str, at: Inputs):
-    import torch
-
+def cases(name: str, at: Inputs) -> Iterator[str]:
     full, _, overload = name.removeprefix("aten::").partition(".")
     inplace, out = full.endswith("_"), "out" in overload or overload in OUTS
     base = full.removesuffix("_")
@@ -462,7 +410,7 @@ def cases(name: str, at: Inputs):
 OUTS = ("dim_max", "dim_min", "grad_input")
 
 
-def attempt(operator, base: str, arguments: tuple, *, inplace: bool, out: bool) -> str:
+def attempt(operator: Any, base: str, arguments: Arguments, *, inplace: bool, out: bool) -> str:
     try:
         return digest(run(operator, base, arguments, inplace=inplace, out=out))
     except (RuntimeError, NotImplementedError, IndexError) as error:
@@ -474,10 +422,7 @@ def attempt(operator, base: str, arguments: tuple, *, inplace: bool, out: bool) 
 
 def against_numpy(only: str) -> list[str]:
     """What differs from NumPy, of the operations that NumPy has."""
-    import numpy as np
-    import torch
-
-    functions = {
+    functions: dict[str, np.ufunc] = {
         "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
         "neg": np.negative, "abs": np.abs, "ceil": np.ceil, "floor": np.floor, "trunc": np.trunc,
         "round": np.rint, "eq": np.equal, "lt": np.less, "ge": np.greater_equal,
@@ -500,7 +445,33 @@ def against_numpy(only: str) -> list[str]:
 # ------------------------------------------------------------------------------------ the sweep
 
 
-def sweep(only: str, tell, *, quick: bool) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the settings' digests say.
+
+    Attributes:
+        settings: How many were compared,
+        cases: in how many cases of an operation, a type and a layout.
+        differing: The settings whose bits are not those of the first, by case.
+        untried: Operations that no case ran.
+        blind: Controls that are the same everywhere.
+        numpy: What has not NumPy's bits.
+    """
+
+    settings: int
+    cases: int
+    differing: dict[str, list[str]]
+    untried: list[str]
+    blind: list[str]
+    numpy: list[str]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the table is right, as far as this machine can tell."""
+        return not (self.differing or self.untried or self.blind or self.numpy)
+
+
+def sweep(only: str, tell: Callable[[str], None], *, quick: bool) -> Found:
     """Every setting's digests compared."""
     wanted = settings(quick=quick)
     answers = []
@@ -510,7 +481,7 @@ def sweep(only: str, tell, *, quick: bool) -> dict[str, object]:
         spent = time.perf_counter() - start
         left = spent / (number + 1) * (len(wanted) - number - 1)
         tell(f"{number + 1}/{len(wanted)} settings, about {left:.0f} s left")
-    return compare(wanted, answers) | {"numpy": against_numpy(only)}
+    return compare(wanted, answers, against_numpy(only))
 
 
 def in_process(environment: dict[str, str], only: str, *, quick: bool) -> dict[str, str]:
@@ -521,10 +492,11 @@ def in_process(environment: dict[str, str], only: str, *, quick: bool) -> dict[s
     done = subprocess.run(command, env=whole, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{environment}: the process failed\n{done.stderr}")
-    return json.loads(done.stdout)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
-def compare(wanted: list[dict[str, str]], answers: list[dict[str, str]]) -> dict[str, object]:
+def compare(wanted: list[dict[str, str]], answers: list[dict[str, str]], numpy: list[str]) -> Found:
     first = answers[0]
     differing: dict[str, list[str]] = {}
     for environment, answer in zip(wanted, answers, strict=True):
@@ -540,13 +512,14 @@ def compare(wanted: list[dict[str, str]], answers: list[dict[str, str]]) -> dict
         for case, text in first.items()
         if text != "no case" and not text.startswith("refused")
     }
-    return {
-        "blind": blind,
-        "cases": len(first),
-        "differing": differing,
-        "settings": len(wanted),
-        "untried": sorted(untried),
-    }
+    return Found(
+        settings=len(wanted),
+        cases=len(first),
+        differing=differing,
+        untried=sorted(untried),
+        blind=blind,
+        numpy=numpy,
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -563,24 +536,22 @@ def main(argv: list[str]) -> int:
         return 0
     found = sweep(args.only, lambda text: print(text, file=sys.stderr), quick=args.quick)
     if args.json:
-        print(json.dumps(found, indent=1, sort_keys=True))
+        print(json.dumps(asdict(found), indent=1, sort_keys=True))
     else:
         show(found)
-    return 1 if any(found[part] for part in ("blind", "differing", "numpy", "untried")) else 0
+    return 0 if found.is_good else 1
 
 
-def show(found: dict[str, object]) -> None:
-    for case, where in found["differing"].items():
+def show(found: Found) -> None:
+    for case, where in found.differing.items():
         print(f"{case}: differs in {len(where)} settings, such as {where[0]}")
-    for name in found["numpy"]:
+    for name in found.numpy:
         print(f"{name}: NumPy has other bits")
-    for name in found["untried"]:
+    for name in found.untried:
         print(f"{name}: no case ran")
-    for name in found["blind"]:
+    for name in found.blind:
         print(f"{name}: is the same everywhere here; the audit would not see a difference")
-    print(
-        f"{found['cases']} cases in {found['settings']} settings: {len(found['differing'])} differ"
-    )
+    print(f"{found.cases} cases in {found.settings} settings: {len(found.differing)} differ")
 
 
 if __name__ == "__main__":

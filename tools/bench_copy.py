@@ -23,9 +23,9 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_store import ENVIRONMENT, FILES, ROOT, install_dvc, make_large, make_small, run
+from tools.bench_store import ENVIRONMENT, FILES, ROOT, install_dvc, make_large, make_small, run
 
 DURABLY = ", on the disk"
 WIDTH = 44

@@ -4,11 +4,13 @@ Pairs of calls are interleaved and timed in processor time; a ratio is the media
 Needs the testing library (make sure it is built): see tests/numerics/testing_library.py.
 """
 
+import argparse
 import ctypes
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -75,7 +77,7 @@ def functions(kernels: Kernels) -> None:
         tensor, y = torch.from_numpy(source), np.empty_like(source)
         number = ctypes.c_int(UNARY.index(name))
         call = kernels.bound("unary", number, source.size, source, y)
-        compare(name, call, lambda stock=stock, tensor=tensor: stock(tensor))
+        compare(name, call, partial(stock, tensor))
 
 
 def gradients(kernels: Kernels) -> None:
@@ -151,10 +153,17 @@ def adamw(kernels: Kernels) -> None:
 
 
 def main() -> None:
-    """Every table, for the instruction set named on the command line (default: the best)."""
-    torch.set_num_threads(1)
+    """Every table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     tables = {kernels.name: kernels for kernels in all_kernels()}
-    name = sys.argv[1] if len(sys.argv) > 1 else next(iter(tables))
+    parser.add_argument(
+        "isa", nargs="?", choices=tables, default=next(iter(tables)),
+        help="the instruction set (default: the best here)",
+    )  # fmt: skip
+    name = parser.parse_args().isa
+    torch.set_num_threads(1)
     print(
         f"portable {name} against torch {torch.__version__}",
         torch.backends.cpu.get_cpu_capability(),

@@ -12,11 +12,15 @@ import argparse
 import importlib
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,17 +75,13 @@ def compare(given: argparse.Namespace, algorithm: str) -> None:
         difference = "random draws" if algorithm in RANDOM else differ(*places.values())
     times = [median(pair[side][0] for pair in pairs) for side in (0, 1)]
     sizes = [median(pair[side][1] for pair in pairs) for side in (0, 1)]
-    time_ratio = median(pair[1][0] / pair[0][0] for pair in pairs)
-    size_ratio = median(pair[1][1] / pair[0][1] for pair in pairs)
+    time_ratio = median(theirs[0] / ours[0] for ours, theirs in pairs)
+    size_ratio = median(theirs[1] / ours[1] for ours, theirs in pairs)
     print(
         f"{algorithm:16} {times[0]:6.1f} s {times[1]:7.1f} s {time_ratio:6.2f} "
         f"{sizes[0]:5.0f}/{sizes[1]:5.0f} MB {size_ratio:6.2f}  {difference}",
         flush=True,
     )
-
-
-def median(numbers: object) -> float:
-    return statistics.median(numbers)  # type: ignore[call-overload]
 
 
 def measured(given: argparse.Namespace, who: str, algorithm: str, out: Path) -> tuple[float, float]:
@@ -156,7 +156,7 @@ def differ(ours: Path, peer: Path) -> str:
     from safetensors.torch import load_file
 
     mine = load_file(next((ours / "0").glob("*.safetensors")))
-    theirs: dict[str, object] = {}
+    theirs: dict[str, Tensor] = {}
     for path in sorted((peer / "0").glob("*.safetensors")):
         theirs |= load_file(path)
     elements = unequal = 0

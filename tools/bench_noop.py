@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 10
@@ -62,7 +63,14 @@ def kolm_recipe(nodes: int) -> str:
     return "".join(parts)
 
 
-def kolm_project(place: Path, nodes: int) -> Callable[[str], str]:
+class Kolm(Protocol):
+    """Runs a command of kolm; what it printed on stderr."""
+
+    def __call__(self, command: str, *flags: str) -> str:
+        """`flags` are the interpreter's."""
+
+
+def kolm_project(place: Path, nodes: int) -> Kolm:
     """Make the project and lock it; gives what runs a kolm command in it."""
     place.mkdir()
     (place / "step.py").write_text(SCRIPT)
@@ -151,6 +159,7 @@ def fill(place: Path) -> int:
     """Claim a result for every node of the project in `place`; how many there are."""
     sys.path.insert(0, str(ROOT))
     from kolm_build.core.derivation import OutputInput
+    from kolm_build.core.digest import Digest
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.building import prepare
     from kolm_build.surfaces.project import open_project
@@ -161,7 +170,8 @@ def fill(place: Path) -> int:
         nodes = prepare(open_project(place, lock=None), store).instance.derivations
         content = store.ingest(place / "result")
         store.add_root("bench", trees=[content])
-        known, rows = {}, []
+        known: dict[OutputInput, Digest] = {}
+        rows = []
         for digest, node in nodes.items():
             key = node.resolve(known).resolved_digest
             known[OutputInput(derivation=digest, output="out")] = content

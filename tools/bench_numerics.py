@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -159,7 +160,7 @@ def gemm(bench: Bench) -> None:
         task = Product(operand(a), operand(b), (m, n, k))
         bench.compare(
             f"{name} {m}x{n}x{k} {layout}",
-            lambda a=a, b=b, theirs=theirs: torch.mm(a, b, out=theirs),
+            partial(torch.mm, a, b, out=theirs),
             bench.library.gemm_call(bench.isa, bench.threads, task, ours.numpy()),
             flops=2.0 * m * n * k,
         )
@@ -181,7 +182,7 @@ def decode(bench: Bench) -> None:
         for how, run in runs.items():
             bench.compare(
                 f"decode 1x{n}x{k} {how}",
-                lambda a=a, weight=weight, theirs=theirs: torch.mm(a, weight.t(), out=theirs),
+                partial(torch.mm, a, weight.t(), out=theirs),
                 run,
                 flops=2.0 * n * k,
             )
@@ -194,41 +195,51 @@ ATTENTION = [(1, 9, 3, 512, 64), (1, 9, 3, 2048, 64), (8, 9, 3, 256, 64), (1, 32
 
 def attention(bench: Bench) -> None:
     """Causal attention, forward alone and with its gradient, against stock's fused kernel."""
+    ours = bench.library
+    which = bench.isa, bench.threads
     for batch, heads, key_heads, tokens, width in ATTENTION:
         q = torch.randn(batch, heads, tokens, width, requires_grad=True)
         k, v = (torch.randn(batch, key_heads, tokens, width, requires_grad=True) for _ in range(2))
         dout = torch.randn(batch, heads, tokens, width)
-        upstream = dout.numpy()
         arrays = [tensor.detach().numpy() for tensor in (q, k, v)]
         options = AttentionOptions(scale=width**-0.5, causal=True)
-
-        def stock(q=q, k=k, v=v):
-            return torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=True
-            )
-
-        def stock_both(stock=stock, dout=dout, leaves=(q, k, v)):
-            return torch.autograd.grad(stock(), leaves, dout)
-
-        def stock_forward(stock=stock):
-            with torch.no_grad():
-                return stock()
-
-        def forward(arrays=arrays, options=options):
-            return bench.library.attention_forward(
-                bench.isa, bench.threads, *arrays, options=options
-            )
-
-        def both(forward=forward, arrays=arrays, dout=upstream, options=options):
-            forward()
-            return bench.library.attention_backward(
-                bench.isa, bench.threads, *arrays, dout=dout, options=options
-            )
-
+        forward = partial(ours.attention_forward, *which, *arrays, options=options)
+        backward = partial(
+            ours.attention_backward, *which, *arrays, dout=dout.numpy(), options=options
+        )
         name = f"{batch}x{heads}/{key_heads}x{tokens}x{width}"
         seen = 2.0 * batch * heads * tokens * tokens * width  # flops of one product, half masked
-        bench.compare(f"attention forward {name}", stock_forward, forward, flops=seen * 2)
-        bench.compare(f"attention both {name}", stock_both, both, flops=seen * 7)
+        bench.compare(
+            f"attention forward {name}", partial(stock_forward, q, k, v), forward, flops=seen * 2
+        )
+        bench.compare(
+            f"attention both {name}",
+            partial(stock_both, q, k, v, dout),
+            partial(one_by_one, forward, backward),
+            flops=seen * 7,
+        )
+
+
+def stock(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, enable_gqa=True
+    )
+
+
+def stock_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return stock(q, k, v)
+
+
+def stock_both(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor
+) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(stock(q, k, v), (q, k, v), dout))
+
+
+def one_by_one(*calls: Callable[[], object]) -> None:
+    for call in calls:
+        call()
 
 
 def of_steps(section: Callable[[bench_steps.Runs], None]) -> Callable[[Bench], None]:

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,10 @@ def arguments() -> argparse.Namespace:
 # ------------------------------------------------------------------------------------- the parent
 
 
+Told = dict[str, float]
+"""What an engine says of itself, by name: seconds and megabytes."""
+
+
 class Engine:
     """A process that answers with what it took.
 
@@ -83,20 +88,24 @@ class Engine:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"},
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.asked, self.answers = self.process.stdin, self.process.stdout
         self.start = self.answer()
 
-    def answer(self) -> dict:
+    def answer(self) -> Told:
         """The next line of JSON that the process prints."""
-        for line in self.process.stdout:
+        for line in self.answers:
             if line.startswith("{"):
-                return json.loads(line)
+                told: Told = json.loads(line)
+                return told
         raise SystemExit(f"{self.name} ended with {self.process.wait()}")
 
-    def ask(self, *, tokens: int) -> dict:
+    def ask(self, *, tokens: int) -> Told:
         """What it takes to read the prompt and say `tokens`."""
         ids = [(7 * at) % 1000 + 100 for at in range(self.sizes[0])]
-        self.process.stdin.write(json.dumps({"prompt": ids, "tokens": tokens}) + "\n")
-        self.process.stdin.flush()
+        self.asked.write(json.dumps({"prompt": ids, "tokens": tokens}) + "\n")
+        self.asked.flush()
         return self.answer()
 
     def measured(self) -> tuple[float, float]:
@@ -106,7 +115,7 @@ class Engine:
 
     def end(self) -> None:
         """Let the process go."""
-        self.process.stdin.close()
+        self.asked.close()
         self.process.wait()
 
 
@@ -174,7 +183,7 @@ def held_mb(name: str) -> float:
     raise SystemExit(f"no {name} in /proc/self/status")
 
 
-def serve(answer, start: dict) -> None:
+def serve(answer: Callable[[list[int], int], None], start: Told) -> None:
     """Tell `start`, then answer every line with the processor time that it took."""
     print(json.dumps(start), flush=True)
     for line in sys.stdin:

@@ -15,6 +15,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -60,6 +61,11 @@ def bare(room: Room) -> Launch:
     python, *rest = sandbox.step_command(str(probe_interpreter().binary), room)
     variables = sandbox.step_variables(room=room, threads=1, network=None, environment=[])
     return Launch(command=(python, "-S", *rest), variables=variables)
+
+
+def bare_in(folder: Path) -> Launch:
+    """The step that does nothing, without a sandbox, in a new `folder`."""
+    return bare(made(folder, ""))
 
 
 def sandboxed(folder: Path, script: str, *, bwrap: Path) -> Launch:
@@ -113,8 +119,8 @@ def main() -> int:
         top = Path(place)
         plain, boxed = [], []
         for at in range(rounds + 2):
-            plain.append(timed(lambda at=at: bare(made(top / f"plain-{at}", ""))))
-            boxed.append(timed(lambda at=at: sandboxed(top / f"boxed-{at}", "", bwrap=found.bwrap)))
+            plain.append(timed(partial(bare_in, top / f"plain-{at}")))
+            boxed.append(timed(partial(sandboxed, top / f"boxed-{at}", "", bwrap=found.bwrap)))
         plain, boxed = plain[2:], boxed[2:]  # the first ones warm up
         for name, which in (("wall", 0), ("processor", 1)):
             one = statistics.median(pair[which] for pair in plain)

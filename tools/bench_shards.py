@@ -6,9 +6,11 @@ Process CPU time on one thread of the portable kernels; medians of interleaved p
 a Llama of 4 layers with random weights and LoRA adapters on every linear layer.
 """
 
+import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -73,15 +75,16 @@ def sharded_step(model: torch.nn.Module) -> None:
     set_gradients(parameters, total.total())
 
 
-def seconds(work) -> float:
+def seconds(work: Callable[[], None]) -> float:
     before = time.process_time()
     work()
     return time.process_time() - before
 
 
-def ratio(one, other) -> float:
+def ratio(one: Callable[[], None], other: Callable[[], None]) -> float:
     """The median over pairs of the time of `one` by that of `other`."""
-    one(), other()
+    one()
+    other()
     return statistics.median(seconds(one) / seconds(other) for _ in range(PAIRS))
 
 
@@ -118,6 +121,9 @@ def answering(model: torch.nn.Module) -> None:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     with applied(Numerics(cls="portable-1", seed=1)):
         answering(network().eval())
         training(network())

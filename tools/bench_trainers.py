@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,22 +31,18 @@ from kolm_build.core.request import Circumstances, StepRequest  # noqa: E402
 from kolm_build.numerics.kernels import LIBRARY  # noqa: E402
 from tests.support.models import TINY, example, tiny_rows  # noqa: E402
 
+if TYPE_CHECKING:
+    from kolm_build.steps._stage import Stage
+
 OURS, THEIRS = "ours", "trl"
 NUMERICS = Numerics(cls="portable-1", seed=1)
 STEPS, BATCH = 12, 8
 
 
-class Deaf:
-    """Takes progress and forgets it."""
-
-    def progress(self, *_args: object, **_more: object) -> None:
-        """Nothing."""
-
-
 def model_folder(root: Path) -> Path:
     """A model four layers deep and 256 wide, made by the tiny example's formula."""
     module = example(TINY / "model.py")
-    module.HIDDEN, module.INTERMEDIATE, module.LAYERS = 256, 704, 4
+    vars(module).update(HIDDEN=256, INTERMEDIATE=704, LAYERS=4)
     (root / "model").mkdir()
     module.run({}, root / "model", {})
     return root / "model"
@@ -79,8 +77,9 @@ def run(side: str, root: Path) -> None:
     print(json.dumps({"cpu_s": used_s, "peak_mib": peak}))
 
 
-def _ours(request: StepRequest, stage: object) -> float:
+def _ours(request: StepRequest, stage: Stage) -> float:
     from kolm_build.steps import _stage
+    from kolm_build.steps._entry import Events
     from kolm_build.steps._trainer import AnswerTrainer
 
     used: list[float] = []
@@ -94,11 +93,13 @@ def _ours(request: StepRequest, stage: object) -> float:
             used.append(time.process_time() - start)
 
     AnswerTrainer.train = timed
-    _stage.train(request, Deaf(), stage)
+    with Path(os.devnull).open("w") as deaf:
+        _stage.train(request, Events(deaf.fileno()), stage)
     return used[0]
 
 
-def _theirs(request: StepRequest, stage: object) -> float:
+def _theirs(request: StepRequest, stage: Stage) -> float:
+    from datasets import Dataset
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -112,8 +113,6 @@ def _theirs(request: StepRequest, stage: object) -> float:
     rows = read_conversations(Path(request.inputs["train"]) / "train.jsonl")
     examples = sft.tokenise(Tokeniser(model=model, max_length=1024), rows)
     columns = stage.objective.columns(examples)
-    from datasets import Dataset
-
     trainer = SFTTrainer(
         model=stage.change.attach(model.network),
         args=sft_config(stage.training, request.numerics, Path(request.scratch)),

@@ -4,6 +4,7 @@ An editable install is a plain path and compiles nothing; `make kernels` puts th
 package looks for it. A wheel brings the library along.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -94,5 +95,13 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]  # the configur
         build_data["artifacts"].append(LIBRARY)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Compile them where they lie."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     print(build(Path(__file__).resolve().parent.parent))
+
+
+if __name__ == "__main__":
+    main()

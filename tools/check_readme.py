@@ -10,6 +10,7 @@ A block is written as::
 `--write` puts the program's present output in.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -29,13 +30,18 @@ def output(arguments: str) -> str:
     ).stdout
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Compare, or write with ``--write``; 1 if a block differs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="put the program's output in")
+    write = parser.parse_args().write
     stale = 0
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text()
         fresh = BLOCK.sub(lambda m: m[1] + output(m["args"]) + m[4], text)
-        if fresh != text and "--write" in argv:
+        if fresh != text and write:
             page.write_text(fresh)
         elif fresh != text:
             print(f"{page.relative_to(ROOT)}: a help text is not the program's; run with --write")
@@ -44,4 +50,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

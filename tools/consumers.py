@@ -19,11 +19,29 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS, KOLM = "prompts.json", "kolm.json"
 TOP = 40
 """How many of the likeliest tokens llama.cpp tells of."""
+
+
+class Said(TypedDict):
+    """What a consumer says to a prompt.
+
+    Attributes:
+        said: Its tokens.
+        off: The largest difference of a logit from kolm's; None where it tells no logits.
+        gap: By how much it prefers its token to kolm's, where the first differs; None where none
+            does, or where it does not tell.
+        same_prompt: Whether it cut the prompt into the same tokens.
+    """
+
+    said: list[int]
+    off: float | None
+    gap: float | None
+    same_prompt: bool
 
 
 def ask_kolm(place: Path, artifact: str, count: int, longest: int) -> None:
@@ -82,7 +100,7 @@ def ask_transformers(place: Path, folder: str, dtype: str, longest: int) -> None
     asked = json.loads((place / PROMPTS).read_text())
     ours = json.loads((place / KOLM).read_text())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    found = []
+    found: list[Said] = []
     for number, prompt in enumerate(asked["prompts"]):
         ids, said = prompt["ids"], ours[number]
         with torch.inference_mode():
@@ -98,7 +116,7 @@ def ask_transformers(place: Path, folder: str, dtype: str, longest: int) -> None
         off = float(np.abs(logits.numpy() - np.load(place / f"{number}.npy")).max())
         at = first_difference(said, made)
         gap = None if at is None else float(logits[at, made[at]] - logits[at, said[at]])
-        found.append({"said": made, "off": off, "gap": gap})
+        found.append({"said": made, "off": off, "gap": gap, "same_prompt": True})
     print(json.dumps(found))
 
 
@@ -114,7 +132,7 @@ def ask_llama(place: Path, file: str, threads: int, longest: int) -> None:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.warmup, params.verbosity, params.port = False, 0, 0
     server = xllamacpp.Server(params)
-    found = []
+    found: list[Said] = []
     for number, prompt in enumerate(asked["prompts"]):
         answer = server.handle_completions(
             {
@@ -139,9 +157,9 @@ def ask_llama(place: Path, file: str, threads: int, longest: int) -> None:
     print(json.dumps(found))
 
 
-def llama_gap(step: dict[str, object], other: int) -> float | None:
+def llama_gap(step: dict[str, Any], other: int) -> float | None:
     """By how much llama.cpp prefers its token to `other`; None where `other` is far behind."""
-    known = {one["id"]: one["logprob"] for one in step["top_logprobs"]}  # type: ignore[attr-defined]
+    known: dict[int, float] = {one["id"]: one["logprob"] for one in step["top_logprobs"]}
     return known[step["id"]] - known[other] if other in known else None
 
 
@@ -153,7 +171,7 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)) - 1)
 
 
-def table(place: Path, results: dict[str, list[dict[str, object]]]) -> str:
+def table(place: Path, results: dict[str, list[Said]]) -> str:
     """The rows of the comparison, as Markdown."""
     ours = json.loads((place / KOLM).read_text())
     tokens = sum(map(len, ours))
@@ -173,27 +191,28 @@ def table(place: Path, results: dict[str, list[dict[str, object]]]) -> str:
     return "\n".join(lines)
 
 
-def gaps_of(place: Path, ours: list[list[int]], found: list[dict[str, object]]) -> Iterator[str]:
+def gaps_of(place: Path, ours: list[list[int]], found: list[Said]) -> Iterator[str]:
     """What explains each answer that differs."""
     import numpy as np
 
     for number, (said, one) in enumerate(zip(ours, found, strict=True)):
-        at = first_difference(said, one["said"])  # type: ignore[arg-type]
+        at = first_difference(said, one["said"])
         if at is None:
             continue
         logits = np.load(place / f"{number}.npy")[at]
-        gap = float(logits[said[at]] - logits[one["said"][at]])  # type: ignore[index]
+        gap = float(logits[said[at]] - logits[one["said"][at]])
         theirs = "more than the top shows" if one["gap"] is None else f"{one['gap']:.3g}"
-        note = "" if one.get("same_prompt", True) else ", prompts of other tokens"
+        note = "" if one["same_prompt"] else ", prompts of other tokens"
         yield f"{gap:.3g}, {theirs}{note}"
 
 
-def in_process(*argv: object, python: str = sys.executable) -> list[dict[str, object]]:
+def in_process(*argv: object, python: str = sys.executable) -> list[Said]:
     """What this program prints with `argv` in a process of its own."""
     done = subprocess.run(
         [python, __file__, *map(str, argv)], stdout=subprocess.PIPE, text=True, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1]) if done.stdout else []
+    found: list[Said] = json.loads(done.stdout.splitlines()[-1]) if done.stdout else []
+    return found
 
 
 def export(artifact: str, form: str, out: Path, store: Path) -> str:
@@ -228,7 +247,7 @@ def compare(args: argparse.Namespace) -> int:
         print(table(place, results))
         if not args.llama_python:
             print("\nllama.cpp was not asked: name an interpreter with xllamacpp, --llama-python")
-    prompts = [one.get("same_prompt", True) for found in results.values() for one in found]
+    prompts = [one["same_prompt"] for found in results.values() for one in found]
     return 0 if all(prompts) else 1
 
 

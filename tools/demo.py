@@ -4,6 +4,7 @@ The lock is the committed one where it fits this machine's interpreter and distr
 new one is made below build/demo, and the demo says so.
 """
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -14,12 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NAME = sys.argv[1] if len(sys.argv) > 1 else "icd-triage"
-PROJECT = Path("examples") / NAME
-PLACE = Path("build") / "demo" / NAME
-LOCK = Path("lockfiles") / f"{NAME}.lock"
-ARTIFACT = PLACE / f"{NAME}.kolm"
-KEY, TRUST = PLACE / "key.pem", PLACE / "trust.toml"
+EXAMPLE = "icd-triage"
 STORE = Path("store")
 
 
@@ -34,30 +30,33 @@ def kolm(*arguments: str | Path, may_fail: bool = False) -> int:
     return status
 
 
-def lock() -> Path:
+def lock(name: str, place: Path) -> Path:
     """The lock to build from."""
-    where = ("-C", PROJECT, "--store", STORE)
-    if kolm("lock", "--check", *where, "--lock", LOCK, may_fail=True) == 0:
-        return LOCK
-    fresh = PLACE / "kolm.lock"
+    committed = Path("lockfiles") / f"{name}.lock"
+    where = ("-C", Path("examples") / name, "--store", STORE)
+    if kolm("lock", "--check", *where, "--lock", committed, may_fail=True) == 0:
+        return committed
+    fresh = place / "kolm.lock"
     print(
         f"\nThe committed lock does not fit here, for the reason above. {fresh} will.", flush=True
     )
-    shutil.copyfile(ROOT / LOCK, ROOT / fresh)
+    shutil.copyfile(ROOT / committed, ROOT / fresh)
     kolm("lock", *where, "--lock", fresh, "--update", "environment", "--update", "code")
     return fresh
 
 
-def make_key() -> None:
+def make_key(place: Path) -> tuple[Path, Path]:
     """A key and a trust file of the demo's own."""
-    if not (ROOT / KEY).exists():
-        kolm("key", "new", KEY, "--unencrypted")
-        kolm("key", "trust", f"{KEY}.pub", "--name", "demo", "--trust", TRUST)
+    key, trust = place / "key.pem", place / "trust.toml"
+    if not (ROOT / key).exists():
+        kolm("key", "new", key, "--unencrypted")
+        kolm("key", "trust", f"{key}.pub", "--name", "demo", "--trust", trust)
+    return key, trust
 
 
-def report() -> None:
+def report(artifact: Path) -> None:
     """The figures, counted from the artifact's rows by nothing but the standard library."""
-    with zipfile.ZipFile(ROOT / ARTIFACT) as archive:
+    with zipfile.ZipFile(ROOT / artifact) as archive:
         gate = json.loads(archive.read("eval/gate.json"))
         before, after = (rows(archive, name) for name in ("base-results", "results"))
     print(f"\non {len(after)} held-out rows     before  after")
@@ -89,21 +88,29 @@ def share(found: list[dict[str, object]], holds: Callable[[dict[str, object]], b
 
 def main() -> int:
     """The demo."""
-    (ROOT / PLACE).mkdir(parents=True, exist_ok=True)
-    make_key()
-    locked = lock()
-    build = ("build", "-C", PROJECT, "--lock", locked, "--store", STORE)
-    kolm(*build, "-o", ARTIFACT, "--key", KEY)
-    report()
-    kolm("verify", ARTIFACT, "--trust", TRUST)
-    kolm("run", ARTIFACT, *question())
-    kolm("rebuild", ARTIFACT, "--against", STORE)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "name", nargs="?", default=EXAMPLE, help=f"a locked example (default: {EXAMPLE})"
+    )
+    name = parser.parse_args().name
+    place = Path("build") / "demo" / name
+    (ROOT / place).mkdir(parents=True, exist_ok=True)
+    key, trust = make_key(place)
+    locked, artifact = lock(name, place), place / f"{name}.kolm"
+    build = ("build", "-C", Path("examples") / name, "--lock", locked, "--store", STORE)
+    kolm(*build, "-o", artifact, "--key", key)
+    report(artifact)
+    kolm("verify", artifact, "--trust", trust)
+    kolm("run", artifact, *question(name))
+    kolm("rebuild", artifact, "--against", STORE)
     return 0
 
 
-def question() -> tuple[str, ...]:
+def question(name: str) -> tuple[str, ...]:
     """What the model is asked."""
-    if NAME != "icd-triage":
+    if name != EXAMPLE:
         return ("Ada reports a dry cough",)
     prompt = "Diagnosis: Chronic obstructive pyelonephritis\nICD-10-CM chapter (one word)?"
     return ("--system", "You are a medical coding assistant.", prompt)

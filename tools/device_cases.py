@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def products(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
                 dtype = VALUES_OF[kind]
                 a = make.matrix(m, k, dtype, transposed=layout[0] == "t")
                 b = make.matrix(k, n, dtype, transposed=layout[1] == "t")
-                yield f"mm {m}x{n}x{k} {layout} {kind}", lambda a=a, b=b: torch.mm(a, b)
+                yield f"mm {m}x{n}x{k} {layout} {kind}", partial(torch.mm, a, b)
     make = Inputs(device, 1)
     a, b, c = make.values(6, 33, 70), make.values(6, 70, 40), make.values(6, 33, 40)
     yield "bmm", lambda: torch.bmm(a, b)
@@ -121,8 +122,8 @@ def sums(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     yield "sum all", x.sum
     yield "sum long", long.sum
     for dims in ((0,), (1,), (2,), (0, 1), (1, 2), (0, 2)):
-        yield f"sum {dims}", lambda dims=dims: x.sum(dims)
-        yield f"mean {dims}", lambda dims=dims: x.mean(dims, keepdim=True)
+        yield f"sum {dims}", partial(x.sum, dims)
+        yield f"mean {dims}", partial(x.mean, dims, keepdim=True)
     yield "sum of a transposed", lambda: x.transpose(0, 1).sum()
     yield "column sums", lambda: make.values(9001, 37).sum(0)
     yield "norm", lambda: torch.linalg.vector_norm(long)
@@ -135,9 +136,9 @@ def rows(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     for n in (1, 33, 1000, 5003, *((49152,) if big else ())):
         make = Inputs(device, n)
         x, dy = make.values(9, n) * 8, make.values(9, n)
-        yield f"softmax {n}", lambda x=x: torch.softmax(x, -1)
-        yield f"log_softmax {n}", lambda x=x: torch.log_softmax(x, -1)
-        yield f"logsumexp {n}", lambda x=x: torch.logsumexp(x, -1)
+        yield f"softmax {n}", partial(torch.softmax, x, -1)
+        yield f"log_softmax {n}", partial(torch.log_softmax, x, -1)
+        yield f"logsumexp {n}", partial(torch.logsumexp, x, -1)
         for name in ("softmax", "log_softmax"):
 
             def gradient(x: Tensor = x, dy: Tensor = dy, name: str = name) -> Tensor:
@@ -218,9 +219,9 @@ def functions(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
     x = Inputs(device, 8).patterns(count)
     for name in UNARY:
         function = getattr(torch if hasattr(torch, name) else F, name)
-        yield name, lambda function=function: function(x)
+        yield name, partial(function, x)
     for how in ("none", "tanh"):
-        yield f"gelu {how}", lambda how=how: F.gelu(x, approximate=how)
+        yield f"gelu {how}", partial(F.gelu, x, approximate=how)
     make = Inputs(device, 9)
     dy = make.values(x.numel())
     differentiable: dict[str, Callable[[Tensor], Tensor]] = {
@@ -237,7 +238,7 @@ def functions(device: str, *, big: bool) -> Iterator[tuple[str, Case]]:
 
         yield f"{name} gradient", gradient
     for exponent in (2.0, 3.0, -1.0, 0.5, -0.5, 1.7, -3.3):
-        yield f"pow {exponent}", lambda exponent=exponent: x.pow(exponent)
+        yield f"pow {exponent}", partial(x.pow, exponent)
     yield "pow of a number", lambda: 10000.0 ** make.values(1000)
     yield "exp bf16", lambda: torch.exp(x.bfloat16())
 

@@ -13,7 +13,7 @@ installed are left out, and the table says so.
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from kolm_build.core.digest import Digest  # noqa: E402
 from kolm_build.engine.scheduler import realise  # noqa: E402
 from kolm_build.store.local import LocalStore  # noqa: E402
 from kolm_build.store.remote.address import open_place  # noqa: E402
+from kolm_build.store.remote.bucket import BucketPlace  # noqa: E402
 from kolm_build.store.remote.folder import FolderPlace  # noqa: E402
 from kolm_build.store.remote.place import Place  # noqa: E402
 from tests.engine.test_scheduler import out  # noqa: E402
@@ -74,7 +75,8 @@ FAULTS = {
     "a log-in page": ("page", "."),
 }
 HARMLESS = {"none", "drop", "no_range"}
-EDITS = {
+EDITS: Mapping[str, Callable[[Path, bytes], object]] = {
+    "none": lambda *_: None,
     "lie": lambda path, data: path.write_bytes(data[:-1] + bytes([data[-1] ^ 1])),
     "lengthen": lambda path, data: path.write_bytes(data + b"more"),
     "shorten": lambda path, data: path.write_bytes(data[: len(data) // 2]),
@@ -106,7 +108,7 @@ class Stand:
         if self.kind == "folder":
             return folder_reader(self.folder / "cache", self.folder, fault, where)
         address = self.reader.url
-        if self.kind == "s3":
+        if isinstance(self.reader, BucketPlace):
             server = self.reader._web.base.netloc  # noqa: SLF001  # the address shown has no endpoint
             address = f"{address}?endpoint=http://{server}"
         return web_reader(address, fault, where)
@@ -125,7 +127,7 @@ class Stand:
 @contextmanager
 def folder_reader(cache: Path, place: Path, kind: str, where: str) -> Iterator[Place | None]:
     """A folder in which every file that `where` names was edited."""
-    if kind not in (*EDITS, "none"):
+    if kind not in EDITS:
         yield None
         return
     with TemporaryDirectory(dir=place) as copy:
@@ -134,7 +136,7 @@ def folder_reader(cache: Path, place: Path, kind: str, where: str) -> Iterator[P
             name = str(path.relative_to(edited))
             is_struck = name.startswith("cas/") if where == "." else name.startswith(where)
             if path.is_file() and is_struck:
-                EDITS.get(kind, lambda *_: None)(path, path.read_bytes())
+                EDITS[kind](path, path.read_bytes())
         yield FolderPlace(str(edited))
 
 
@@ -210,7 +212,7 @@ def is_right(fault: str, cells: tuple[str, str]) -> bool:
 
 def table(results: dict[str, dict[str, tuple[str, str]] | str]) -> str:
     """The table in Markdown."""
-    kinds = [kind for kind, rows in results.items() if not isinstance(rows, str)]
+    kinds = {kind: rows for kind, rows in results.items() if not isinstance(rows, str)}
     lines = [
         "# Substituters that fail",
         "",
@@ -225,7 +227,7 @@ def table(results: dict[str, dict[str, tuple[str, str]] | str]) -> str:
         "|---" * (len(kinds) + 1) + "|",
     ]
     for name in FAULTS:
-        cells = [" / ".join(dict.fromkeys(results[kind][name])) for kind in kinds]
+        cells = [" / ".join(dict.fromkeys(rows[name])) for rows in kinds.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [""] + [f"Left out: {rows}" for rows in results.values() if isinstance(rows, str)]
     return "\n".join(lines).rstrip() + "\n"

@@ -21,7 +21,7 @@ import tempfile
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -54,18 +54,19 @@ SGD = {
     "weight_decay": "0",
     "learning_rate": "0.3",
 }
-CHANGES: Mapping[str, Mapping[str, object]] = {
+CHANGES: Mapping[str, Mapping[str, str | bool]] = {
     "dp-fed-avg": {"noise_multiplier": "0.0005", "weight": "equal", "clip": "4"},
     "fed-avgm": {"server_rate": "0.5"},
     "fed-adam": {"server_rate": "0.01"},
     "fed-yogi": {"server_rate": "0.01"},
     "fed-adagrad": {"server_rate": "0.01"},
-    "fed-dyn": {"training": SGD, "mu": "0.1"},
-    "scaffold": {"training": SGD},
+    "fed-dyn": {"mu": "0.1"},
     "flora": {"masks": False},
     "flex-lora": {"masks": False},
 }
 """What a method's plan has that the example's has not."""
+TRAINING: Mapping[str, Mapping[str, str]] = {"fed-dyn": SGD, "scaffold": SGD}
+"""What its training has."""
 
 
 def seed(text: str) -> bytes:
@@ -149,10 +150,25 @@ def given(bench: Bench, *, reverse: bool) -> Given:
     return Given(model=model, train=train, sites=names[::-1] if reverse else names)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a method made of the sites' rows.
+
+    Attributes:
+        method: Its name.
+        digest: Of all that the last round gave.
+        losses: The sites' mean first loss, round by round.
+    """
+
+    method: str
+    digest: str
+    losses: Sequence[float]
+
+
 def plan_of(method: str) -> FederationPlan:
     value = tomllib.loads((TINY / "federation.toml").read_text())["plan"]
-    changes = dict(CHANGES.get(method, {}))
-    training = value["training"] | {"epochs": 2} | dict(changes.pop("training", {}))
+    training = value["training"] | {"epochs": 2} | TRAINING.get(method, {})
+    changes = CHANGES.get(method, {})
     return FederationPlan.from_value(
         {"v": 1, **value, "method": method, **changes, "training": training}
     )
@@ -260,17 +276,16 @@ class Federation:
         return made
 
 
-def run_one(bench: Bench, with_: Given, method: str) -> dict[str, object]:
-    """The digest of what two rounds made, and the sites' mean first loss in each round."""
+def run_one(bench: Bench, with_: Given, method: str) -> Outcome:
+    """What the rounds of a method come to."""
     federation = Federation(bench, with_, plan_of(method))
-    for number in range(1, ROUNDS + 1):
-        made = federation.round(number)
+    *_, made = [federation.round(number) for number in range(1, ROUNDS + 1)]
     digest = sha256()
     for name in ("adapter", "state", "summary"):
         for path in sorted(made[name].iterdir()):
             digest.update(path.name.encode() + sha256(path.read_bytes()).digest())
     means = [sum(losses) / len(losses) for losses in federation.losses]
-    return {"digest": digest.hexdigest(), "losses": means}
+    return Outcome(method=method, digest=digest.hexdigest(), losses=means)
 
 
 def serve(methods: Sequence[str], way: Mapping[str, str]) -> None:
@@ -280,10 +295,10 @@ def serve(methods: Sequence[str], way: Mapping[str, str]) -> None:
         bench = Bench(place=Path(place), threads=int(way["threads"]), isa=way["isa"])
         with_ = given(bench, reverse=bool(way["reverse"]))
         for method in methods:
-            print(json.dumps({"method": method, **run_one(bench, with_, method)}), flush=True)
+            print(json.dumps(asdict(run_one(bench, with_, method))), flush=True)
 
 
-def run_way(methods: Sequence[str], way: Mapping[str, str]) -> dict[str, dict[str, object]]:
+def run_way(methods: Sequence[str], way: Mapping[str, str]) -> dict[str, Outcome]:
     done = subprocess.run(
         [sys.executable, __file__, *methods, "--serve", json.dumps(way)],
         env={
@@ -298,8 +313,8 @@ def run_way(methods: Sequence[str], way: Mapping[str, str]) -> dict[str, dict[st
         text=True,
         check=True,
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["method"]: line for line in lines}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return {one.method: one for one in (Outcome(**json.loads(line)) for line in lines)}
 
 
 def main() -> int:
@@ -318,29 +333,29 @@ def main() -> int:
     for method in methods:
         trouble = troubles(first[method], second[method], golden.get(method))
         bad += bool(trouble)
-        told = " -> ".join(f"{loss:.4f}" for loss in first[method]["losses"])
-        print(f"{method:<12} {trouble or 'same bytes'}  {told}  {first[method]['digest'][:16]}")
+        told = " -> ".join(f"{loss:.4f}" for loss in first[method].losses)
+        print(f"{method:<12} {trouble or 'same bytes'}  {told}  {first[method].digest[:16]}")
     if args.write and not bad:
         write(first)
     return int(bad > 0)
 
 
-def troubles(one: Mapping, other: Mapping, golden: str | None) -> str:
-    if one["digest"] != other["digest"]:
+def troubles(one: Outcome, other: Outcome, golden: str | None) -> str:
+    if one.digest != other.digest:
         return "OTHER BYTES"
-    if one["losses"][-1] >= one["losses"][0]:
+    if one.losses[-1] >= one.losses[0]:
         return "NOTHING LEARNT"
-    return "NOT THE GOLDEN BYTES" if golden not in (None, one["digest"]) else ""
+    return "NOT THE GOLDEN BYTES" if golden not in (None, one.digest) else ""
 
 
-def write(found: Mapping[str, Mapping]) -> None:
+def write(found: Mapping[str, Outcome]) -> None:
     """Note the bytes, and put the table into the document."""
-    golden = {method: one["digest"] for method, one in found.items()}
+    golden = {method: one.digest for method, one in found.items()}
     GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
     lines = ["| method | sites' first loss, round by round | digest |", "| --- | --- | --- |"]
     for method, one in found.items():
-        losses = " → ".join(f"{loss:.4f}" for loss in one["losses"])
-        lines.append(f"| {method} | {losses} | `{one['digest'][:16]}` |")
+        losses = " → ".join(f"{loss:.4f}" for loss in one.losses)
+        lines.append(f"| {method} | {losses} | `{one.digest[:16]}` |")
     head, rest = DOCUMENT.read_text().split(BEGIN)
     _, tail = rest.split(END)
     body = "".join(f"{line}\n" for line in lines)

@@ -5,6 +5,7 @@ binary64. The bound printed beside it is the largest relative error before that 
 rests on these numbers: what the functions give is checked for every input (tools/exhaustive).
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -163,6 +164,9 @@ def approximations() -> list[Approximation]:
 
 def main() -> None:
     """Print every polynomial."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     for approximation in approximations():
         coefficients, worst = minimax(approximation)
         print(f"// {approximation.name}: error 2^{float(mp.log(worst, 2)):.1f}")

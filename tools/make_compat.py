@@ -4,6 +4,7 @@ What is written stays as it is for good: later versions must read, verify and re
 tool refuses to touch a folder that exists.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -84,10 +85,11 @@ def make_artifact(folder: Path) -> None:
 
 def main() -> int:
     """Write tests/compat/<version>."""
-    if len(sys.argv) != 2:
-        print("usage: make_compat.py VERSION", file=sys.stderr)
-        return 2
-    target = ROOT / "tests" / "compat" / sys.argv[1]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("version", metavar="VERSION", help="the new folder's name, such as v4")
+    target = ROOT / "tests" / "compat" / parser.parse_args().version
     target.mkdir()
     # A store remembers where its locks are: not a path of the checkout.
     with TemporaryDirectory(prefix="kolm-compat-") as name:

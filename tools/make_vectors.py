@@ -16,12 +16,10 @@ VECTORS = ROOT / "spec" / "vectors"
 
 def made() -> dict[str, str]:
     """The text of every vector file, by topic."""
-    sys.path[:0] = [str(ROOT), str(PARTS.parent)]
+    sys.path.insert(0, str(ROOT))
     topics = sorted(part.stem for part in PARTS.glob("[a-z]*.py"))
-    return {
-        topic: json.dumps(importlib.import_module(f"vectors.{topic}").vectors(), indent=1) + "\n"
-        for topic in topics
-    }
+    modules = {topic: importlib.import_module(f"tools.vectors.{topic}") for topic in topics}
+    return {topic: json.dumps(one.vectors(), indent=1) + "\n" for topic, one in modules.items()}
 
 
 def main() -> int:

@@ -20,8 +20,9 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from kolm_build.core.numerics import Numerics
 from kolm_build.core.quantisation import SCHEMES
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.core.request import Circumstances, StepRequest
+from kolm_build.core.sections import Pipeline
 from kolm_build.numerics.kernels import LIBRARY
 from kolm_build.steps.table import INHERIT, STEPS
 from kolm_build.store.local import LocalStore
@@ -62,6 +64,9 @@ COLUMNS = (
     "two builds",
 )
 
+Row = dict[str, Any]
+"""What is known of a model, as JSON has it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -85,27 +90,26 @@ class Table:
         for scheme in self.options.schemes:
             for method in self.options.methods:
                 if method == "rtn" or is_sensible(method, scheme):
-                    yield self._row(
-                        method, scheme, lambda m=method, s=scheme: self._quantised(m, s)
-                    )
+                    yield self._row(method, scheme, partial(self._quantised, method, scheme))
 
-    def _row(self, method: str, scheme: str, make: Any) -> dict[str, Any]:
+    def _row(self, method: str, scheme: str, make: Callable[[], Row]) -> Row:
         options = self.options
         name = "-".join(filter(None, (method, scheme, options.embeddings, str(options.group))))
         file = self.place / f"{name}.json"
         if not file.exists():
-            row = {"method": method, "scheme": scheme} | make()
-            file.write_text(json.dumps(row, indent=1) + "\n")
-        return json.loads(file.read_text())
+            made = {"method": method, "scheme": scheme} | make()
+            file.write_text(json.dumps(made, indent=1) + "\n")
+        row: Row = json.loads(file.read_text())
+        return row
 
-    def _full(self) -> dict[str, Any]:
+    def _full(self) -> Row:
         weights = self.model / "model.safetensors"
         size = weights.stat().st_size
         judged = self._judged(self.model)
         return {"bits_per_weight": None, "tensor_bytes": size, "cpu_s": 0.0, "equal": None} | judged
 
-    def _quantised(self, method: str, scheme: str) -> dict[str, Any]:
-        params: dict[str, Any] = {
+    def _quantised(self, method: str, scheme: str) -> Row:
+        params: dict[str, str | int] = {
             "scheme": scheme,
             "method": method,
             "embeddings": self.options.embeddings,
@@ -132,19 +136,19 @@ class Table:
             "equal": None if self.options.once else len(digests) == 1,
         } | judged
 
-    def _judged(self, model: Path) -> dict[str, Any]:
+    def _judged(self, model: Path) -> Row:
         """Accuracy, K-score and perplexity of the folder `model`."""
-        judged: dict[str, Any] = {"perplexity": perplexity_apart(model)}
+        judged: Row = {"perplexity": perplexity_apart(model)}
         if self.options.no_rows:
             return judged
-        parts = parse_recipe((ROOT / "examples" / EXAMPLE / "kolm.toml").read_text()).pipeline
+        evaluate = pipeline().evaluate
         inputs = {"model": model, "holdout": self.data["holdout"]}
-        params = {
-            "max_new_tokens": parts.evaluate.max_new_tokens,
-            "batch_size": parts.evaluate.batch_size,
-            "labels": "\n".join(parts.evaluate.labels),
-            "verifier": parts.evaluate.verifier,
-            "metric": parts.evaluate.metric,
+        params: dict[str, str | int] = {
+            "max_new_tokens": evaluate.max_new_tokens,
+            "batch_size": evaluate.batch_size,
+            "labels": "\n".join(evaluate.labels),
+            "verifier": evaluate.verifier,
+            "metric": evaluate.metric,
         }
         ran = run("evaluate", inputs, params, self.place, **WAYS[0])
         summary = json.loads((ran.outputs["out"] / "summary.json").read_text())
@@ -153,10 +157,10 @@ class Table:
         cpu_s = round(ran.cpu_s, 1)
         return judged | {"evaluation": summary, "evaluation_cpu_s": cpu_s, "k": scored["k"]}
 
-    def _scored(self, model: Path, evaluation: Path) -> dict[str, Any]:
+    def _scored(self, model: Path, evaluation: Path) -> Row:
         """The K-score of `model`, by the budgets of the example."""
-        score = parse_recipe((ROOT / "examples" / EXAMPLE / "kolm.toml").read_text()).pipeline.score
-        params = {
+        score = pipeline().score
+        params: dict[str, str | int] = {
             "size_budget_bytes": score.size_budget_bytes,
             "latency_budget_us": score.latency_budget_us,
             "cost_budget_microusd": score.cost_budget_microusd,
@@ -167,9 +171,16 @@ class Table:
         }
         inputs = {"evaluation": evaluation, "base": self.data["base"], "model": model}
         ran = run("score", inputs, params, self.place, **WAYS[0])
-        found: dict[str, Any] = json.loads((ran.outputs["out"] / "kscore.json").read_text())
+        found: Row = json.loads((ran.outputs["out"] / "kscore.json").read_text())
         shutil.rmtree(ran.outputs["out"].parents[1])
         return found
+
+
+def pipeline() -> Pipeline:
+    """The example's."""
+    found = parse_recipe((ROOT / "examples" / EXAMPLE / "kolm.toml").read_text()).pipeline
+    assert found is not None, "the example is a pipeline"
+    return found
 
 
 def is_sensible(method: str, scheme: str) -> bool:

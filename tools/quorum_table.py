@@ -7,6 +7,7 @@ log countersigns, and a reader who has built nothing asks `kolm trust`. Every an
 program's own. One that is not as it should be ends this program with status 1.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -238,8 +239,13 @@ def asked(case: Case, parties: Parties) -> tuple[int, str]:
     return answer.status, answer.out or answer.err
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Print or write the page; 1 if a verdict is not as it should be."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="where the page goes")
+    args = parser.parse_args()
     parts, wrong = [HEAD], []
     for case in CASES:
         status, text = answer_of(case)
@@ -250,8 +256,8 @@ def main(argv: list[str]) -> int:
             f"## {case.title}\n\nGiven: {case.given}. Exit status {status}.\n\n```\n{text}```\n"
         )
     page = "\n".join(parts)
-    if argv[:1] == ["--write"]:
-        Path(argv[1]).write_text(page)
+    if args.write is not None:
+        args.write.write_text(page)
     else:
         print(page)
     for text in wrong:
@@ -260,4 +266,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

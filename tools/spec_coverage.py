@@ -5,6 +5,7 @@ docstring, comment or string. Sentences that no test can check are listed in spe
 one a line, with the reason.
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -39,6 +40,9 @@ def excused() -> set[str]:
 
 def main() -> int:
     """Print what is missing; 1 if anything is."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     known, named, without = rules(), tested(), excused()
     missing = sorted(set(known) - named - without)
     for number in missing:

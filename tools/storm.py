@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -233,7 +234,7 @@ def storm_of_kills(place: Path, kills: int, random: Random) -> Tally:
     with timed(Tally("kill -9 at random moments")) as tally:
         while tally.rounds < kills:
             seeds = [random.randrange(1 << 40) for _ in range(2)]
-            children = [spawn(lambda s=seed: work(root, journal, s, 1000)) for seed in seeds]
+            children = [spawn(partial(work, root, journal, seed, 1000)) for seed in seeds]
             for child in children:
                 time.sleep(random.expovariate(1 / 0.12))
                 kill(child)
@@ -284,7 +285,7 @@ def cut(image: Path, mount: Path, journal: Path, random: Random) -> list[str]:
     with mounted(image, mount):
         root = mount / "store"
         seeds = [random.randrange(1 << 40) for _ in range(2)]
-        children = [spawn(lambda s=seed: work(root, journal, s, 1000)) for seed in seeds]
+        children = [spawn(partial(work, root, journal, seed, 1000)) for seed in seeds]
         time.sleep(0.2 + random.expovariate(1 / 0.5))
         for child in children:
             os.kill(child, signal.SIGSTOP)
@@ -323,7 +324,7 @@ def storm_of_collectors(place: Path, builders: int, units: int, random: Random) 
     with timed(Tally(f"gc beside {builders} builders")) as tally:
         seeds = [random.randrange(1 << 40) for _ in range(builders)]
         collector = spawn(lambda: collect_until_killed(root))
-        workers = [spawn(lambda s=s: work(root, journal, s, units, collects=0)) for s in seeds]
+        workers = [spawn(partial(work, root, journal, seed, units, collects=0)) for seed in seeds]
         failed = sum(os.waitpid(worker, 0)[1] != 0 for worker in workers)
         kill(collector)
         tally.rounds = builders * units

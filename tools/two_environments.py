@@ -132,7 +132,7 @@ def rebuilt(one: Built, work: Path) -> str:
     kolm("import", one.pack, "--project", project, "--store", store)
     options = ("--offline", "--environment", "stored", "--against", store, "--json")
     said = kolm("rebuild", project / "tiny.kolm", *options, keep=True)
-    return json.loads(said.splitlines()[-1])["targets"]["package"]
+    return str(json.loads(said.splitlines()[-1])["targets"]["package"])
 
 
 def told(found: list[tuple[Built, str]]) -> bool:

@@ -8,11 +8,10 @@ from kolm_build.core.bounded import choice, decimal, integer, texts, unknown_nam
 from kolm_build.core.derivation import Param
 from kolm_build.core.fields import Fields
 from kolm_build.core.quantisation import GROUPS, SCHEMES, Scheme
+from kolm_build.core.quantise_choices import EMBEDDINGS, METHODS, ORDERS, is_calibrated
 from kolm_build.core.sections import Data, Quantise
 from kolm_build.errors import InvalidRecordError
 
-METHODS = ("rtn", "gptq", "awq", "smoothquant")
-EMBEDDINGS = ("keep", "int8", "int4")
 CALIBRATING = ("answers", "texts")
 """Schemas whose rows can be read as text: what a model is calibrated on."""
 
@@ -20,7 +19,6 @@ LEAST_BITS = 3
 BY_LAYER = 0
 TRAIN = "train"
 _ALLOW = "allow_below_3_bits"
-_STATIC = "static"
 _CALIBRATION = ("calibration", "calibration_rows", "calibration_length")
 
 
@@ -57,11 +55,6 @@ def read_quantise(sets: Mapping[str, Data], value: object) -> Quantise:
         _refuse_calibration(fields, name, method)
     fields.done()
     return Quantise(scheme=name, method=method, rows=rows, params=tuple(sorted(params.items())))
-
-
-def is_calibrated(scheme: Scheme, method: str) -> bool:
-    """Whether the model is run on rows to quantise it so."""
-    return method != "rtn" or scheme.activations == _STATIC
 
 
 def check_bits(scheme: str, bits: int, *, allowed: bool) -> None:
@@ -104,7 +97,7 @@ def _method_params(fields: Fields, method: str) -> Mapping[str, Param]:
     if method == "gptq":
         return {
             "damping": _share(fields, "damping", default="0.01"),
-            "act_order": choice(fields, "act_order", ("static", "none"), default="static"),
+            "act_order": choice(fields, "act_order", ORDERS, default="static"),
         }
     if method == "awq":
         return {"grid": integer(fields, "grid", least=1, most=1000, default=20)}

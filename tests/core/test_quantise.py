@@ -5,7 +5,8 @@ import pytest
 from kolm_build.core.derivation import OutputInput
 from kolm_build.core.pipeline import instantiate
 from kolm_build.core.quantisation import SCHEMES
-from kolm_build.core.quantise_reader import METHODS, check_bits, is_calibrated
+from kolm_build.core.quantise_choices import METHODS, is_calibrated
+from kolm_build.core.quantise_reader import check_bits
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps.table import STEPS

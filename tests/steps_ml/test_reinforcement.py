@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,180 +16,32 @@ from hypothesis import strategies as st
 from kolm_build.core.fields import Fields
 from kolm_build.errors import StepFailedError
 from kolm_build.steps.table import REINFORCEMENT
+from tests.steps_ml.policies import (
+    CENTRED,
+    FORMULAS,
+    MOST,
+    OLD,
+    POLICY,
+    REFERENCE,
+    REWARDS,
+    VALUES,
+    alone,
+    arrays,
+    beta_density,
+    clip_loss,
+    double,
+    drawn_for,
+    flat,
+    k3,
+    objective,
+    penalised,
+    rollouts,
+    standard,
+    step_loss,
+)
 
 # Importing the trainers takes ten seconds and warns on the way.
 pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]
-
-# Two prompts with two completions each: log p of every token, now, when said, and before training.
-POLICY = ([-0.7, -1.2, -0.1], [-2.0, -0.4], [-1.1, -0.3], [-0.6, -1.9, -0.2, -0.8])
-OLD = ([-0.9, -1.0, -0.4], [-1.5, -0.6], [-0.8, -0.5], [-0.9, -1.1, -0.5, -0.7])
-REFERENCE = ([-1.0, -0.8, -0.7], [-1.2, -0.7], [-0.7, -0.9], [-1.3, -1.0, -0.4, -0.1])
-VALUES = ([0.1, 0.3, 0.2], [-0.1, 0.4], [0.5, 0.2], [0.0, -0.2, 0.3, 0.1])
-REWARDS = ([1.0, 0.25], [0.5, 0.0])
-MOST = 6  # max_new_tokens
-
-
-def objective(name, **params):
-    fields = Fields(params)
-    made = importlib.import_module(f"kolm_build.steps.objectives.{name.replace('-', '_')}").TAKE(
-        fields
-    )
-    fields.done()
-    return made
-
-
-def double(rows):
-    return tuple(torch.tensor(one, dtype=torch.float64) for one in rows)
-
-
-def rollouts(rewards=REWARDS, *, old=True, reference=True, values=False):
-    """What was drawn for the two prompts."""
-    from kolm_build.steps._rollouts import Completion
-    from kolm_build.steps._sequences import Continuation
-    from kolm_build.steps.objectives._policy import Rollout
-
-    def rollout(row):
-        here = slice(2 * row, 2 * row + 2)
-        return Rollout(
-            example=SimpleNamespace(where=f"row {row + 1}"),
-            completions=tuple(
-                Completion(
-                    sequence=Continuation(ids=(0,) * (1 + len(one)), start=1), text="", ended=True
-                )
-                for one in POLICY[here]
-            ),
-            rewards=tuple(rewards[row]),
-            old=double(OLD[here]) if old else (),
-            reference=double(REFERENCE[here]) if reference else (),
-            values=double(VALUES[here]) if values else (),
-        )
-
-    return [rollout(0), rollout(1)]
-
-
-def step_loss(made, drawn, policy=POLICY):
-    """The loss of a step of both prompts, and its gradient by each log p."""
-    leaves = [torch.tensor(one, dtype=torch.float64, requires_grad=True) for one in policy]
-    parts = [part for group in made.groups(drawn) for part in group.parts]
-    loss = sum(
-        made.ran(
-            *pair,
-        ).loss
-        for pair in zip(leaves, parts, strict=True)
-    )
-    loss.backward()
-    return loss.item(), [one.grad.numpy() for one in leaves]
-
-
-def standard(rewards):
-    return [(np.array(one) - np.mean(one)) / (np.std(one, ddof=1) + 1e-4) for one in rewards]
-
-
-def flat(advantages):
-    return [one for row in advantages for one in row]
-
-
-def arrays(rows):
-    return [np.array(one) for one in rows]
-
-
-def clip_loss(q, a, low=0.2, high=0.2):
-    return -np.minimum(q * a, np.clip(q, 1 - low, 1 + high) * a)
-
-
-def k3(p, ref):
-    return np.exp(ref - p) - (ref - p) - 1
-
-
-def grpo_reference(scale=lambda n: 1 / (4 * n), advantages=None, beta=0.04, low=0.2, high=0.2):
-    found = 0.0
-    advantages = standard(REWARDS) if advantages is None else advantages
-    for p, o, r, a in zip(
-        arrays(POLICY), arrays(OLD), arrays(REFERENCE), flat(advantages), strict=True
-    ):
-        losses = clip_loss(np.exp(p - o), a, low, high) + beta * k3(p, r)
-        found += losses.sum() * scale(len(p))
-    return found
-
-
-def gspo_reference():
-    found = 0.0
-    for p, o, a in zip(arrays(POLICY), arrays(OLD), flat(standard(REWARDS)), strict=True):
-        found += clip_loss(np.exp((p - o).mean()), a, 0.1, 0.2) / 4
-    return found
-
-
-def cispo_reference():
-    found = 0.0
-    for p, o, a in zip(arrays(POLICY), arrays(OLD), flat(standard(REWARDS)), strict=True):
-        found += (-np.minimum(np.exp(p - o), 1.3) * a * p).sum() / 11
-    return found
-
-
-def penalised(beta):
-    """R - beta log (p / p_ref) of each completion, by the policy that said it."""
-    sums = [(o - r).sum() for o, r in zip(arrays(OLD), arrays(REFERENCE), strict=True)]
-    return [reward - beta * one for reward, one in zip(flat(REWARDS), sums, strict=True)]
-
-
-def rloo_reference():
-    worth = penalised(0.05)
-    found = 0.0
-    for at, (p, o) in enumerate(zip(arrays(POLICY), arrays(OLD), strict=True)):
-        advantage = worth[at] - worth[at ^ 1]  # of two, the other is the mean of the others
-        found += clip_loss(np.exp((p - o).sum()), advantage) / 4
-    return found
-
-
-def reinforce_reference(beta=0.01):
-    raw = [
-        reward - beta * np.cumsum((o - r)[::-1])[::-1]
-        for reward, o, r in zip(flat(REWARDS), arrays(OLD), arrays(REFERENCE), strict=True)
-    ]
-    every = np.concatenate(raw)
-    found = 0.0
-    for p, o, a in zip(arrays(POLICY), arrays(OLD), raw, strict=True):
-        advantage = (a - every.mean()) / (every.std() + 1e-8)
-        found += clip_loss(np.exp(p - o), advantage).sum() / (4 * len(p))
-    return found
-
-
-def beta_density(x, a, b):
-    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    return math.exp(scale + (a - 1) * math.log(x) + (b - 1) * math.log1p(-x))
-
-
-def bnpo_reference():
-    middles = np.array([np.mean(one) for one in REWARDS])
-    size = middles.mean() * (1 - middles.mean()) / middles.var() - 1
-    a, b = size * middles.mean(), size * (1 - middles.mean())
-    advantages = [
-        (np.array(one) - middle) / beta_density(middle, 1 + a / 3, 1 + b / 3)
-        for one, middle in zip(REWARDS, middles, strict=True)
-    ]
-    return grpo_reference(advantages=advantages, beta=0)
-
-
-CENTRED = [np.array(one) - np.mean(one) for one in REWARDS]
-FORMULAS = {
-    "grpo": ({}, grpo_reference),
-    "dr-grpo": (
-        {"max_new_tokens": MOST, "beta": "0.1"},
-        lambda: grpo_reference(lambda _n: 1 / (4 * MOST), CENTRED, 0.1),
-    ),
-    "dapo": ({}, lambda: grpo_reference(lambda _n: 1 / 11, beta=0, high=0.28)),
-    "gspo": ({"epsilon": "0.1", "epsilon_high": "0.2"}, gspo_reference),
-    "cispo": ({"epsilon_high": "0.3"}, cispo_reference),
-    "bnpo": ({}, bnpo_reference),
-    "rloo": ({}, rloo_reference),
-    "reinforce-pp": ({}, reinforce_reference),
-}
-
-
-def drawn_for(name, params):
-    """Rollouts that hold what the objective asked for."""
-    beta = objective(name, **params).params.beta
-    return rollouts(reference=beta > 0)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -228,16 +79,6 @@ def padded(rows):
     for at, one in enumerate(rows):
         out[at, : len(one)] = torch.tensor(one, dtype=torch.float64)
     return out
-
-
-def alone():
-    """An accelerator of one process."""
-    return SimpleNamespace(
-        num_processes=1,
-        gather=lambda one: one,
-        gather_for_metrics=lambda one: one,
-        reduce=lambda one, reduction: one,
-    )
 
 
 def of_trl(advantages, **settings):
@@ -475,98 +316,6 @@ def test_gradients_of_a_row_are_added_with_one_graph_at_a_time():
     total.backward()
     assert leaf.grad.tolist() == [12.0, 12.0]
     assert total.item() == 36.0
-    accumulated(lambda _part: leaf.sum(), []).backward()
-
-
-# --------------------------------------------------------------------------- comparing answers
-
-
-def test_a_tie_says_nothing_and_a_margin_is_dpo():
-    """RL-60."""
-    from kolm_build.steps.objectives._duels import preference_loss
-
-    margin = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    preference_loss(margin, 0.3, is_tie=True).backward()
-    assert margin.grad.item() == 0.0
-    found = preference_loss(margin, 0.3, is_tie=False)
-    assert found.item() == pytest.approx(math.log1p(math.exp(-0.21)))
-
-
-def test_of_several_answers_the_best_and_the_worst_are_compared():
-    """RL-60: the first of equals, in the order they came."""
-    from kolm_build.steps.objectives._duels import two_of
-
-    said = ["a", "b", "c", "d"]
-    assert two_of(said, [1.0, 3.0, 0.0, 3.0]) == (("b", 3.0), ("c", 0.0))
-    assert two_of(said, [0.0, 3.0, 0.0, 3.0]) == (("a", 0.0), ("b", 3.0))
-    assert two_of(said, [2.0] * 4) == (("a", 2.0), ("b", 2.0))
-
-
-def test_a_model_judges_by_the_points_it_expects():
-    """RL-64."""
-    from kolm_build.steps.objectives.self_rewarding import expected_score, judging
-
-    chances = np.array([0.1, 0.2, 0.3, 0.1, 0.2, 0.1])
-    found = expected_score(torch.tensor(np.log(chances) - 3.0))
-    assert found == pytest.approx((chances * np.arange(6)).sum())
-    (turn,) = judging([{"role": "user", "content": "Why?"}], "Because.")
-    assert "Why?" in turn["content"]
-    assert "Because." in turn["content"]
-
-
-def test_a_hint_gives_the_answer_away_in_the_last_turn():
-    """RL-66."""
-    from kolm_build.steps.objectives.raft import best
-    from kolm_build.steps.objectives.star import with_hint
-
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
-    assert with_hint(turns, "4") == [
-        turns[0],
-        {"role": "user", "content": "2+2?\n\nHint: the answer is 4."},
-    ]
-    assert best((0.0, 2.0, 2.0)) == 1
-
-
-def test_pairs_and_steps_are_scored_by_a_logistic_loss():
-    """RL-20, RL-21: with a margin and a centre; equal to TRL's formula."""
-    from kolm_build.steps.objectives.prm import step_loss as of_steps
-    from kolm_build.steps.objectives.reward_bt import pair_loss
-
-    one, other = torch.tensor(0.8).double(), torch.tensor(-0.1).double()
-    assert pair_loss(one, other, 0.0, 0.0).item() == pytest.approx(math.log1p(math.exp(-0.9)))
-    found = pair_loss(one, other, 0.5, 0.01).item()
-    assert found == pytest.approx(math.log1p(math.exp(-0.4)) + 0.01 * 0.7**2)
-    scores = torch.tensor([1.5, -0.5])
-    wanted = (math.log1p(math.exp(-1.5)) + math.log1p(math.exp(-0.5))) / 2
-    assert of_steps(scores, [True, False]).item() == pytest.approx(wanted)
-
-
-def test_a_reward_models_loss_is_that_of_trl():
-    """RL-20: value and gradient of two pairs with margins."""
-    from trl import RewardTrainer
-
-    from kolm_build.steps.objectives.reward_bt import pair_loss
-
-    scores = [0.8, 1.2, -0.1, 1.5]  # two chosen answers, then the rejected ones
-    margins = [0.5, 0.0]
-    theirs, ours = (torch.tensor(scores, dtype=torch.float64).requires_grad_() for _ in range(2))
-    trainer = RewardTrainer.__new__(RewardTrainer)
-    vars(trainer).update(
-        model=SimpleNamespace(training=False),
-        args=SimpleNamespace(center_rewards_coefficient=0.01),
-        accelerator=alone(),
-        _metrics=MagicMock(),
-        _total_train_tokens=0,
-    )
-    loss = trainer.compute_loss(
-        lambda **_inputs: SimpleNamespace(logits=theirs[:, None]),
-        {"margin": torch.tensor(margins, dtype=torch.float64)},
-    )
-    loss.backward()
-    rows = [pair_loss(ours[at], ours[2 + at], margins[at], 0.01) for at in (0, 1)]
-    (sum(rows) / 2).backward()
-    assert sum(rows).item() / 2 == pytest.approx(loss.item(), rel=1e-12)
-    assert ours.grad.tolist() == pytest.approx(theirs.grad.tolist(), rel=1e-12)
 
 
 FINITE = st.floats(-100, 100).map(lambda one: round(one, 3))
@@ -602,22 +351,6 @@ def test_looking_to_the_end_an_advantage_is_the_return_less_the_value(tokens, ga
         assert found[at] == pytest.approx(wanted, abs=1e-6)
 
 
-@PROPERTY
-@given(
-    st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any),
-    st.sampled_from([0.01, 0.3, 0.5, 0.9, 0.99]),
-)
-def test_a_nucleus_has_its_probability_and_no_token_too_many(weights, top_p):
-    """RL-5."""
-    from kolm_build.runtime.draws import nucleus
-
-    (kept,) = nucleus(np.array([weights]), top_p)
-    left = sorted(one for one in kept if one)
-    assert sum(left) >= top_p * sum(weights)
-    assert sum(left[1:]) < top_p * sum(weights)
-    assert min(left) >= max((a for a, b in zip(weights, kept, strict=True) if not b), default=0)
-
-
 def test_the_catalogue_and_the_steps_name_the_same_parameters():
     """ALG-2: and the same defaults."""
     from kolm_build.core.catalogue import reinforcement, reward
@@ -628,202 +361,6 @@ def test_the_catalogue_and_the_steps_name_the_same_parameters():
     for row in rows:
         given = dict(read_parameters(row.parameters, Fields({})))
         assert vars(objective(row.id, **given)) == vars(objective(row.id)), row.id
-
-
-# ----------------------------------------------------------------- whole objectives, by fakes
-
-FIRST, SECOND = (0, 1, 2), (0, 3)
-LOG_P = {FIRST: -2.0, SECOND: -1.2}
-LOG_P_REFERENCE = {FIRST: -2.5, SECOND: -1.0}
-
-
-@pytest.fixture
-def speaking(monkeypatch):
-    """Log-probabilities of two sequences, from a table, in every module that asks for them."""
-    from kolm_build.steps.objectives import _duels, spin
-
-    leaves = {ids: torch.tensor(value, requires_grad=True) for ids, value in LOG_P.items()}
-    for module in (_duels, spin):
-        monkeypatch.setattr(module, "log_probability", lambda _network, one: leaves[one.ids])
-    return leaves
-
-
-def said(ids):
-    from kolm_build.steps._sequences import Continuation
-
-    return Continuation(ids=ids, start=1)
-
-
-def duel(first, second):
-    from kolm_build.steps.objectives._duels import Duel, Side
-
-    sides = [
-        Side(sequence=said(ids), reference=torch.tensor(LOG_P_REFERENCE[ids]), reward=reward)
-        for ids, reward in ((FIRST, first), (SECOND, second))
-    ]
-    return Duel(first=sides[0], second=sides[1], rows=4)
-
-
-MARGIN = (LOG_P[FIRST] - LOG_P_REFERENCE[FIRST]) - (LOG_P[SECOND] - LOG_P_REFERENCE[SECOND])
-
-
-@pytest.mark.parametrize(("rewards", "margin"), [((1.0, 0.0), MARGIN), ((0.0, 1.0), -MARGIN)])
-def test_own_answers_are_compared_as_dpo_compares(speaking, rewards, margin):
-    """RL-60, RL-61."""
-    share = objective("online-dpo", beta="0.3").share(None, None, duel(*rewards))
-    assert share.loss.item() == pytest.approx(math.log1p(math.exp(-0.3 * margin)) / 4)
-    share.loss.backward()
-    slope = -0.3 / (1 + math.exp(0.3 * margin)) / 4 * (1 if margin == MARGIN else -1)
-    assert speaking[FIRST].grad.item() == pytest.approx(slope)
-    assert speaking[SECOND].grad.item() == pytest.approx(-slope)
-    assert [one.item() for one in share.figures] == pytest.approx(
-        [0.5, margin, float(margin > 0), 0]
-    )
-
-
-@pytest.mark.parametrize(
-    ("rewards", "dpo"), [((0.0, 1.0), math.log1p(math.exp(0.3 * MARGIN))), ((1.0, 1.0), 0.0)]
-)
-def test_xpo_pushes_away_from_what_the_reference_says(speaking, rewards, dpo):
-    """RL-62: also where neither answer is better."""
-    share = objective("xpo", beta="0.3", alpha="0.5").share(None, None, duel(*rewards))
-    assert share.loss.item() == pytest.approx((dpo + 0.5 * LOG_P[SECOND]) / 4)
-
-
-def test_nash_md_is_a_policy_gradient_of_winning(monkeypatch):
-    """RL-63."""
-    made = objective("nash-md", tau="0.2")
-    policy = torch.tensor([-0.5, -1.5], requires_grad=True)
-    monkeypatch.setattr(made, "log_probabilities", lambda _network, _one: policy)
-    monkeypatch.setattr(made, "referred", lambda _network, _some: [torch.tensor([-1.0, -1.25])])
-    match = made._match(None, said(FIRST), 2.0, 1.0, rows=3)
-    weight = 1 / (1 + math.exp(-1.0)) - 0.5 - 0.2 * (-2.0 + 2.25)
-    assert match.weight == pytest.approx(weight)
-    share = made.share(None, None, match)
-    share.loss.backward()
-    assert share.loss.item() == pytest.approx(2.0 * weight / 3)
-    assert policy.grad.tolist() == pytest.approx([-weight / 3] * 2)
-
-
-def test_spin_prefers_the_rows_answer_to_the_opponents(speaking):
-    """RL-65."""
-    from kolm_build.steps.objectives.spin import Round
-
-    played = Round(
-        said=said(SECOND),
-        real_reference=torch.tensor(LOG_P_REFERENCE[FIRST]),
-        said_reference=torch.tensor(LOG_P_REFERENCE[SECOND]),
-        rows=4,
-    )
-    share = objective("spin", beta="0.3").share(None, said(FIRST), played)
-    assert share.loss.item() == pytest.approx(math.log1p(math.exp(-0.3 * MARGIN)) / 4)
-
-
-class Script:
-    """A sampler that says what is written: for each call the texts of each prompt."""
-
-    def __init__(self, *calls):
-        self.calls, self.asked = list(calls), []
-
-    def draw(self, _network, prompts, _seeds, first=0):
-        from kolm_build.steps._rollouts import Completion
-        from kolm_build.steps._sequences import Continuation
-
-        self.asked.append((list(prompts), first))
-        return [
-            [
-                Completion(
-                    sequence=Continuation(ids=(*prompt, 100 + at), start=len(prompt)),
-                    text=text,
-                    ended=True,
-                )
-                for at, text in enumerate(texts)
-            ]
-            for prompt, texts in zip(prompts, self.calls.pop(0), strict=True)
-        ]
-
-
-def scripted(name, *calls, **params):
-    from contextlib import nullcontext
-
-    made = objective(name, **params)
-    made.sampler = Script(*calls)
-    made.given = SimpleNamespace(
-        change=SimpleNamespace(reference=lambda _network: nullcontext()),
-        model=SimpleNamespace(
-            chat=SimpleNamespace(prompt_ids=lambda turns: [len(turns[-1]["content"])])
-        ),
-        tokens=SimpleNamespace(check=lambda _length, _where: None),
-    )
-    return made
-
-
-def prompt(number, reference):
-    row = SimpleNamespace(reference=reference, messages=[{"role": "user", "content": "2+2?"}])
-    return SimpleNamespace(ids=(number,), row=row, where=f"row {number}")
-
-
-def equal(example, text, _where):
-    return float(text == example.row.reference)
-
-
-def test_star_learns_what_is_right_and_hints_where_nothing_is():
-    """RL-66: what was said to the hint is learned as said to the prompt without it."""
-    rows = [prompt(1, "4"), prompt(2, "5"), prompt(3, "6")]
-    made = scripted("star", [["3", "4"], ["4", "4"], ["1", "1"]], [["5", "5"], ["0", "0"]],
-                    generations=2)  # fmt: skip
-    chosen = made.choose(None, rows, [1, 2, 3], equal)
-    assert [one.sequence and one.sequence.ids for one in chosen] == [(1, 101), (2, 100), None]
-    assert [one.rewards for one in chosen] == [(0.0, 1.0), (0.0, 0.0), (0.0, 0.0)]
-    hint = len("2+2?\n\nHint: the answer is 5.")
-    assert made.sampler.asked[1] == ([(hint,), (hint,)], 2)
-    made = scripted("star", [["3"], ["5"], ["1"]], [], rationalise="no")
-    chosen = made.choose(None, rows, [1, 2, 3], equal)
-    assert [one.sequence and one.sequence.ids for one in chosen] == [None, (2, 100), None]
-
-
-def test_raft_learns_the_best_of_each_prompt(monkeypatch):
-    """RL-67: the mean over the tokens that are learned."""
-    from kolm_build.steps.objectives import _kept
-
-    rows = [prompt(1, "4"), prompt(2, "5")]
-    made = scripted("raft", [["3", "4", "4"], ["1", "2", "3"]])
-    chosen = made.choose(None, rows, [1, 2], equal)
-    assert [one.sequence.ids for one in chosen] == [(1, 101), (2, 100)]
-    monkeypatch.setattr(
-        _kept, "token_log_probabilities", lambda _network, _one: torch.tensor([-0.5, -1.5])
-    )
-    share = made.share(None, rows[0], _kept.Kept(choice=chosen[0], tokens=8))
-    assert share.loss.item() == pytest.approx(0.25)
-    assert [one.item() for one in share.figures] == pytest.approx([2 / 3, 1.0])
-    nothing = _kept.Choice(sequence=None, rewards=(0.0,))
-    made.share(None, rows[0], _kept.Kept(choice=nothing, tokens=1)).loss.backward()
-
-
-def test_dapo_draws_groups_of_equal_rewards_anew():
-    """RL-42: as often as asked, with other draws."""
-    rows = [prompt(1, "4"), prompt(2, "5")]
-    made = scripted("dapo", [["3", "4"], ["1", "2"]], [["6", "7"]], [["5", "7"]],
-                    generations=2, resamples=3)  # fmt: skip
-    made.sampler.calls.append([])
-    found = made.collect(None, rows, [1, 2], equal)
-    assert [one.rewards for one in found] == [(0.0, 1.0), (1.0, 0.0)]
-    assert [first for _, first in made.sampler.asked] == [0, 2, 4, 6]
-
-
-def test_log_probabilities_are_those_at_the_temperature():
-    """RL-38."""
-    from kolm_build.steps._rollouts import tempered_log_probabilities
-
-    logits = torch.tensor([[[1.0, 2.0, 0.5], [0.1, -1.0, 2.0]]])
-
-    def network(**_given):
-        return SimpleNamespace(logits=logits)
-
-    found = tempered_log_probabilities(network, said((0, 1, 2)), 0.5)
-    scaled = np.exp(logits[0].double().numpy() / 0.5)
-    wanted = np.log(scaled / scaled.sum(1, keepdims=True))
-    assert found.tolist() == pytest.approx([wanted[0, 1], wanted[1, 2]], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr-grpo", "dapo", "gspo", "cispo", "bnpo"])

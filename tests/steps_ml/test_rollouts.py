@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import Circumstances
@@ -477,3 +479,19 @@ def test_a_training_is_put_aside_between_completions_and_not_within(world, tmp_p
     for output in ("adapter", "metrics", "trace"):
         assert files_of(then.folder(output)) == files_of(whole.folder(output)), output
     assert run("within", stop=3).refusal()["where"] == "stop_after"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any),
+    st.sampled_from([0.01, 0.3, 0.5, 0.9, 0.99]),
+)
+def test_a_nucleus_has_its_probability_and_no_token_too_many(weights, top_p):
+    """RL-5."""
+    from kolm_build.runtime.draws import nucleus
+
+    (kept,) = nucleus(np.array([weights]), top_p)
+    left = sorted(one for one in kept if one)
+    assert sum(left) >= top_p * sum(weights)
+    assert sum(left[1:]) < top_p * sum(weights)
+    assert min(left) >= max((a for a, b in zip(weights, kept, strict=True) if not b), default=0)

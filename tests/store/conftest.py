@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from kolm_build.store.local import LocalStore
+from tests.store.packing import deliver, write_pack
 
 
 @pytest.fixture
@@ -19,4 +20,24 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def store(place: Path) -> Iterator[LocalStore]:
     with LocalStore.open(place / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def wanted(store, place):
+    return deliver(store, place)
+
+
+@pytest.fixture
+def pack(store, wanted, place):
+    """A pack of a small delivery."""
+    path = place / "x.kolmpack"
+    write_pack(store, wanted, path)
+    return path
+
+
+@pytest.fixture
+def other(place):
+    """The store of somebody else, empty."""
+    with LocalStore.open(place / "other") as opened:
         yield opened

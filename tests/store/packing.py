@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.kolmpack import Entry, Head, PackKind, prefix
 from kolm_build.core.realisation import Realisation
+from kolm_build.errors import PackError
 from kolm_build.store.local import LocalStore
 from kolm_build.store.packer import Have, Packing, Wanted
 from kolm_build.store.packfile import PackFile
@@ -99,3 +102,19 @@ def snapshot(store: LocalStore) -> dict[str, bytes]:
     claims = store._index.select("select * from claim order by digest")
     roots = store._index.select("select * from root order by name")
     return files | {"index": repr((rows, claims, roots)).encode()}
+
+
+def take(store, path, **options):
+    with PackFile.open(path) as file:
+        return store.take_pack(file, **options)
+
+
+def refused(store, path, kind=PackError):
+    """What `path` is refused with; the store is as it was, and so is a check without a store."""
+    before = snapshot(store)
+    with pytest.raises(kind) as caught:
+        take(store, path)
+    assert snapshot(store) == before
+    mine = {store._session.name} if store._session else set()
+    assert {path.name for path in (store.root / "tmp").iterdir()} == mine
+    return caught.value

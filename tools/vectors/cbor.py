@@ -1,7 +1,7 @@
 """Canonical CBOR: what is written, and what is refused."""
 
 from kolm_build.core import cbor
-from vectors._notation import noted
+from tools.vectors._notation import noted
 
 _NESTED: object = []
 for _ in range(cbor.MAX_DEPTH):

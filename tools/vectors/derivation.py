@@ -3,7 +3,7 @@
 from kolm_build.core.derivation import ContentInput, Derivation, OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.numerics import Numerics, Platform
-from vectors._notation import record
+from tools.vectors._notation import record
 
 
 def _digest(text: str) -> Digest:

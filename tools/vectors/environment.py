@@ -5,7 +5,7 @@ from kolm_build.core.digest import Digest
 from kolm_build.core.environment import Distribution, Environment
 from kolm_build.core.machine import Accelerator, Machine
 from kolm_build.core.numerics import Platform
-from vectors._notation import record
+from tools.vectors._notation import record
 
 
 def _digest(text: str) -> Digest:

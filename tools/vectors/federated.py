@@ -8,7 +8,7 @@ from kolm_build.core.digest import Digest
 from kolm_build.core.federated import shamir
 from kolm_build.core.federated.fixed_point import clipped, to_fixed
 from kolm_build.core.federated.gaussian import gaussian_noise
-from kolm_build.core.federated.keystream import keystream
+from kolm_build.core.federated.keystream import Purpose, keystream
 from kolm_build.core.federated.plan import FederationPlan
 from kolm_build.core.federated.privacy import spent
 from kolm_build.core.federated.round import Opening, Round, Site
@@ -113,7 +113,7 @@ def _fixed() -> dict[str, object]:
     }
 
 
-def _stream(purpose: str) -> dict[str, object]:
+def _stream(purpose: Purpose) -> dict[str, object]:
     seed = _bytes("seed")
     data = keystream(seed, purpose=purpose, length=40)
     return {"seed": seed.hex(), "purpose": purpose, "bytes": data.hex()}

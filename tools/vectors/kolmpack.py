@@ -2,7 +2,7 @@
 
 from kolm_build.core.digest import Digest
 from kolm_build.core.kolmpack import Entry, Head, PackKind, Target, pack_id, prefix
-from vectors._notation import record
+from tools.vectors._notation import record
 
 
 def _digest(text: str) -> Digest:

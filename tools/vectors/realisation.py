@@ -2,7 +2,7 @@
 
 from kolm_build.core.digest import Digest
 from kolm_build.core.realisation import Realisation
-from vectors._notation import record
+from tools.vectors._notation import record
 
 
 def vectors() -> dict[str, object]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import Circumstances, StepRequest
-from vectors._notation import noted
+from tools.vectors._notation import noted
 
 NATIVE = StepRequest(
     step="sft",

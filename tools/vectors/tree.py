@@ -2,7 +2,7 @@
 
 from kolm_build.core.digest import Blob
 from kolm_build.core.tree import File, Folder, Link, Tree
-from vectors._notation import record
+from tools.vectors._notation import record
 
 
 def _file(data: bytes, *, executable: bool = False) -> File:

@@ -11,20 +11,13 @@ from typing import Any
 
 import torch
 
-from kolm_build.steps.quantisation.calibration import (
-    Block,
-    Progress,
-    Stage,
-    Statistics,
-    Tokens,
-    check_reached,
-    walk,
-)
+from kolm_build.numerics.quantised import Scales
+from kolm_build.steps.quantisation.calibration import Block, Progress, Stage, Statistics, Tokens
 from kolm_build.steps.quantisation.clipping import clipped
 from kolm_build.steps.quantisation.folding import Fold
-from kolm_build.steps.quantisation.results import Calibrated, Results, squared_outputs
+from kolm_build.steps.quantisation.results import Calibrated, squared_outputs
 from kolm_build.steps.quantisation.rounding import Grids
-from kolm_build.steps.quantisation.scaled import Scaled
+from kolm_build.steps.quantisation.scaled import Found, Scaled, Scaling
 
 POWERS = 20
 """How many powers are tried, from 0 up, below 1."""
@@ -57,29 +50,17 @@ def quantise(
     Determinism:
         Bitwise the same on every machine under `portable-1`.
     """
-    results = Results()
-    for block in walk(network, sequences, on_block):
-        scaled = [
-            _scaled(block, stage, grids, powers, results)
-            for stage in block.stages
-            if set(stage.layers) & set(grids.by_layer)
-        ]
-        for one in scaled:
-            one.round(clipped(grids, one.weights(grids), one.seen.gram32()), grids, results)
-    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
-    results.check_folded()
-    return results.calibrated()
 
+    def find(block: Block, stage: Stage, seen: Statistics) -> Found | None:
+        fold = Fold.of_norm(block, stage, grids) or Fold.of_linear(block, stage, grids)
+        if fold is None:
+            return None
+        return fold, best_scale(fold, block.weights(stage.layers), seen, grids, powers)
 
-def _scaled(block: Block, stage: Stage, grids: Grids, powers: int, results: Results) -> Scaled:
-    """`stage` with the best scale in place, or with none where it has no place."""
-    seen = block.statistics(stage)
-    scale = torch.ones_like(seen.mean)
-    fold = Fold.of_norm(block, stage, grids) or Fold.of_linear(block, stage, grids)
-    if fold is not None:
-        found = best_scale(fold, block.weights(stage.layers), seen, grids, powers)
-        scale = results.fold(fold, found)
-    return Scaled(block=block, stage=stage, scale=scale, seen=seen.scaled(scale))
+    def scales(one: Scaled) -> Mapping[str, Scales]:
+        return clipped(grids, one.weights(grids), one.seen.gram32())
+
+    return Scaling(grids=grids, find=find, scales=scales).quantise(network, sequences, on_block)
 
 
 def best_scale(

@@ -11,30 +11,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kolm_build.core.quantise_choices import Order
 from kolm_build.errors import NotFiniteError
 from kolm_build.numerics.quantised import Quantised, Scales, nearest, values
-from kolm_build.steps.quantisation.calibration import (
-    Block,
-    Progress,
-    Stage,
-    Tokens,
-    check_reached,
-    walk,
+from kolm_build.steps.quantisation.calibration import Block, Progress, Stage, Tokens
+from kolm_build.steps.quantisation.results import (
+    Calibrated,
+    Results,
+    round_blocks,
+    squared_outputs,
 )
-from kolm_build.steps.quantisation.results import Calibrated, Results, squared_outputs
 from kolm_build.steps.quantisation.rounding import Columns, Grids
 from kolm_build.steps.quantisation.triangular import inverse_factor
 
 COLUMNS = 128
 """Columns whose errors are spread over the rest of the matrix at once."""
-
-Order = Literal["none", "static"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +70,12 @@ def quantise(
     Determinism:
         Bitwise the same on every machine under `portable-1`.
     """
-    results = Results()
-    for block in walk(network, sequences, on_block):
-        for stage in block.stages:
+
+    def round_block(block: Block, stages: Sequence[Stage], results: Results) -> None:
+        for stage in stages:
             _quantise_stage(block, stage, grids, settings, results)
-    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
-    return results.calibrated()
+
+    return round_blocks(network, sequences, grids, on_block, by=round_block).calibrated()
 
 
 def _quantise_stage(
@@ -86,8 +83,6 @@ def _quantise_stage(
 ) -> None:
     """Round the layers of `stage` that are to be quantised: one Hessian for all of them."""
     weights = block.weights(name for name in stage.layers if name in grids.by_layer)
-    if not weights:
-        return
     seen = block.statistics(stage)
     try:
         problem = Problem.of(seen.gram, settings)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol
 
 import torch
 
 from kolm_build.core.quantisation import Grid
 from kolm_build.errors import UsageError
 from kolm_build.numerics.quantised import Quantised
-from kolm_build.runtime.loading import Model, load
+from kolm_build.runtime.loading import load
 from kolm_build.steps._entry import Events
 from kolm_build.steps.quantisation import awq, gptq, observing, smoothquant
 from kolm_build.steps.quantisation.calibration import Progress, Tokens, sequences_of
@@ -101,72 +102,59 @@ def round_to_nearest(task: Task) -> Choice:
     """Nothing is chosen beforehand but, where the scheme has them, the ranges of activations."""
     if not task.params.is_calibrated:
         return Nothing()
-    data = _Data.of(task)
-    return observing.quantise(data.model.network, data.sequences, data.grids, data.on_block)
+    return _calibrated(task, observing.quantise)
 
 
 def _gptq(task: Task) -> Choice:
-    params, data = task.params, _Data.of(task)
+    params = task.params
     settings = gptq.Settings(damping=params.damping, act_order=params.act_order)
-    network = data.model.network
-    return gptq.quantise(network, data.sequences, data.grids, settings, data.on_block)
+    return _calibrated(task, partial(gptq.quantise, settings=settings))
 
 
 def _awq(task: Task) -> Choice:
-    data = _Data.of(task)
-    return awq.quantise(
-        data.model.network,
-        data.sequences,
-        data.grids,
-        powers=task.params.grid,
-        on_block=data.on_block,
-    )
+    return _calibrated(task, partial(awq.quantise, powers=task.params.grid))
 
 
 def _smoothquant(task: Task) -> Choice:
-    data = _Data.of(task)
-    return smoothquant.quantise(
-        data.model.network,
-        data.sequences,
-        data.grids,
-        strength=task.params.strength,
-        on_block=data.on_block,
+    return _calibrated(task, partial(smoothquant.quantise, strength=task.params.strength))
+
+
+class _Quantise(Protocol):
+    """A method whose own settings are given."""
+
+    def __call__(
+        self,
+        network: Any,
+        sequences: Sequence[Tokens],
+        grids: Grids,
+        *,
+        on_block: Progress | None,
+    ) -> Choice:
+        """See the methods."""
+
+
+def _calibrated(task: Task, quantise: _Quantise) -> Choice:
+    """What `quantise` chooses for the model and the rows that `task` names.
+
+    Raises:
+        UsageError: There are no calibration rows.
+    """
+    if task.calibration is None:
+        raise UsageError("this method needs rows to calibrate with", where="calibration")
+    model = load(task.model)
+    rows, length = task.params.calibration_rows, task.params.calibration_length
+    sequences = sequences_of(model, task.calibration, rows=rows, length=length)
+    tokens = sum(map(len, sequences))
+    task.events.log(f"calibrating with {tokens} tokens of {len(sequences)} rows")
+    grids = Grids(
+        by_layer=task.grids, scale_dtype=task.scale_dtype, model_dtype=model.network.dtype
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Data:
-    """What every calibrated method works with."""
-
-    model: Model
-    sequences: tuple[Tokens, ...]
-    grids: Grids
-    on_block: Progress
-
-    @classmethod
-    def of(cls, task: Task) -> Self:
-        """What `task` says, read.
-
-        Raises:
-            UsageError: There are no calibration rows.
-        """
-        if task.calibration is None:
-            raise UsageError("this method needs rows to calibrate with", where="calibration")
-        model = load(task.model)
-        rows, length = task.params.calibration_rows, task.params.calibration_length
-        sequences = sequences_of(model, task.calibration, rows=rows, length=length)
-        tokens = sum(map(len, sequences))
-        task.events.log(f"calibrating with {tokens} tokens of {len(sequences)} rows")
-        return cls(
-            model=model,
-            sequences=sequences,
-            grids=Grids(
-                by_layer=task.grids,
-                scale_dtype=task.scale_dtype,
-                model_dtype=model.network.dtype,
-            ),
-            on_block=lambda done, total: task.events.progress(done, total, unit="layer"),
-        )
+    return quantise(
+        model.network,
+        sequences,
+        grids,
+        on_block=lambda done, total: task.events.progress(done, total, unit="layer"),
+    )
 
 
 METHODS: Mapping[str, Method] = {

@@ -7,15 +7,8 @@ from typing import Any
 
 import torch
 
-from kolm_build.steps.quantisation.calibration import (
-    Block,
-    Progress,
-    Stage,
-    Tokens,
-    check_reached,
-    walk,
-)
-from kolm_build.steps.quantisation.results import Calibrated, Results
+from kolm_build.steps.quantisation.calibration import Block, Progress, Stage, Tokens
+from kolm_build.steps.quantisation.results import Calibrated, Results, round_blocks
 from kolm_build.steps.quantisation.rounding import Grids
 from kolm_build.steps.quantisation.scaled import Scaled
 
@@ -41,17 +34,11 @@ def quantise(
     Determinism:
         Bitwise the same on every machine under `portable-1`.
     """
-    results = Results()
-    for block in walk(network, sequences, on_block):
-        for stage in block.stages:
-            _round(block, stage, grids, results)
-    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
-    return results.calibrated()
 
+    def round_block(block: Block, stages: Sequence[Stage], results: Results) -> None:
+        for stage in stages:
+            seen = block.statistics(stage)
+            one = Scaled(block=block, stage=stage, scale=torch.ones_like(seen.mean), seen=seen)
+            one.round(grids.scales(one.weights(grids)), grids, results)
 
-def _round(block: Block, stage: Stage, grids: Grids, results: Results) -> None:
-    if not set(stage.layers) & set(grids.by_layer):
-        return
-    seen = block.statistics(stage)
-    one = Scaled(block=block, stage=stage, scale=torch.ones_like(seen.mean), seen=seen)
-    one.round(grids.scales(one.weights(grids)), grids, results)
+    return round_blocks(network, sequences, grids, on_block, by=round_block).calibrated()

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Self, cast
+from typing import Self, cast
 
 from kolm_build.core.decimals import parse_decimal
 from kolm_build.core.fields import Fields
 from kolm_build.core.quantisation import GROUPS, Scheme, scheme_of
+from kolm_build.core.quantise_choices import (
+    EMBEDDINGS,
+    METHODS,
+    ORDERS,
+    Embeddings,
+    Method,
+    Order,
+    is_calibrated,
+)
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._bounds import choice, count
 
 Params = Mapping[str, str | int]
-Embeddings = Literal["int4", "int8", "keep"]
-Method = Literal["awq", "gptq", "rtn", "smoothquant"]
-
-METHODS: tuple[Method, ...] = ("awq", "gptq", "rtn", "smoothquant")
-EMBEDDINGS: tuple[Embeddings, ...] = ("int4", "int8", "keep")
-ORDERS = ("none", "static")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +51,14 @@ class QuantiseParams:
     calibration_rows: int
     calibration_length: int
     damping: Fraction
-    act_order: Literal["none", "static"]
+    act_order: Order
     grid: int
     strength: Fraction
 
     @property
     def is_calibrated(self) -> bool:
         """Whether rows are needed: by the method, or for the scales of activations."""
-        return self.method != "rtn" or self.scheme.activations == "static"
+        return is_calibrated(self.scheme, self.method)
 
     @classmethod
     def parse(cls, params: Params) -> Self:
@@ -68,15 +71,15 @@ class QuantiseParams:
         fields = Fields(params)
         scheme = fields.parsed("scheme", scheme_of)
         method = cast(Method, choice(fields, "method", "rtn", METHODS))
-        is_calibrated = method != "rtn" or scheme.activations == "static"
+        rows, length = _calibration(fields, scheme, method)
         parsed = cls(
             scheme=scheme,
             method=method,
             group=_group(fields, scheme),
             embeddings=cast(Embeddings, choice(fields, "embeddings", "keep", EMBEDDINGS)),
             keep=_patterns(fields.text("keep", default="")),
-            calibration_rows=_rows(fields, "calibration_rows", is_calibrated),
-            calibration_length=_rows(fields, "calibration_length", is_calibrated),
+            calibration_rows=rows,
+            calibration_length=length,
             damping=_share(fields, "damping", "0.01") if method == "gptq" else Fraction(0),
             act_order=_order(fields) if method == "gptq" else "none",
             grid=count(fields, "grid", 20) if method == "awq" else 0,
@@ -108,9 +111,11 @@ def _patterns(text: str) -> tuple[str, ...]:
     return patterns
 
 
-def _rows(fields: Fields, name: str, is_calibrated: bool) -> int:  # noqa: FBT001
-    defaults = {"calibration_rows": 128, "calibration_length": 512}
-    return count(fields, name, defaults[name]) if is_calibrated else 0
+def _calibration(fields: Fields, scheme: Scheme, method: Method) -> tuple[int, int]:
+    """Most rows, and most tokens of a row."""
+    if not is_calibrated(scheme, method):
+        return 0, 0
+    return count(fields, "calibration_rows", 128), count(fields, "calibration_length", 512)
 
 
 def _share(fields: Fields, name: str, default: str) -> Fraction:
@@ -122,5 +127,5 @@ def _share(fields: Fields, name: str, default: str) -> Fraction:
     return share
 
 
-def _order(fields: Fields) -> Literal["none", "static"]:
-    return cast(Literal["none", "static"], choice(fields, "act_order", "static", ORDERS))
+def _order(fields: Fields) -> Order:
+    return cast(Order, choice(fields, "act_order", "static", ORDERS))

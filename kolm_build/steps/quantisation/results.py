@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.quantised import Quantised, values
-from kolm_build.steps.quantisation.calibration import Block, Statistics
+from kolm_build.steps.quantisation.calibration import (
+    Block,
+    Progress,
+    Stage,
+    Statistics,
+    Tokens,
+    check_reached,
+    walk,
+)
 from kolm_build.steps.quantisation.folding import Fold
+from kolm_build.steps.quantisation.rounding import Grids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +153,38 @@ class Results:
             folded=tuple(sorted(self.folded)),
             tokens=self.tokens,
         )
+
+
+RoundBlock = Callable[[Block, Sequence[Stage], Results], None]
+"""Rounds the stages of a block, and adds what became of them."""
+
+
+def round_blocks(
+    network: Any,
+    sequences: Sequence[Tokens],
+    grids: Grids,
+    on_block: Progress | None,
+    *,
+    by: RoundBlock,
+) -> Results:
+    """What `by` makes of the decoder layers of `network`, first to last.
+
+    Args:
+        network: A causal language model of transformers; it is not changed.
+        sequences: What it is calibrated with.
+        grids: The grid of each layer; `by` is not asked for a stage that none of them is of.
+        on_block: Is told of every decoder layer that is done.
+        by: The method.
+
+    Raises:
+        InvalidDataError: A layer is never reached by the calibration rows.
+    """
+    results = Results()
+    for block in walk(network, sequences, on_block):
+        stages = [stage for stage in block.stages if set(stage.layers) & set(grids.by_layer)]
+        by(block, stages, results)
+    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
+    return results
 
 
 def squared_outputs(weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

@@ -11,18 +11,12 @@ from typing import Any
 
 import torch
 
-from kolm_build.steps.quantisation.calibration import (
-    Block,
-    Progress,
-    Stage,
-    Tokens,
-    check_reached,
-    walk,
-)
+from kolm_build.numerics.quantised import Scales
+from kolm_build.steps.quantisation.calibration import Block, Progress, Stage, Statistics, Tokens
 from kolm_build.steps.quantisation.folding import Fold
-from kolm_build.steps.quantisation.results import Calibrated, Results
+from kolm_build.steps.quantisation.results import Calibrated
 from kolm_build.steps.quantisation.rounding import Grids
-from kolm_build.steps.quantisation.scaled import Scaled
+from kolm_build.steps.quantisation.scaled import Found, Scaled, Scaling
 
 STRENGTH = Fraction(1, 2)
 """How much of the difficulty goes from the activations to the weights."""
@@ -55,31 +49,17 @@ def quantise(
     Determinism:
         Bitwise the same on every machine under `portable-1`.
     """
-    results = Results()
-    for block in walk(network, sequences, on_block):
-        scaled = [
-            _smoothed(block, stage, grids, strength, results)
-            for stage in block.stages
-            if set(stage.layers) & set(grids.by_layer)
-        ]
-        for one in scaled:
-            one.round(grids.scales(one.weights(grids)), grids, results)
-    check_reached(network, tuple(grids.by_layer), tuple(results.quantised))
-    results.check_folded()
-    return results.calibrated()
 
+    def find(block: Block, stage: Stage, seen: Statistics) -> Found | None:
+        fold = Fold.of_norm(block, stage, grids)
+        if fold is None:
+            return None
+        return fold, fold.settled(scale_of(seen.most, block.weights(stage.layers), strength))
 
-def _smoothed(
-    block: Block, stage: Stage, grids: Grids, strength: Fraction, results: Results
-) -> Scaled:
-    """`stage` with its scale in the norm before it, or with none where there is no norm."""
-    seen = block.statistics(stage)
-    scale = torch.ones_like(seen.mean)
-    fold = Fold.of_norm(block, stage, grids)
-    if fold is not None:
-        wanted = scale_of(seen.most, block.weights(stage.layers), strength)
-        scale = results.fold(fold, fold.settled(wanted))
-    return Scaled(block=block, stage=stage, scale=scale, seen=seen.scaled(scale))
+    def scales(one: Scaled) -> Mapping[str, Scales]:
+        return grids.scales(one.weights(grids))
+
+    return Scaling(grids=grids, find=find, scales=scales).quantise(network, sequences, on_block)
 
 
 def scale_of(

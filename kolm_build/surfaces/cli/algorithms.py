@@ -23,7 +23,7 @@ def describe(parser: Parser) -> None:
         ("kolm algorithms list", "all of them, by family"),
         ("kolm algorithms show dpo", "one: paper, data, formula, parameters, a recipe"),
     )
-    below = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    below = parser.actions()
     listed = below.add_parser("list", help="print the catalogue")
     listed.tell_of(
         "Print every algorithm by family: its name in a recipe, what it is, its paper.",

@@ -26,7 +26,7 @@ def describe(parser: Parser) -> None:
         ("kolm claim commit -o commitments", "after `kolm rebuild --attest`, before `kolm copy`"),
         ("kolm claim witness --key log.pem", "as a log: these claims were here by now"),
     )
-    below = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    below = parser.actions()
     commit = below.add_parser("commit", help="commit to your claims without telling them")
     commit.tell_of(
         "Write a commitment to each of your claims: a file that names neither content nor nonce.\n"

@@ -33,7 +33,7 @@ def describe(parser: Parser) -> None:
         ("kolm env add", "take the locked environment into the store"),
         ("kolm env check", "re-hash what the store holds of it"),
     )
-    below = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    below = parser.actions()
     every = below.add_parser("list", help="list the environments in the store")
     every.tell_of("List the environments in the store.", ("kolm env list", ""))
     show = below.add_parser("show", help="show what is locked")

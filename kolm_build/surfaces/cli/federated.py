@@ -32,7 +32,9 @@ def describe(parser: Parser) -> None:
         ("kolm federated examples/federated/tiny --noise 0.8", "differential privacy"),
         ("kolm federated --site /srv/f/north", "be one site, on stdin and stdout"),
     )
-    parser.add_argument("federation", metavar="FOLDER", nargs="?", default=".")
+    parser.add_argument(
+        "federation", metavar="FOLDER", nargs="?", default=".", help="default: this folder"
+    )
     parser.add_argument("--method", metavar="NAME", help="fed-avg, scaffold, flora, … (the plan's)")
     parser.add_argument("--rounds", metavar="N", type=positive, help="how many (the file's)")
     parser.add_argument(

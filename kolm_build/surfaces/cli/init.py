@@ -18,7 +18,14 @@ def describe(parser: Parser) -> None:
         ("kolm init", "in this folder"),
         ("kolm init triage", "in the new folder triage/"),
     )
-    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path())
+    parser.add_argument(
+        "folder",
+        metavar="DIR",
+        nargs="?",
+        type=Path,
+        default=Path(),
+        help="where to, made if it is not there (default: this folder)",
+    )
     parser.add_argument("--name", help="the model's name (default: the folder's)")
 
 

@@ -21,7 +21,7 @@ def describe(parser: Parser) -> None:
         ("kolm key show", "print the public key"),
         ("kolm key trust ci.pub --name ci", "trust what that key signs"),
     )
-    below = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    below = parser.actions()
     new = below.add_parser("new", help="make a key")
     new.tell_of(
         "Make a private key, encrypted under a passphrase, and its public half in FILE.pub.",

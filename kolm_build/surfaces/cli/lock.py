@@ -60,7 +60,7 @@ def describe(parser: Parser) -> None:
     add_project(parser)
     add_store(parser)
     add_json(parser, "events, one JSON object a line")
-    below = parser.add_subparsers(dest="action", metavar="diff", prog="kolm lock")
+    below = parser.actions(required=False)
     diff = below.add_parser("diff", help="compare two locks")
     diff.tell_of(
         "Compare two locks: what differs, which nodes will be built again and why, and which\n"

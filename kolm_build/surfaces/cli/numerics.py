@@ -24,7 +24,7 @@ def describe(parser: Parser) -> None:
         ("kolm numerics list softmax", "operations with 'softmax' in their name or reason"),
         ("kolm numerics check ./model", "the operations that a model uses"),
     )
-    below = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    below = parser.actions()
     listed = below.add_parser("list", help="print the table of certified operations")
     listed.tell_of(
         "Print every certified operation: exact (PyTorch's kernel), composed (of others in the\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -35,6 +36,13 @@ class _Layout(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=_HELP_COLUMNS)
 
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        if not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 -- it has no other name
+            return text
+        _, *lines = text.splitlines(keepends=True)  # the first would say ACTION and nothing more
+        return "".join(re.sub(r"^    (\S+)", r"  \1  ", line) for line in lines)
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of exiting, and shows examples."""
@@ -60,6 +68,17 @@ class Parser(argparse.ArgumentParser):
         width = max((len(command) for command, _ in examples), default=0)
         lines = [f"  {command:<{width}}  {purpose}".rstrip() for command, purpose in examples]
         self.epilog = "\n".join(["examples:", *lines]) if lines else None
+
+    def actions(self, *, required: bool = True) -> argparse._SubParsersAction[Parser]:
+        """What takes the parsers of the words that may stand first, such as ``gc`` of a store.
+
+        Args:
+            required: Whether one must.
+        """
+        self._positionals.title = "actions"  # they have no other words
+        return self.add_subparsers(
+            dest="action", metavar="ACTION", required=required, prog=self.prog
+        )
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line.

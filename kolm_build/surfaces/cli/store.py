@@ -25,9 +25,13 @@ def describe(parser: Parser) -> None:
         ("kolm store du", "bytes of every root, and on disk"),
         ("kolm store roots --remove NAME", "let the next gc have it"),
     )
-    below = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    below = parser.actions()
     collect = below.add_parser("gc", help="delete what no root reaches")
-    collect.tell_of("Delete every object that no root reaches.", ("kolm store gc", ""))
+    collect.tell_of(
+        "Delete every object that no root reaches, beside running builds.",
+        ("kolm store gc", ""),
+        ("kolm store gc --dry-run", "what would be freed"),
+    )
     collect.add_argument("--dry-run", action="store_true", help="delete nothing")
     check = below.add_parser("fsck", help="re-hash every object")
     check.tell_of(
@@ -47,7 +51,11 @@ def describe(parser: Parser) -> None:
         help="first make the index again from the objects; no other kolm may run",
     )
     roots = below.add_parser("roots", help="list what is kept")
-    roots.tell_of("List the roots, or remove one.", ("kolm store roots", ""))
+    roots.tell_of(
+        "List the roots, or remove one.",
+        ("kolm store roots", ""),
+        ("kolm store roots --remove NAME", "let the next gc have it"),
+    )
     roots.add_argument("--remove", metavar="NAME", help="forget this root")
     usage = below.add_parser("du", help="measure")
     usage.tell_of(
