@@ -143,15 +143,22 @@ def show_starts(args: argparse.Namespace) -> None:
         starts = []
         for _ in range(args.pairs):
             engine = Engine("kolm", path, args)
-            starts.append(engine.start | {"peak_mb": engine.ask(tokens=8)["peak_mb"]})
+            starts.append(engine.start | engine.ask(tokens=8))
             engine.end()
         middle = {name: statistics.median(one[name] for one in starts) for name in starts[0]}
         file_mb = size_mb(path)
         print(
-            f"{path.name}: libraries {middle['libraries_cpu_s']:.2f} s, then load to first token"
-            f" {middle['first_token_cpu_s']:.2f} s ({middle['first_token_s']:.2f} s by the clock);"
-            f" peak {middle['peak_mb']:.0f} MB, of it {middle['libraries_mb']:.0f} MB libraries;"
-            f" file {file_mb:.0f} MB, 1.2 x file + 200 = {1.2 * file_mb + 200:.0f} MB"
+            f"{path.name}: torch {middle['torch_cpu_s']:.2f} s, other imports"
+            f" {middle['imports_cpu_s']:.2f} s, then load to first token"
+            f" {middle['first_token_cpu_s']:.2f} s ({middle['first_token_s']:.2f} s by the clock)"
+        )
+        more_mb = middle["peak_mb"] - middle["torch_mb"]
+        print(
+            f"{path.name}: peak {middle['peak_mb']:.0f} MB: torch alone"
+            f" {middle['torch_mb']:.0f} MB, {more_mb:.0f} MB more, pages of the file among it"
+            f" (file {file_mb:.0f} MB); not of any file, at the end: {middle['own_mb']:.0f} MB,"
+            f" of it torch {middle['torch_own_mb']:.0f} MB;"
+            f" 1.2 x file + 200 = {1.2 * file_mb + 200:.0f} MB"
         )
 
 
@@ -163,12 +170,17 @@ def size_mb(path: Path) -> float:
 # ------------------------------------------------------------------------------------- the workers
 
 
-def peak_mb() -> float:
-    """The most memory this process has held, pages of mapped files among it."""
+def held_mb(name: str) -> float:
+    """What the kernel counts of this process.
+
+    Args:
+        name: ``VmHWM``, the most it has held, pages of mapped files among it; ``RssAnon``, what it
+            holds now that is of no file.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise SystemExit("no VmHWM in /proc/self/status")
+    raise SystemExit(f"no {name} in /proc/self/status")
 
 
 def serve(answer: Callable[[list[int], int], None], start: Told) -> None:
@@ -179,39 +191,43 @@ def serve(answer: Callable[[list[int], int], None], start: Told) -> None:
         before = time.process_time()
         answer(asked["prompt"], asked["tokens"])
         took = time.process_time() - before
-        print(json.dumps({"cpu_s": took, "peak_mb": peak_mb()}), flush=True)
+        held = {"peak_mb": held_mb("VmHWM"), "own_mb": held_mb("RssAnon")}
+        print(json.dumps({"cpu_s": took} | held), flush=True)
 
 
 def kolm(args: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT))
     before = time.process_time()
-    import transformers.models.llama.modeling_llama  # noqa: F401 -- the largest part of the start
+    import torch  # noqa: F401 -- by far the largest part of the start
 
-    from kolm_build.runtime import answering, opening
+    torch_s, torch_mb, torch_own_mb = time.process_time(), held_mb("VmHWM"), held_mb("RssAnon")
+    if args.worker == "modules":
+        from kolm_build.runtime.modules import opened
+    else:
+        from kolm_build.runtime.answering import opened
     from kolm_build.runtime.generate import continue_greedily, read_prompts
     from kolm_build.runtime.settings import GenerationSettings
 
-    libraries = time.process_time() - before, peak_mb()
-    began = time.process_time(), time.perf_counter()
-    door = opening if args.worker == "modules" else answering
-    model = door.opened(args.plain, threads=args.threads)
+    start = {
+        "torch_cpu_s": torch_s - before,
+        "torch_mb": torch_mb,
+        "torch_own_mb": torch_own_mb,
+        "imports_cpu_s": time.process_time() - torch_s,
+    }
+    before, clock = time.process_time(), time.perf_counter()
+    model = opened(args.plain, threads=args.threads)
     model.generate("Hello", settings=GenerationSettings(max_new_tokens=1))
-    took = time.process_time() - began[0], time.perf_counter() - began[1]
+    start |= {
+        "first_token_cpu_s": time.process_time() - before,
+        "first_token_s": time.perf_counter() - clock,
+    }
 
     def answer(prompt: list[int], tokens: int) -> None:
         prefix = read_prompts(model.model.network, [prompt])
         continue_greedily(prefix, max_new_tokens=tokens, stop_ids=set())
 
     with model.arithmetic():
-        serve(
-            answer,
-            {
-                "libraries_cpu_s": libraries[0],
-                "libraries_mb": libraries[1],
-                "first_token_cpu_s": took[0],
-                "first_token_s": took[1],
-            },
-        )
+        serve(answer, start)
 
 
 def transformers_(args: argparse.Namespace) -> None:

@@ -24,7 +24,8 @@ from kolm_build.core.numerics import Numerics  # noqa: E402 -- the checkout's ow
 from kolm_build.numerics.apply import applied  # noqa: E402
 from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients  # noqa: E402
 from kolm_build.numerics.state import optimiser_digest, tensors_digest  # noqa: E402
-from kolm_build.runtime.generate import continue_greedily, joined, read_prompts  # noqa: E402
+from kolm_build.runtime.generate import continue_greedily, read_prompts  # noqa: E402
+from kolm_build.runtime.ragged import joined  # noqa: E402
 
 PAIRS = 5
 LENGTHS = (41, 58, 77, 90, 103, 120, 131, 140)

@@ -124,11 +124,23 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 
 def _imports(path: Path, root: Path) -> Iterator[str]:
     """The project's modules that the source at `path` names, wherever in it."""
-    for node in ast.walk(_parsed(path)):
+    for node in _that_run(_parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if _is_ours(alias.name))
         elif isinstance(node, ast.ImportFrom) and _is_ours(node.module or ""):
             yield from _from(node, path, root)
+
+
+def _that_run(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of `tree` but those that only a type checker reads."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        match child:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=others):
+                for one in others:
+                    yield from _that_run(one)
+            case _:
+                yield from _that_run(child)
 
 
 def _from(node: ast.ImportFrom, path: Path, root: Path) -> Iterator[str]:

@@ -21,7 +21,9 @@ def applied_as(request: StepRequest) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def applied(numerics: Numerics, circumstances: Circumstances | None = None) -> Iterator[None]:
+def applied(
+    numerics: Numerics, circumstances: Circumstances | None = None, *, own_code: bool = False
+) -> Iterator[None]:
     """Compute as `numerics` says inside the block.
 
     Args:
@@ -29,6 +31,8 @@ def applied(numerics: Numerics, circumstances: Circumstances | None = None) -> I
         circumstances: Where the kernels are, how many threads they use and which instruction set,
             in `portable-1`; this installation's library, one thread and the machine's best where
             None.
+        own_code: Whether the block runs code of this project alone: in `portable-1` PyTorch's
+            compiler is then not loaded so that it can be held, and must stay away.
 
     Raises:
         InvalidRecordError: The class allows no floating point, or the seed is too large.
@@ -46,7 +50,7 @@ def applied(numerics: Numerics, circumstances: Circumstances | None = None) -> I
         native.set_threads(here.threads)
         portable.load(Path(here.kernels))
         native.seed(numerics.seed)
-        with portable.instruction_set(here.isa), guard.activate():
+        with portable.instruction_set(here.isa), guard.activate(own_code=own_code):
             yield
     else:
         raise InvalidRecordError(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
@@ -28,21 +29,28 @@ from kolm_build.errors import (
 from kolm_build.numerics import certified, portable, registrations
 from kolm_build.numerics.refusal import Refusal
 
+_COMPILER = "torch._dynamo"
+
 
 @contextmanager
-def activate(*, without: Sequence[str] = ()) -> Iterator[None]:
+def activate(*, without: Sequence[str] = (), own_code: bool = False) -> Iterator[None]:
     """Compute as `portable-1` inside the block: portable kernels, and no others.
 
     Args:
         without: Operations whose portable kernels are left out, PyTorch's own in their place; for
             tests and demonstrations, since the result is then not portable.
+        own_code: Whether the block runs code of this project alone. PyTorch's compiler, a second of
+            imports, is then not loaded so that it can be held; loading it brings operations, which
+            ends the block like any others.
 
     Raises:
         UncertifiedOperatorError: The block called an operation that is not certified, or a library
-            brought operations or kernels after the guard was there.
+            brought operations, kernels or a compiler after the guard was there.
         UncertifiedSettingError: A switch was moved inside the block.
         FloatingPointEnvironmentError: A thread's rounding or treatment of small numbers is off.
     """
+    if not own_code:
+        import_module(_COMPILER)
     with ExitStack() as stack:
         stack.enter_context(held_switches())
         stack.enter_context(_portable(without))
@@ -194,7 +202,7 @@ def switches() -> Sequence[Switch]:
         Switch(
             "torch.use_deterministic_algorithms",
             torch.are_deterministic_algorithms_enabled,
-            torch.use_deterministic_algorithms,
+            lambda mode: portable.set_deterministic(mode=mode),
             True,  # noqa: FBT003 -- the switch's value
         ),
         # NaN in new memory shows a kernel that reads what nobody wrote.
@@ -267,11 +275,10 @@ def check_switches() -> None:
 def _no_compiler() -> Iterator[None]:
     """Refuse `torch.compile` inside the block; what was compiled before runs as it is written."""
     compile_before = torch.compile
-    dynamo = sys.modules.get("torch._dynamo")
-    stance = torch.compiler.set_stance("force_eager") if dynamo is not None else None
+    is_loaded = _COMPILER in sys.modules
     torch.compile = _refuse_to_compile
     try:
-        with stance if stance is not None else ExitStack():
+        with torch.compiler.set_stance("force_eager") if is_loaded else nullcontext():
             yield
     finally:
         torch.compile = compile_before
@@ -333,7 +340,7 @@ def _backward_trouble() -> str:
     answers: list[str] = []
     with torch.enable_grad():
         x = torch.zeros(1, requires_grad=True)
-        _Probe.apply(x, answers).backward(torch.ones(1))
+        _Probe.apply(x, answers).backward()  # a gradient given would import the compiler's shapes
     return answers[0]
 
 

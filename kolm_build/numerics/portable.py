@@ -36,7 +36,7 @@ def activate(*, isa: str | None = None) -> None:
     torch.ops.kolm_portable.enable()
     if isa is not None:
         set_isa(isa)
-    torch.use_deterministic_algorithms(True)  # noqa: FBT003 -- torch's own signature
+    set_deterministic(mode=True)
     # NUM-125. The kernels' own results are not filled: they are written whole, and it takes time.
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.set_flush_denormal(False)
@@ -46,7 +46,15 @@ def deactivate() -> None:
     """Give PyTorch's own kernels back: for tests and benchmarks that compare both."""
     load()
     torch.ops.kolm_portable.disable()
-    torch.use_deterministic_algorithms(False)  # noqa: FBT003
+    set_deterministic(mode=False)
+
+
+def set_deterministic(*, mode: bool) -> None:
+    """What `torch.use_deterministic_algorithms` does, but for telling torch's compiler.
+
+    That is a second of imports and a hundred megabytes; here nothing is compiled (NUM-95).
+    """
+    torch._C._set_deterministic_algorithms(mode, warn_only=False)  # noqa: SLF001
 
 
 def is_active() -> bool:

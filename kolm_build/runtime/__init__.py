@@ -29,5 +29,7 @@ def load(path: str | Path, *, threads: int = 1) -> OpenedModel:
     """
     # By its name, and not by `import`: a step's code is what its modules import (spec/engine.md),
     # and no step comes through this door.
-    opened: OpenedModel = import_module("kolm_build.runtime.opening").opened(path, threads=threads)
+    opened: OpenedModel = import_module("kolm_build.runtime.answering").opened(
+        path, threads=threads
+    )
     return opened

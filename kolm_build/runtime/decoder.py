@@ -1,101 +1,44 @@
-"""A Llama's network without its modules: the same operators on the same numbers, and nothing else.
+"""A network without its modules: the same operators on the same numbers, and nothing else.
 
-A token is read in a few milliseconds of products; transformers' modules cost as much again. What is
-here does what they do in their order (GEN-50): rows stay rows, keys and values lie in one memory
-made ahead, rotary tables are made once. Only settings that are written down here are read so
-(GEN-51); every other network is asked itself.
+A token is read in a few milliseconds of products; transformers' modules cost as much again, and
+importing them costs seconds. What is here does what they do in their order (GEN-50): rows stay
+rows, keys and values lie in one memory made ahead, rotary tables are made once. Only Llama and its
+kin are read so, and only where config.json says nothing that is not written down (GEN-51); every
+other network is asked itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers.activations import ACT2FN
-from transformers.cache_utils import DynamicCache
-from transformers.models.llama import modeling_llama as llama
 
 from kolm_build.core.quantisation_config import LayerGroup
-from kolm_build.numerics import portable
+from kolm_build.runtime.decoder_config import DecoderConfig
 from kolm_build.runtime.products import Tensors, product
-from kolm_build.runtime.quantised import QuantisedEmbedding, QuantisedLinear
-from kolm_build.runtime.room import Room
-
-SIZES = frozenset(
-    {
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "attention_bias",
-        "mlp_bias",
-        "tie_word_embeddings",
-        "dtype",
-    }
-)
-"""Settings whose values are those of the modules, which are read here."""
-
-SILENT = frozenset(
-    {
-        "transformers_version",
-        "architectures",
-        "return_dict",
-        "chunk_size_feed_forward",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "attention_dropout",
-        "initializer_range",
-        "use_cache",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-        "pretraining_tp",
-        "_name_or_path",
-        "_experts_implementation_internal",
-        "_post_init_done",
-    }
-)
-"""Settings that change no number of a network in evaluation mode."""
-
-FIXED: Mapping[str, object] = {
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "is_encoder_decoder": False,
-    "output_hidden_states": False,
-    "_output_attentions": False,
-    "_attn_implementation_internal": "sdpa",
-}
-"""Settings that must have this value."""
-
-ROTARY: Mapping[str, frozenset[str]] = {
-    "default": frozenset({"rope_type", "rope_theta"}),
-    "linear": frozenset({"rope_type", "rope_theta", "factor"}),
-    "llama3": frozenset(
-        {
-            "rope_type",
-            "rope_theta",
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        }
-    ),
-}
-"""Kinds of rotary positions that do not change with the length of what is read, and settings."""
-
-_TABLE_STEP = 512
-"""Positions that rotary tables grow by."""
+from kolm_build.runtime.room import RaggedRoom, Room
+from kolm_build.runtime.rotary import Tables, Turn
 
 Map = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The weights of a network.
+
+    Attributes:
+        embed: Token ids to their rows, of their own, in the network's dtype.
+        products: What each linear layer computes, by its name.
+        norms: The weight of each norm, by its name.
+        dtype: What the network computes in.
+    """
+
+    embed: Map
+    products: Mapping[str, Map]
+    norms: Mapping[str, torch.Tensor]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,179 +51,76 @@ class Seen:
     """
 
     logits: torch.Tensor
-    past_key_values: Any
+    past_key_values: Room | RaggedRoom
 
 
 class Decoder:
-    """A network by another way; it is called as the network is.
+    """A network by another way; it is called as the network is, inside `portable-1` alone.
 
     Args:
-        network: A `LlamaForCausalLM` that `is_known`.
+        config: What the network is.
+        parts: Its weights.
     """
 
-    def __init__(self, network: Any) -> None:
-        self.network = network
-        self.config = network.config
-        self._layers = [_Layer.of(layer) for layer in network.model.layers]
-        self._embed: Map = network.model.embed_tokens.forward
-        self._norm = _Norm.of(network.model.norm)
-        self._head = _linear(network.lm_head)
-        self._shape = _Shape.of(network)
-        self._tables = _Tables(network.model.rotary_emb, self._shape)
+    def __init__(self, config: DecoderConfig, parts: Parts) -> None:
+        self.config = config
+        self.dtype = parts.dtype
+        eps = torch.tensor(config.eps)
+        self._layers = [_Layer.of(number, parts, eps) for number in range(config.layers)]
+        self._embed = parts.embed
+        self._norm = _norm("model.norm", parts, eps)
+        self._head = parts.products["lm_head"]
+        self._tables = Tables(config, parts.dtype)
 
     def __call__(
         self,
         input_ids: torch.Tensor,
         *,
-        past_key_values: Any = None,
+        past_key_values: Room | RaggedRoom | None = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
-        position_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> Any:
+    ) -> Seen:
         """What the network makes of `input_ids`, [rows, tokens], after `past_key_values`.
 
-        What has a mask or positions of its own, and arithmetic that is not `portable-1`, is left
-        to the network.
+        Args:
+            input_ids: The tokens.
+            past_key_values: What was read before; it is used up.
+            use_cache: As networks are called; what was read is kept either way.
+            logits_to_keep: Logits of so many tokens at the end; 0 for all.
 
         Determinism:
             Bitwise what the network gives, in `portable-1`.
         """
-        is_plain = position_ids is None and attention_mask is None and use_cache
-        if not is_plain or not _is_readable(past_key_values) or not portable.is_active():
-            others = {"position_ids": position_ids, "attention_mask": attention_mask}
-            return self.network(
-                input_ids=input_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                **{name: value for name, value in others.items() if value is not None},
-            )
+        del use_cache
+        rows = len(input_ids)
         with torch.inference_mode():
-            room = self._room(past_key_values, len(input_ids))
+            room = past_key_values or Room(self.config, rows, self.dtype)
             hidden = self._read(input_ids, room)[:, -logits_to_keep:]
-            rows = self._norm(hidden.reshape(-1, hidden.shape[-1]))
-            logits = self._head(rows).view(*hidden.shape[:2], -1)
+            flat = self._norm(hidden.reshape(-1, hidden.shape[-1]))
+            logits = self._head(flat).view(*hidden.shape[:2], -1)
         return Seen(logits=logits, past_key_values=room)
 
-    def _room(self, past: Any, rows: int) -> Room:
-        if isinstance(past, Room):
-            return past
-        shape = self._shape
-        room = Room(
-            layers=len(self._layers),
-            rows=rows,
-            heads=shape.key_heads,
-            width=shape.width,
-            dtype=shape.dtype,
-        )
-        if past is not None:
-            room.fill([(layer.keys, layer.values) for layer in past.layers])
-        return room
-
-    def _read(self, ids: torch.Tensor, room: Room) -> torch.Tensor:
+    def _read(self, ids: torch.Tensor, room: Room | RaggedRoom) -> torch.Tensor:
         """The hidden states after the last layer, [rows, tokens, hidden size]."""
         rows, tokens = ids.shape
-        start = room.length
-        turn = self._tables.turn(start, tokens, rows)
-        look = _Look(self._shape, rows, tokens, _mask(start, tokens), is_causal=start == 0)
+        room.begin(tokens)
+        turn = room.turn(self._tables, tokens)
+        look = _Look(self.config, rows, tokens, room)
         x = self._embed(ids).reshape(rows * tokens, -1)  # of its own, and changed in place
-        places, seen = room.grown(tokens)
-        for number, layer in enumerate(self._layers):
-            at = 2 * number
-            layer.read(x, turn, look, places[at : at + 2], seen[at : at + 2])
+        for layer in self._layers:
+            layer.read(x, turn, look)
         return x.view(rows, tokens, -1)
-
-
-def is_known(network: Any) -> bool:
-    """Whether `network` is exactly one that a `Decoder` stands for."""
-    return (
-        type(network) is llama.LlamaForCausalLM
-        and not network.training
-        and _has_known_settings(network.config)
-        and all(_has_known_parts(layer) for layer in network.model.layers)
-        and type(network.model.norm) is llama.LlamaRMSNorm
-        and type(network.model.rotary_emb) is llama.LlamaRotaryEmbedding
-        and type(network.model.embed_tokens) in {torch.nn.Embedding, QuantisedEmbedding}
-        and _is_linear(network.lm_head)
-    )
-
-
-def _has_known_settings(config: Any) -> bool:
-    rotary = config.rope_parameters
-    return (
-        vars(config).keys() <= SIZES | SILENT | FIXED.keys() | {"rope_parameters"}
-        and all(getattr(config, name) == value for name, value in FIXED.items())
-        and isinstance(rotary, dict)
-        and rotary.keys() == ROTARY.get(str(rotary.get("rope_type")))
-    )
-
-
-_LINEAR = {
-    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
-
-
-def _has_known_parts(layer: Any) -> bool:
-    return (
-        type(layer) is llama.LlamaDecoderLayer
-        and type(layer.self_attn) is llama.LlamaAttention
-        and type(layer.mlp) is llama.LlamaMLP
-        and type(layer.mlp.act_fn) is type(ACT2FN["silu"])
-        and type(layer.input_layernorm) is llama.LlamaRMSNorm
-        and type(layer.post_attention_layernorm) is llama.LlamaRMSNorm
-        and all(
-            _is_linear(getattr(getattr(layer, part), name))
-            for part, names in _LINEAR.items()
-            for name in names
-        )
-    )
-
-
-def _is_linear(module: Any) -> bool:
-    return type(module) in {torch.nn.Linear, QuantisedLinear}
-
-
-def _is_readable(past: Any) -> bool:
-    return past is None or type(past) in {Room, DynamicCache}
 
 
 # ---------------------------------------------------------------------------------------- parts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
-    """What an attention layer is like; the same in every layer."""
-
-    heads: int
-    key_heads: int
-    width: int
-    scale: float
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, network: Any) -> _Shape:
-        config, attention = network.config, network.model.layers[0].self_attn
-        return cls(
-            heads=config.num_attention_heads,
-            key_heads=config.num_key_value_heads,
-            width=attention.head_dim,
-            scale=attention.scaling,
-            dtype=network.model.norm.weight.dtype,
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class _Norm:
-    """RMS norm as `LlamaRMSNorm` writes it: 1 / sqrt is one rounding, the fused operator's two."""
+    """RMS norm as the modules write it: 1 / sqrt is one rounding, the fused operator's two."""
 
     weight: torch.Tensor
     eps: torch.Tensor
-
-    @classmethod
-    def of(cls, module: Any) -> _Norm:
-        return cls(module.weight.detach()[None], torch.tensor(module.variance_epsilon))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
@@ -288,91 +128,67 @@ class _Norm:
         return (wide * scale).to(x.dtype).mul_(self.weight)
 
 
-Turn = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines, [rows · tokens, heads · width], the sines of the first half negated."""
-
-
-class _Tables:
-    """Rotary tables for each position, as far as anything was read; made by the network's module.
-
-    Args:
-        module: The network's.
-        shape: The attention's.
-    """
-
-    def __init__(self, module: Any, shape: _Shape) -> None:
-        self._module = module
-        self._shape = shape
-        self._cos = self._sin = torch.empty(0, shape.width, dtype=shape.dtype)
-
-    def turn(self, start: int, tokens: int, rows: int) -> Turn:
-        """The tables of positions from `start`, for the heads of q and k side by side."""
-        end = start + tokens
-        if end > len(self._cos):
-            self._make(end + -end % _TABLE_STEP)
-        heads = self._shape.heads + self._shape.key_heads
-        return self._cos[start:end].repeat(rows, heads), self._sin[start:end].repeat(rows, heads)
-
-    def _make(self, end: int) -> None:
-        cos, sin = self._module.forward(self._cos, position_ids=torch.arange(end)[None])
-        half = self._shape.width // 2
-        self._cos, self._sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
-
-
-def _mask(start: int, tokens: int) -> torch.Tensor | None:
-    """Which keys each token sees, where neither all nor those of a prompt from its beginning."""
-    if start == 0 or tokens == 1:
-        return None
-    return torch.ones(tokens, start + tokens, dtype=torch.bool).tril(start)
+def _norm(name: str, parts: Parts, eps: torch.Tensor) -> _Norm:
+    return _Norm(parts.norms[name][None], eps)
 
 
 class _Look:
     """How the tokens of one call attend.
 
     Args:
-        shape: The attention's.
+        config: The network's.
         rows: Prompts.
         tokens: Tokens of each.
-        mask: Which keys each token sees; None for all, or as `is_causal` says.
-        is_causal: Whether nothing was read before them.
+        room: Where keys and values are; the tokens are begun.
     """
 
     def __init__(
-        self,
-        shape: _Shape,
-        rows: int,
-        tokens: int,
-        mask: torch.Tensor | None,
-        *,
-        is_causal: bool,
+        self, config: DecoderConfig, rows: int, tokens: int, room: Room | RaggedRoom
     ) -> None:
-        self.turned = (rows, tokens, shape.heads + shape.key_heads, shape.width)
-        self.values = (rows, tokens, shape.key_heads, shape.width)
-        self.heads, self.key_heads, self.width = shape.heads, shape.key_heads, shape.width
-        self._mask = mask
-        self._is_causal = is_causal and tokens > 1
-        self._scale = shape.scale
-        self._is_grouped = shape.heads != shape.key_heads
+        self._turned = (rows, tokens, config.heads + config.key_heads, config.head_width)
+        self._values = (rows, tokens, config.key_heads, config.head_width)
+        self._heads, self._key_heads = config.heads, config.key_heads
+        self._width = config.heads * config.head_width
+        self.head_width = config.head_width
+        self._room = room
+        self._mask = room.mask(tokens)
+        self._is_causal = self._mask is None and tokens > 1
+        self._scale = config.head_width**-0.5
+        self._is_grouped = config.heads != config.key_heads
 
-    def __call__(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """What the heads see, [rows · tokens, heads · width], float32."""
+    def __call__(self, layer: int, turned: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What the heads see, [rows · tokens, heads · width], float32.
+
+        Attention is computed in float32 and rounded once, as the portable operator does it; keys
+        and values are kept as it needs them.
+
+        Args:
+            layer: The layer's number.
+            turned: Queries and keys, [rows · tokens, heads · width], turned by their positions.
+            values: Values, the same.
+        """
+        wide = turned.float().view(self._turned)
+        keys, seen = self._room.put(
+            layer, wide.narrow(2, self._heads, self._key_heads), values.view(self._values)
+        )
         found = functional.scaled_dot_product_attention(
-            q,
+            wide.narrow(2, 0, self._heads).transpose(1, 2),
             keys,
-            values,
+            seen,
             self._mask,
             0.0,
             self._is_causal,
             scale=self._scale,
             enable_gqa=self._is_grouped,
         )
-        return found.transpose(1, 2).reshape(-1, self.heads * self.width)
+        return found.transpose(1, 2).reshape(-1, self._width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
     """One layer's norms and products."""
 
+    number: int
     norm: _Norm
     q: Map
     k: Map
@@ -384,39 +200,27 @@ class _Layer:
     down: Map
 
     @classmethod
-    def of(cls, layer: Any) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
+    def of(cls, number: int, parts: Parts, eps: torch.Tensor) -> _Layer:
+        name = f"model.layers.{number}"
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         return cls(
-            norm=_Norm.of(layer.input_layernorm),
-            q=_linear(attention.q_proj),
-            k=_linear(attention.k_proj),
-            v=_linear(attention.v_proj),
-            o=_linear(attention.o_proj),
-            second_norm=_Norm.of(layer.post_attention_layernorm),
-            gate=_linear(mlp.gate_proj),
-            up=_linear(mlp.up_proj),
-            down=_linear(mlp.down_proj),
+            number=number,
+            norm=_norm(f"{name}.input_layernorm", parts, eps),
+            q=parts.products[f"{attention}.q_proj"],
+            k=parts.products[f"{attention}.k_proj"],
+            v=parts.products[f"{attention}.v_proj"],
+            o=parts.products[f"{attention}.o_proj"],
+            second_norm=_norm(f"{name}.post_attention_layernorm", parts, eps),
+            gate=parts.products[f"{mlp}.gate_proj"],
+            up=parts.products[f"{mlp}.up_proj"],
+            down=parts.products[f"{mlp}.down_proj"],
         )
 
-    def read(
-        self,
-        x: torch.Tensor,
-        turn: Turn,
-        look: _Look,
-        places: Sequence[torch.Tensor],
-        seen: Sequence[torch.Tensor],
-    ) -> None:
-        """The layer on `x`, [rows · tokens, hidden size], in place; keys and values to `places`.
-
-        Attention is computed in float32 and rounded once, as the portable operator does it; keys
-        and values are kept as it needs them.
-        """
+    def read(self, x: torch.Tensor, turn: Turn, look: _Look) -> None:
+        """The layer on `x`, [rows · tokens, hidden size], in place."""
         n = self.norm(x)
-        turned = _turned(torch.cat((self.q(n), self.k(n)), dim=-1), turn, look.width)
-        wide = turned.float().view(look.turned)
-        places[0].copy_(wide.narrow(2, look.heads, look.key_heads))
-        places[1].copy_(self.v(n).view(look.values))
-        found = look(wide.narrow(2, 0, look.heads).transpose(1, 2), *seen)
+        turned = _turned(torch.cat((self.q(n), self.k(n)), dim=-1), turn, look.head_width)
+        found = look(self.number, turned, self.v(n))
         x.add_(self.o(found.to(x.dtype)))
         n = self.second_norm(x)
         x.add_(self.down(functional.silu(self.gate(n), inplace=True).mul_(self.up(n))))
@@ -428,19 +232,15 @@ def _turned(x: torch.Tensor, turn: Turn, width: int) -> torch.Tensor:
     The second half of a head comes before the first, with the sign in the sines.
     """
     cos, sin = turn
-    swapped = x.view(len(x), -1, width).roll(width // 2, -1).view_as(x)
+    swapped = x.view(x.shape[0], -1, width).roll(width // 2, -1).view_as(x)
     return x.mul_(cos).add_(swapped.mul_(sin))
 
 
 # ------------------------------------------------------------------------------------- products
 
 
-def _linear(module: Any) -> Map:
-    """What `module` computes, without the module."""
-    bias = module.bias
-    if isinstance(module, QuantisedLinear):
-        return _quantised(module.tensors(), module.group, bias)
-    weight = module.weight
+def plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Map:
+    """What a linear layer of floating point computes."""
 
     def run(x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, weight, bias)
@@ -448,7 +248,7 @@ def _linear(module: Any) -> Map:
     return run
 
 
-def _quantised(tensors: Tensors, group: LayerGroup, bias: torch.Tensor | None) -> Map:
+def quantised_product(tensors: Tensors, group: LayerGroup, bias: torch.Tensor | None) -> Map:
     """`product` with what it looks up found once, where it is one call."""
     kernels, grid = torch.ops.kolm_portable, group.grid
     if grid.kind != "int" or group.activations:

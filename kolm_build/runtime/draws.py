@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kolm_build.runtime.settings import Distribution
+from kolm_build.runtime.distribution import Distribution
 
 WHOLE = 1 << 45
 """What a probability of 1 is as a whole number; a sum of them is exact in binary64 too."""

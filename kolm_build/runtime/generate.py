@@ -1,13 +1,13 @@
 """Generation, token by token, and likelihoods (spec/evaluation.md).
 
 Prompts are never padded: those of equal length are read together, so that every row is computed
-on its own tokens and nothing else. What was read can be joined and continued together. Ties go to
-the lowest token.
+on its own tokens and nothing else. What was read can be joined and continued together
+(`kolm_build.runtime.ragged`). Ties go to the lowest token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass
 from math import fsum
@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 
 from kolm_build.errors import BuildError
-from kolm_build.runtime.ragged import RaggedCache
 
 
 class Reader(Protocol):
@@ -46,7 +45,7 @@ class Prefix:
 
     def read(self, chosen: torch.Tensor) -> torch.Tensor:
         """What the network expects after one token more of each row; float32."""
-        return _next(self, chosen)
+        return next_logits(self, chosen, {})
 
     def repeated(self, times: int) -> Prefix:
         """Each prompt `times` times, one after the other; this prefix is used up."""
@@ -78,28 +77,6 @@ def read_on(network: Any, cache: Any, prompts: Sequence[Sequence[int]]) -> Prefi
         )
     return Prefix(
         network=network, cache=seen.past_key_values, logits=_finite(seen.logits[:, -1].float())
-    )
-
-
-def joined(prefixes: Sequence[Prefix], *, room: int) -> Prefix:
-    """Prompts of several lengths as one, to be continued together; a single one as it is.
-
-    Args:
-        prefixes: Prompts that one network has read, each of one length; they are copied.
-        room: Most tokens of a continuation.
-
-    Determinism:
-        Under `portable-1` every row is continued as it is alone, bit for bit.
-
-    Raises:
-        BuildError: The network's cache is not of a kind that can be joined.
-    """
-    if len(prefixes) == 1:
-        return prefixes[0]
-    return Prefix(
-        network=prefixes[0].network,
-        cache=RaggedCache([prefix.cache for prefix in prefixes], room=room),
-        logits=torch.cat([prefix.logits for prefix in prefixes]),
     )
 
 
@@ -171,17 +148,20 @@ def log_likelihoods(prefix: Prefix, continuations: Sequence[Sequence[int]]) -> l
     return [totals[row * count : (row + 1) * count] for row in range(rows)]
 
 
-def _next(prefix: Prefix, chosen: torch.Tensor) -> torch.Tensor:
-    cache = prefix.cache
-    where: dict[str, torch.Tensor] = {}
-    if isinstance(cache, RaggedCache):
-        where = {"position_ids": cache.lengths[:, None].clone(), "attention_mask": cache.mask()}
+def next_logits(
+    prefix: Prefix, chosen: torch.Tensor, where: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """What `prefix`'s network expects after `chosen`, a token more of each row; float32.
+
+    Args:
+        prefix: What was read.
+        chosen: The tokens, shape (rows,).
+        where: Positions and mask by the network's names, where rows have several lengths.
+    """
     with torch.inference_mode():
         seen = prefix.network(
-            input_ids=chosen[:, None], past_key_values=cache, use_cache=True, **where
+            input_ids=chosen[:, None], past_key_values=prefix.cache, use_cache=True, **where
         )
-        if isinstance(cache, RaggedCache):
-            cache.advance()
     return _finite(seen.logits[:, -1].float())
 
 

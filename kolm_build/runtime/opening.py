@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from kolm_build.core.numerics import NATIVE, PORTABLE, Numerics
 from kolm_build.core.request import Circumstances
 from kolm_build.numerics.apply import applied
 from kolm_build.numerics.kernels import LIBRARY
 from kolm_build.runtime.asking import Answer, Prompt
-from kolm_build.runtime.files import numerics_of
-from kolm_build.runtime.loading import Model
-from kolm_build.runtime.loading import load as load_model
-from kolm_build.runtime.prompt_cache import PromptCache
 from kolm_build.runtime.settings import GREEDY, GenerationSettings
+from kolm_build.runtime.speaker import Speaker
 from kolm_build.runtime.speaking import Stream
+
+Arithmetic = Callable[[], AbstractContextManager[None]]
+"""Makes a block in which a model is computed."""
 
 TOGETHER = 8
 """Most answers that are said together, where that changes no bit."""
@@ -28,14 +27,14 @@ class OpenedModel:
     """A model and its arithmetic.
 
     Attributes:
-        model: The model.
+        model: What answers.
         arithmetic: Makes a block in which it is computed.
         together: Most answers that are said together.
     """
 
-    model: Model
-    arithmetic: Callable[[], AbstractContextManager[None]]
-    together: int
+    model: Speaker
+    arithmetic: Arithmetic
+    together: int = TOGETHER
 
     def generate(
         self, prompt: str, *, system: str = "", settings: GenerationSettings = GREEDY
@@ -76,18 +75,17 @@ class OpenedModel:
             return self.model.answers(prompts, settings, together=self.together)
 
 
-def opened(path: str | Path, *, threads: int = 1) -> OpenedModel:
-    """The model at `path`, to be used; see `kolm_build.runtime.load`."""
-    portable = numerics_of(Path(path)) != NATIVE
+def portable_arithmetic(threads: int, *, own_code: bool) -> Arithmetic:
+    """Makes blocks of `portable-1`.
 
-    def arithmetic() -> AbstractContextManager[None]:
-        if portable:
-            here = Circumstances(kernels=str(LIBRARY), threads=threads)
-            return applied(Numerics(cls=PORTABLE), here)
-        return applied(Numerics(cls=NATIVE, threads=threads))
+    Args:
+        threads: Compute threads; they change no bit.
+        own_code: Whether code of this project alone computes in them.
+    """
+    here = Circumstances(kernels=str(LIBRARY), threads=threads)
+    return lambda: applied(Numerics(cls=PORTABLE), here, own_code=own_code)
 
-    with arithmetic():
-        model = load_model(path)
-    if portable:
-        model = replace(model, prompts=PromptCache(model.network))
-    return OpenedModel(model=model, arithmetic=arithmetic, together=TOGETHER if portable else 1)
+
+def native_arithmetic(threads: int) -> Arithmetic:
+    """Makes blocks of `native-1`; `threads` are compute threads."""
+    return lambda: applied(Numerics(cls=NATIVE, threads=threads))

@@ -7,19 +7,26 @@ NUM-42 and NUM-43), so the cache changes nothing but the time. Stock kernels pro
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from collections.abc import Callable, Sequence
+from itertools import compress, count
+from operator import ne
+from typing import Any, Protocol
 
 from kolm_build.runtime.generate import Prefix, read_on, read_prompts
 
 MAX_TOKENS = 1 << 15
 """Most tokens of all prompts kept together."""
 
-Layers = tuple[tuple[torch.Tensor, torch.Tensor], ...]
-"""Keys and values of each layer, shape (1, heads, tokens, size of a head)."""
+
+class Kept(Protocol):
+    """The keys and values of a prompt that was read."""
+
+    def started(self, tokens: int) -> Any:
+        """What the network reads on from after the first `tokens`; what is kept stays as it is."""
+
+
+Keep = Callable[[Any], Kept | None]
+"""What is kept of a network's keys and values; None where they cannot be cut at a token."""
 
 
 class PromptCache:
@@ -27,13 +34,15 @@ class PromptCache:
 
     Args:
         network: The network that reads.
+        keep: Takes what is kept from what it read.
         max_tokens: Most tokens of all prompts kept together.
     """
 
-    def __init__(self, network: Any, *, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(self, network: Any, keep: Keep, *, max_tokens: int = MAX_TOKENS) -> None:
         self._network = network
+        self._keep = keep
         self._max_tokens = max_tokens
-        self._kept: OrderedDict[tuple[int, ...], Layers] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], Kept] = OrderedDict()
 
     def read(self, ids: Sequence[int]) -> Prefix:
         """The prompt `ids`, read: what is known of its beginning is taken from before.
@@ -42,29 +51,33 @@ class PromptCache:
             Under `portable-1` the logits and what follows are those of reading it all, bit for
             bit.
         """
-        key, shared = self._longest(ids)
+        asked = tuple(ids)
+        key, shared = self._longest(asked)
         if shared == 0:
-            prefix = read_prompts(self._network, [ids])
+            prefix = read_prompts(self._network, [asked])
         else:
             self._kept.move_to_end(key)
-            start = _started(self._kept[key], shared)
-            prefix = read_on(self._network, start, [ids[shared:]])
-        self._keep(tuple(ids), prefix.cache)
+            start = self._kept[key].started(shared)
+            prefix = read_on(self._network, start, [asked[shared:]])
+        self._note(asked, prefix.cache)
         return prefix
 
-    def _longest(self, ids: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    def _longest(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """The prompt kept that shares most with `ids`, and how many tokens; the last is read."""
         best: tuple[tuple[int, ...], int] = ((), 0)
         for key in self._kept:
-            shared = _shared(key, ids[:-1])
-            if shared > best[1]:
-                best = (key, shared)
+            # Only one that agrees at the place after the best so far can share more.
+            if key[best[1] : best[1] + 1] == ids[best[1] : best[1] + 1]:
+                shared = _shared(key, ids[:-1])
+                if shared > best[1]:
+                    best = (key, shared)
         return best
 
-    def _keep(self, ids: tuple[int, ...], cache: Any) -> None:
-        if any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return  # a layer that forgets keys cannot be cut at a token
-        self._kept[ids] = tuple((layer.keys, layer.values) for layer in cache.layers)
+    def _note(self, ids: tuple[int, ...], cache: Any) -> None:
+        kept = self._keep(cache)
+        if kept is None:
+            return
+        self._kept[ids] = kept
         self._kept.move_to_end(ids)
         while sum(map(len, self._kept)) > self._max_tokens:
             self._kept.popitem(last=False)
@@ -72,17 +85,4 @@ class PromptCache:
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
-
-
-def _started(layers: Layers, tokens: int) -> DynamicCache:
-    """A cache of the first `tokens`; the ones kept stay as they are, since reading on copies."""
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(layers):
-        cache.update(keys[:, :, :tokens], values[:, :, :tokens], number)
-    return cache
+    return next(compress(count(), map(ne, one, other)), min(len(one), len(other)))

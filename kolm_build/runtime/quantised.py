@@ -19,9 +19,8 @@ from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import portable, small_floats
 from kolm_build.numerics.quantised import unpack, values
 from kolm_build.numerics.state import DTYPE_NAMES
-from kolm_build.runtime.products import product, stock_product
-
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+from kolm_build.runtime.products import Tensors, product, stock_product
+from kolm_build.runtime.weights import DTYPES
 
 
 class QuantisedModule(torch.nn.Module):
@@ -40,7 +39,7 @@ class QuantisedModule(torch.nn.Module):
         self.stored = stored_of(group, shape, DTYPE_NAMES[scale_dtype])
         """Dtype and shape of every tensor of the layer, by the last part of its name."""
         for name, stored in self.stored.items():
-            empty = torch.empty(stored.shape, dtype=_DTYPES[stored.dtype], device="meta")
+            empty = torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
             self.register_buffer(name, empty)
 
     @property
@@ -120,17 +119,21 @@ class QuantisedEmbedding(QuantisedModule):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows `ids`, [...]: [..., embedding_dim]."""
-        flat = ids.reshape(-1)
-        chosen = {
-            name: tensor if name == "weight_global_scale" else tensor.index_select(0, flat)
-            for name, tensor in self.tensors().items()
-            if name != "weight_shape"
-        }
-        matrix = unpack(chosen, self.group.grid, self.group.form, (len(flat), self.embedding_dim))
-        return values(matrix).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
+        return embedded(ids, self.tensors(), self.group, self.embedding_dim, self.dtype)
 
 
-Tensors = Mapping[str, torch.Tensor]
+def embedded(
+    ids: torch.Tensor, tensors: Tensors, group: LayerGroup, columns: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The rows `ids`, [...], of a quantised embedding: [..., columns], `dtype` (GEN-42)."""
+    flat = ids.reshape(-1)
+    chosen = {
+        name: tensor if name == "weight_global_scale" else tensor.index_select(0, flat)
+        for name, tensor in tensors.items()
+        if name != "weight_shape"
+    }
+    matrix = unpack(chosen, group.grid, group.form, (len(flat), columns))
+    return values(matrix).to(dtype).reshape(*ids.shape, columns)
 
 
 def place(
@@ -247,7 +250,7 @@ def _check_numbers(network: Any, given: Tensors) -> None:
         if not isinstance(module, QuantisedModule):
             continue
         for part in module.stored:
-            if not _is_sound(module, part, given[f"{name}.{part}"]):
+            if not is_sound(part, given[f"{name}.{part}"], module.shape):
                 raise InvalidRecordError(
                     "a quantised layer says what cannot be",
                     where=f"model.safetensors: {name}.{part}",
@@ -255,9 +258,10 @@ def _check_numbers(network: Any, given: Tensors) -> None:
                 )
 
 
-def _is_sound(module: QuantisedModule, part: str, tensor: torch.Tensor) -> bool:
+def is_sound(part: str, tensor: torch.Tensor, shape: tuple[int, int]) -> bool:
+    """Whether a quantised layer of `shape` may have `tensor` as its `part` (GEN-45)."""
     if part == "weight_shape":
-        return tensor.tolist() == list(module.shape)
+        return tensor.tolist() == list(shape)
     if tensor.dtype == torch.float8_e4m3fn:
         return bool(small_floats.is_number(tensor.view(torch.uint8)).all())
     if part == "weight_scale" and tensor.dtype == torch.uint8:

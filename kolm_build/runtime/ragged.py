@@ -8,12 +8,53 @@ NUM-43), so a row is continued as it would be alone; stock kernels promise no su
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from kolm_build.errors import BuildError
+from kolm_build.runtime.generate import Prefix, next_logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaggedPrefix(Prefix):
+    """Prompts of several lengths that a network has read, to be continued together.
+
+    Attributes:
+        cache: A `RaggedCache`.
+    """
+
+    def read(self, chosen: torch.Tensor) -> torch.Tensor:
+        """What the network expects after one token more of each row; float32."""
+        cache = self.cache
+        where = {"position_ids": cache.lengths[:, None].clone(), "attention_mask": cache.mask()}
+        found = next_logits(self, chosen, where)
+        cache.advance()
+        return found
+
+
+def joined(prefixes: Sequence[Prefix], *, room: int) -> Prefix:
+    """Prompts of several lengths as one, to be continued together; a single one as it is.
+
+    Args:
+        prefixes: Prompts that one network has read, each of one length; they are copied.
+        room: Most tokens of a continuation.
+
+    Determinism:
+        Under `portable-1` every row is continued as it is alone, bit for bit.
+
+    Raises:
+        BuildError: The network's cache is not of a kind that can be joined.
+    """
+    if len(prefixes) == 1:
+        return prefixes[0]
+    return RaggedPrefix(
+        network=prefixes[0].network,
+        cache=RaggedCache([prefix.cache for prefix in prefixes], room=room),
+        logits=torch.cat([prefix.logits for prefix in prefixes]),
+    )
 
 
 class RaggedCache(Cache):

@@ -83,3 +83,32 @@ def _view(pages: mmap.mmap, start: int, entry: TensorEntry) -> torch.Tensor:
         return torch.empty(entry.shape, dtype=dtype)
     flat = torch.frombuffer(pages, dtype=dtype, count=count, offset=start + entry.begin)
     return flat.reshape(entry.shape)
+
+
+def stored_dtype(tensors: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The first floating dtype of a model; a canonical model has one."""
+    found = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    return next(found, torch.float32)
+
+
+def named_dtype(source: str, settings: Mapping[str, object]) -> torch.dtype:
+    """The dtype that config.json names: that of the model before it was quantised.
+
+    Args:
+        source: The folder or artifact, as the user named it.
+        settings: What config.json says.
+
+    Raises:
+        InvalidRecordError: It names none that is computed in.
+    """
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in COMPUTE_DTYPES.values()}
+    found = settings.get("dtype", settings.get("torch_dtype"))
+    if not isinstance(found, str) or found not in names:
+        raise InvalidRecordError(
+            "a quantised model must say its dtype",
+            file=source,
+            where="config.json: dtype",
+            expected=", ".join(names),
+            actual=repr(found),
+        )
+    return names[found]

@@ -10,11 +10,11 @@ from kolm_build.errors import InvalidDataError
 from kolm_build.runtime.generate import (
     Prefix,
     continue_greedily,
-    joined,
     log_likelihoods,
     read_prompts,
 )
 from kolm_build.runtime.loading import Model
+from kolm_build.runtime.ragged import joined
 from kolm_build.steps._conversations import Conversation
 from kolm_build.steps._params import EvaluateParams
 

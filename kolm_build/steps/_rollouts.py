@@ -17,15 +17,15 @@ import torch
 from kolm_build.core import cbor
 from kolm_build.core.fields import Fields
 from kolm_build.core.numerics import PORTABLE
+from kolm_build.runtime.distribution import Distribution
 from kolm_build.runtime.draws import draw_number, drawn
 from kolm_build.runtime.generate import (
     Reader,
     continue_by,
     continue_greedily,
-    joined,
     read_prompts,
 )
-from kolm_build.runtime.settings import Distribution
+from kolm_build.runtime.ragged import joined
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._conversations import Prompt
 from kolm_build.steps._generate import batches

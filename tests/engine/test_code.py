@@ -11,6 +11,7 @@ import pytest
 import kolm_build
 from kolm_build.engine.code import code_tree
 from kolm_build.errors import InvalidRecordError
+from kolm_build.steps.table import STEPS
 
 PACKAGE = Path(kolm_build.__file__).parent
 
@@ -67,6 +68,14 @@ def test_a_new_version_alone_does_not_change_the_code(tmp_path):
 def test_what_the_step_can_import_changes_its_code(tmp_path):
     before = code_tree("one", project(tmp_path, FILES))
     assert code_tree("one", project(tmp_path, FILES | {"errors.py": "X = 2\n"})) != before
+
+
+def test_what_only_a_type_checker_reads_is_no_import(tmp_path):
+    """ENG-13."""
+    only = "if TYPE_CHECKING:\n    from kolm_build.core.tree import X\n"
+    files = FILES | {"steps/one.py": only + "else:\n    import kolm_build.core.deep\n"}
+    assert "kolm_build/core/deep.py" in code_tree("one", project(tmp_path, files))
+    assert "kolm_build/core/tree.py" not in code_tree("one", project(tmp_path, files))
 
 
 DECLARING = FILES | {
@@ -155,3 +164,31 @@ def test_no_step_of_the_project_can_import_the_engine_or_the_surfaces():
                 assert not name.startswith(
                     ("kolm_build/engine", "kolm_build/surfaces", "kolm_build/store")
                 )
+
+
+READS_MODELS = {
+    "__init__",
+    "attached",
+    "chat",
+    "distribution",
+    "draws",
+    "files",
+    "generate",
+    "loading",
+    "mixture",
+    "products",
+    "quantised",
+    "ragged",
+    "template",
+    "weights",
+    "window",
+}
+"""Modules of the runtime that steps may hold."""
+
+
+@pytest.mark.parametrize("step", ["sft", "grpo", "evaluate", "quantise", "export-onnx", "combine"])
+def test_a_step_holds_nothing_that_only_an_answer_needs(step):
+    """GEN-64."""
+    runtime = Path("kolm_build/runtime")
+    held = {Path(name) for name in code_tree(STEPS[step].module, PACKAGE)}
+    assert {one.stem for one in held if one.parent == runtime} <= READS_MODELS

@@ -1,5 +1,6 @@
 """The guard: what is not certified fails, and says where it came from."""
 
+import os
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from kolm_build.errors import (
 )
 from kolm_build.numerics import guard, portable
 from kolm_build.numerics.refusal import Refusal
+from tests.support.models import ROOT
 
 
 class Bessel(torch.nn.Module):
@@ -152,6 +154,37 @@ def test_compiling_is_refused_and_what_was_compiled_runs_as_it_is_written():
         torch.compile(lambda x: x)
     with pytest.raises(UncertifiedOperatorError, match="aten::special_i0e"), guard.activate():
         compiled(torch.ones(2))
+
+
+OWN_CODE = """
+import sys
+from kolm_build.errors import UncertifiedOperatorError
+from kolm_build.numerics import guard
+
+with guard.activate(own_code=True):
+    pass
+print("torch._dynamo" in sys.modules)
+try:
+    with guard.activate(own_code=True):
+        import torch._dynamo
+except UncertifiedOperatorError as error:
+    print(error.code)
+with guard.activate(own_code=True):
+    print(torch.compiler.is_compiling(), torch._dynamo.eval_frame._stance.stance)
+"""
+
+
+def test_around_own_code_the_compiler_stays_away_and_must():
+    """NUM-95: one that is there all the same is held."""
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_CODE],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["False", "build.uncertified-operator", "False force_eager"]
 
 
 @pytest.mark.parametrize("switch", guard.switches(), ids=lambda switch: switch.name)
@@ -417,7 +450,7 @@ portable.load()
 try:
     guard.check_floating_point()
 except FloatingPointEnvironmentError as error:
-    print(error.where)
+    print(error.code)
 """
 
 

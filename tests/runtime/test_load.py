@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.runtime.files import find_model
 from kolm_build.runtime.loading import load
+from kolm_build.runtime.modules import speaker
 from kolm_build.runtime.settings import GenerationSettings
 from tests.runtime.artifacts import write_artifact
 from tests.support.models import tiny_llama
@@ -23,6 +24,10 @@ def folder(tmp_path):
     return tiny_llama(tmp_path / "model")
 
 
+def asked(path):
+    return speaker(load(str(path)), is_portable=False)
+
+
 def edit(folder, name, change):
     path = folder / name
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -31,7 +36,7 @@ def edit(folder, name, change):
 def test_an_artifact_answers_as_its_folder_does(tmp_path, folder):
     """EVAL-1: one code path for a folder and a file, with and without a system text."""
     artifact = write_artifact(tmp_path / "tiny.kolm", folder)
-    alone, inside = load(folder), load(str(artifact))
+    alone, inside = asked(folder), asked(artifact)
     for system in ("", "Be brief."):
         answer = alone.generate("low mood", system=system, settings=NINE)
         assert inside.generate("low mood", system=system, settings=NINE) == answer
@@ -54,7 +59,7 @@ def test_the_compute_dtype_may_differ_from_the_stored_one(folder):
 
 def test_a_prompt_that_does_not_fit_the_window_is_refused(folder):
     with pytest.raises(InvalidDataError, match="window") as caught:
-        load(folder).generate("long " * 200, settings=GenerationSettings(max_new_tokens=4))
+        asked(folder).generate("long " * 200, settings=GenerationSettings(max_new_tokens=4))
     assert caught.value.expected == "at most 512 tokens"
 
 
@@ -112,7 +117,7 @@ def test_weights_that_are_not_numbers_are_an_error(folder):
     tensors["model.norm.weight"][0] = torch.nan
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(BuildError, match="not numbers"):
-        load(folder).generate("hello", settings=GenerationSettings(max_new_tokens=2))
+        asked(folder).generate("hello", settings=GenerationSettings(max_new_tokens=2))
 
 
 def test_a_place_without_a_model_is_refused(tmp_path):

@@ -17,9 +17,10 @@ from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import kernels
 from kolm_build.numerics.apply import applied
 from kolm_build.runtime.files import find_model
-from kolm_build.runtime.generate import continue_greedily, joined, read_prompts
+from kolm_build.runtime.generate import continue_greedily, read_prompts
 from kolm_build.runtime.loading import load
 from kolm_build.runtime.quantised import QuantisedEmbedding, QuantisedLinear, quantised_modules
+from kolm_build.runtime.ragged import joined
 from kolm_build.steps._counts import Architecture
 from tests.runtime.artifacts import write_artifact
 from tests.support.models import tiny_llama

@@ -12,8 +12,9 @@ import torch
 
 from kolm_build.core.numerics import Numerics
 from kolm_build.numerics import kernels, native
-from kolm_build.runtime.generate import continue_greedily, joined, read_prompts
+from kolm_build.runtime.generate import continue_greedily, read_prompts
 from kolm_build.runtime.loading import load
+from kolm_build.runtime.ragged import joined
 from tests.support.models import ROOT, tiny_llama
 
 LENGTHS = (250, 3, 256, 19, 257, 64, 19, 63)
@@ -93,8 +94,9 @@ from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import Circumstances
 from kolm_build.numerics import kernels, portable
 from kolm_build.numerics.apply import applied
-from kolm_build.runtime.generate import continue_greedily, joined, read_prompts
+from kolm_build.runtime.generate import continue_greedily, read_prompts
 from kolm_build.runtime.loading import load
+from kolm_build.runtime.ragged import joined
 from tests.runtime.test_ragged import LENGTHS, answers, prompt
 
 model, threads, isa = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -19,9 +19,11 @@ from kolm_build.errors import BuildError, InvalidDataError, InvalidRecordError, 
 from kolm_build.numerics import native
 from kolm_build.runtime import draws, forms
 from kolm_build.runtime.asking import Prompt
+from kolm_build.runtime.distribution import Distribution
+from kolm_build.runtime.generate import continue_greedily, read_prompts
 from kolm_build.runtime.loading import load
+from kolm_build.runtime.modules import speaker
 from kolm_build.runtime.settings import (
-    Distribution,
     GenerationSettings,
     JsonSchema,
     Labels,
@@ -37,7 +39,7 @@ DRAWN = Distribution(temperature=1.3, top_k=200, top_p=0.98, min_p=0.001)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     native.apply(Numerics(cls="native-1", seed=1))
-    return load(tiny_llama(tmp_path_factory.mktemp("load") / "model"))
+    return speaker(load(tiny_llama(tmp_path_factory.mktemp("load") / "model")), is_portable=False)
 
 
 def ask(model, **settings):
@@ -66,7 +68,8 @@ def slowly(model, settings):
 def test_without_a_temperature_an_answer_is_greedy(model):
     """GEN-1: as `evaluate` has it."""
     ids = model.chat.prompt_ids([{"role": "user", "content": "low mood"}])
-    (said,) = model.continuations([ids], max_new_tokens=24)
+    read = read_prompts(model.network, [ids])
+    (said,) = continue_greedily(read, max_new_tokens=24, stop_ids=model.chat.stop_ids)
     answer = ask(model, seed=9)
     assert (answer.text, answer.output_tokens) == (model.chat.text(said), len(said))
 

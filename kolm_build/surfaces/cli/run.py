@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kolm_build.runtime.asking import Answer, Prompt
+    from kolm_build.runtime.distribution import Distribution
     from kolm_build.runtime.opening import OpenedModel
-    from kolm_build.runtime.settings import Distribution, Form, GenerationSettings
+    from kolm_build.runtime.settings import Form, GenerationSettings
 
 _MAX_FILE_BYTES = 64 << 20
 _FILTERS = ("top_k", "top_p", "min_p")
@@ -253,7 +254,7 @@ def _settings(args: Namespace) -> GenerationSettings:
 
 
 def _distribution(args: Namespace) -> Distribution:
-    from kolm_build.runtime.settings import Distribution
+    from kolm_build.runtime.distribution import Distribution
 
     given = {name: getattr(args, name) for name in _FILTERS if getattr(args, name) is not None}
     return Distribution(temperature=args.temperature, **given)
@@ -286,8 +287,13 @@ def _set_threads(file: Path, threads: int | None) -> None:
 
 
 def _opened(args: Namespace) -> OpenedModel:
+    import gc
+
+    gc.disable()  # nothing of what is imported goes again; looking costs a tenth of the time
     from kolm_build.runtime.answering import opened
 
+    gc.freeze()
+    gc.enable()
     return opened(args.file, threads=int(os.environ["OMP_NUM_THREADS"]))
 
 
