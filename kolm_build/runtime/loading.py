@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from kolm_build.core.quantisation_config import KEY, from_config
 from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.runtime.asking import Answer, Prompt
+from kolm_build.runtime.attached import attach
 from kolm_build.runtime.chat import Chat, messages_of
 from kolm_build.runtime.files import ModelFiles, find_model
 from kolm_build.runtime.forms import Begin, begin
@@ -159,7 +160,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Model:
 
     Args:
         path: A Hugging Face folder with one safetensors file, or a `.kolm` file; quantised
-            weights stay as they are stored.
+            weights stay as they are stored, and an adapter beside the weights is attached.
         dtype: What to compute in; the dtype of the weights where not said.
 
     Raises:
@@ -168,7 +169,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Model:
             program does.
     """
     files = find_model(Path(path))
-    network = _network(files, dtype)
+    network = attach(_network(files, dtype), files).eval()
     return Model(
         network=network,
         chat=Chat.of(files),

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from kolm_build.runtime.mixture import mixtures
 from kolm_build.runtime.quantised import QuantisedLinear, quantised_modules
 
 
@@ -18,7 +19,7 @@ class Architecture:
     Attributes:
         parameters: Number of weights, tied ones once.
         parameter_bytes: Their number of bytes.
-        body: Weights of the linear layers, without the output head.
+        body: Weights of the linear layers and of what is beside them, without the output head.
         head: Weights of the output head.
         layers: Number of attention layers.
         query_width: Width of all queries of a layer together.
@@ -50,7 +51,8 @@ class Architecture:
                 _weights_of(module)
                 for module in network.modules()
                 if isinstance(module, torch.nn.Linear | QuantisedLinear) and module is not head
-            ),
+            )
+            + _beside(network),
             head=_weights_of(head),
             layers=config.num_hidden_layers,
             query_width=heads * head_width,
@@ -78,6 +80,13 @@ class Architecture:
 
 def _weights_of(layer: torch.nn.Linear | QuantisedLinear) -> int:
     return layer.in_features * layer.out_features
+
+
+def _beside(network: Any) -> int:
+    """The weights of experts and routers: all of them are multiplied by, whoever speaks."""
+    return sum(
+        matrix.numel() for _, one in mixtures(network) for matrix in (one.down, one.router, one.up)
+    )
 
 
 def _quantised_weights(network: Any) -> int:

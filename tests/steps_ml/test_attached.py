@@ -1,0 +1,271 @@
+"""A mixture that was trained is used as it was trained: beside its base's weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from math import prod
+
+import pytest
+import torch
+
+from kolm_build.core import cost, strict_json
+from kolm_build.core.attached import FILES
+from kolm_build.core.request import Circumstances
+from kolm_build.core.safetensors import PREFIX_BYTES, header_length, parse_header
+from kolm_build.errors import InvalidRecordError
+from tests.steps_ml.calling import files_of, run_step, write_rows
+from tests.support.models import tiny_llama, tiny_rows
+
+# Importing the trainers takes ten seconds and warns on the way.
+pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]
+
+PROMPTS = [[1, 50, 60, 70, 80], [1, 90, 20], [1, 33, 44, 55, 66, 77, 88, 99]]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inputs")
+    rows = [json.loads(line) for line in tiny_rows(root / "rows").read_text().splitlines()][:24]
+    pairs = [(one["text"], one["ward"]) for one in rows]
+    return {
+        "model": tiny_llama(root / "model"),
+        "train": write_rows(root / "train", "train.jsonl", pairs[:12]),
+        "holdout": write_rows(root / "holdout", "holdout.jsonl", pairs[12:]),
+    }
+
+
+@pytest.fixture(scope="module", params=["moe-lora", "lora-moe"])
+def trained(request, inputs, tmp_path_factory):
+    """The network that was trained, and the folder of its adapter."""
+    from kolm_build.steps.adapters.moe_lora import MoeLora
+
+    root, kept, write = tmp_path_factory.mktemp("trained"), [], MoeLora.write
+    given = {"compute_dtype": "fp32", "learning_rate": "5e-3", "max_steps": 3, "lora_r": 4}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def writing(self, network, **where):
+            kept.append(network)
+            write(self, network, **where)
+
+        patch.setattr(MoeLora, "write", writing)
+        ran = run_step(
+            "sft",
+            root,
+            inputs={role: inputs[role] for role in ("model", "train")},
+            params={"adapter": request.param, "batch_size": 4, **given},
+            portable=(1, None),
+        )
+    return kept[0].eval(), ran.folder("adapter")
+
+
+@pytest.fixture
+def attached(inputs, trained, tmp_path):
+    return attach(inputs["model"], trained[1], tmp_path).folder()
+
+
+def attach(model, adapter, place):
+    return run_step("attach", place, inputs={"model": model, "adapter": adapter})
+
+
+def portable():
+    from kolm_build.core.numerics import Numerics
+    from kolm_build.numerics.apply import applied
+    from kolm_build.numerics.kernels import LIBRARY
+
+    return applied(
+        Numerics(cls="portable-1"), Circumstances(kernels=str(LIBRARY), threads=1, isa=None)
+    )
+
+
+def test_a_model_with_an_adapter_is_the_base_and_the_adapter_byte_for_byte(
+    inputs, trained, attached
+):
+    """ALG-20."""
+    assert files_of(attached) == files_of(inputs["model"]) | files_of(trained[1])
+    assert set(FILES) == files_of(trained[1]).keys()
+
+
+def test_it_computes_what_was_trained_bit_for_bit(trained, attached):
+    """GEN-52, GEN-54: the experts changed something, and just that."""
+    from kolm_build.runtime.loading import load
+    from kolm_build.runtime.mixture import mixtures
+
+    model = load(attached)
+    with portable(), torch.no_grad():
+        for prompt in PROMPTS:
+            ids = torch.tensor([prompt])
+            wanted = trained[0](input_ids=ids).logits
+            assert torch.equal(model.network(input_ids=ids).logits, wanted)
+            for _, one in mixtures(model.network):
+                one.speaks = False
+            assert not torch.equal(model.network(input_ids=ids).logits, wanted)
+            for _, one in mixtures(model.network):
+                one.speaks = True
+
+
+def test_prompts_read_before_and_prompts_beside_change_no_bit(attached):
+    """GEN-55, GEN-51: rows of any batch and cache; the network itself is asked."""
+    from kolm_build.runtime.decoder import is_known
+    from kolm_build.runtime.generate import joined, read_prompts
+    from kolm_build.runtime.loading import load
+    from kolm_build.runtime.prompt_cache import PromptCache
+
+    network = load(attached).network
+    assert not is_known(network)
+    with portable():
+        cache = PromptCache(network)
+        cache.read(PROMPTS[0][:3] + [9, 9])
+        for prompt in PROMPTS:
+            alone = read_prompts(network, [prompt])
+            assert torch.equal(cache.read(prompt).logits, alone.logits)
+        together = joined([read_prompts(network, [one]) for one in PROMPTS], room=4)
+        said = together.read(torch.tensor([5, 6, 7]))
+        for row, (prompt, token) in enumerate(zip(PROMPTS, [5, 6, 7], strict=True)):
+            wanted = read_prompts(network, [prompt]).read(torch.tensor([token]))
+            assert torch.equal(said[row : row + 1], wanted)
+
+
+def test_it_is_judged_and_scored_whatever_the_batch_and_the_processor(inputs, attached, tmp_path):
+    """ALG-20, EVAL-2, EVAL-13: evaluation and score take the folder as they take any model."""
+    given = {"max_new_tokens": 3, "labels": "bone\nlung\nmind\nskin", "metric": "label"}
+    given["verifier"] = "labels"
+    evaluated = [
+        run_step(
+            "evaluate",
+            tmp_path / str(size),
+            inputs={"model": attached, "holdout": inputs["holdout"]},
+            params={**given, "batch_size": size},
+            portable=ways,
+        ).folder()
+        for size, ways in ((1, (1, None)), (8, (2, "avx2")))
+    ]
+    assert files_of(evaluated[0]) == files_of(evaluated[1])
+    budgets = dict.fromkeys(
+        (
+            *("size_budget_bytes", "latency_budget_us", "cost_budget_microusd"),
+            *("device_flops_per_s", "device_bytes_per_s", "device_microusd_per_hour"),
+        ),
+        10**6,
+    )
+    scored = run_step(
+        "score", tmp_path, inputs={"model": attached, "evaluation": evaluated[0]}, params=budgets
+    )
+    told = strict_json.loads((scored.folder() / "kscore.json").read_bytes())
+    size = sum((attached / name).stat().st_size for name in files_of(attached) if "safet" in name)
+    assert told["evidence"]["weight_bytes"] == size
+
+
+def test_every_expert_and_router_is_counted(inputs, attached):
+    """EVAL-17: from the network, and from the files' headers alone."""
+    from kolm_build.runtime.loading import load
+    from kolm_build.steps._counts import Architecture
+
+    base, whole = (Architecture.of(load(one).network) for one in (inputs["model"], attached))
+    beside = sum(prod(one.shape) for one in tensors(attached / "adapter_model.safetensors"))
+    assert whole.body - base.body == whole.parameters - base.parameters == beside
+    assert whole.parameter_bytes - base.parameter_bytes == 4 * beside
+    config = json.loads((attached / "config.json").read_bytes())
+    files = ("model.safetensors", "adapter_model.safetensors")
+    found = {one.name: one for name in files for one in tensors(attached / name)}
+    sizes = cost.Sizes.of(config, found)
+    assert sizes.flops(7, 3) == whole.flops(7, 3)
+    assert sizes.bytes_moved(7, 3) == whole.bytes_moved(7, 3)
+
+
+def tensors(path):
+    data = path.read_bytes()
+    end = PREFIX_BYTES + header_length(data[:PREFIX_BYTES], len(data))
+    return parse_header(data[PREFIX_BYTES:end], len(data)).tensors
+
+
+def edited(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_bytes(strict_json.dumps(json.loads(path.read_bytes()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"experts": 3}, "top_k"),
+        ({"r": 5}, "adapter_model.safetensors: model.layers.0.mlp.down_proj.down"),
+        ({"r": 0}, "r"),
+        ({"routing": "hard"}, "routing"),
+        ({"peft_type": "LORA"}, "peft_type"),
+        ({"target_modules": ["down_proj", "no_proj"]}, "target_modules"),
+        ({"target_modules": ["down_proj"]}, "adapter_model.safetensors: model.layers.0."),
+        ({"lora_dropout": 1}, "lora_dropout"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(attached, changes, where):
+    """GEN-53."""
+    from kolm_build.runtime.loading import load
+
+    said = json.loads((attached / "adapter_config.json").read_bytes())
+    if changes == {"experts": 3}:
+        changes = {"experts": 1, "top_k": 2}
+    edited(attached, **changes)
+    assert said != json.loads((attached / "adapter_config.json").read_bytes())
+    with pytest.raises(InvalidRecordError) as caught:
+        load(attached)
+    assert caught.value.where.startswith(where)
+    assert caught.value.file == str(attached)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_part_of_an_adapter_is_none(attached, name):
+    """GEN-53: the base does not answer in its place."""
+    from kolm_build.runtime.loading import load
+
+    (attached / name).unlink()
+    with pytest.raises(InvalidRecordError, match="part of the adapter is missing") as caught:
+        load(attached)
+    assert caught.value.where == name
+
+
+def test_transformers_does_not_run_the_base_in_its_place(attached):
+    """ALG-21."""
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(Exception, match=r"."):
+        AutoModelForCausalLM.from_pretrained(attached)
+
+
+def test_an_adapter_of_other_weights_is_refused(inputs, trained, tmp_path):
+    """ALG-20."""
+    from kolm_build.steps._tensors import changed
+    from kolm_build.steps._weights import read_weights, write_weights
+
+    other = shutil.copytree(inputs["model"], tmp_path / "other")
+    weights = read_weights(inputs["model"] / "model.safetensors")
+    (other / "model.safetensors").unlink()
+    write_weights(other / "model.safetensors", [changed(one, lambda x: x * 2) for one in weights])
+    refusal = attach(other, trained[1], tmp_path).refusal()
+    assert (refusal["file"], refusal["where"]) == ("base.json", "weights")
+
+
+def test_an_adapter_that_does_not_say_what_it_was_trained_on_is_refused(inputs, trained, tmp_path):
+    """ALG-20."""
+    adapter = shutil.copytree(trained[1], tmp_path / "adapter")
+    (adapter / "base.json").unlink()
+    assert attach(inputs["model"], adapter, tmp_path).refusal()["file"] == "base.json"
+
+
+@pytest.mark.parametrize("step", ["attach", "combine", "merge", "quantise", "sft"])
+def test_no_step_builds_on_such_a_model(inputs, trained, attached, step, tmp_path):
+    """ALG-22: what changes weights would leave the adapter out, or change what it belongs to."""
+    params = {"combine": {"algorithm": "soup"}, "quantise": {"scheme": "w8a16", "method": "rtn"}}
+    given = {"model": attached, "adapter": trained[1], "train": inputs["train"]}
+    given |= {"models-1": attached, "models-2": attached}
+    roles = {
+        "combine": ("model", "models-1", "models-2"),
+        "quantise": ("model",),
+        "sft": ("model", "train"),
+    }
+    refusal = run_step(
+        step,
+        tmp_path / "x",
+        inputs={role: given[role] for role in roles.get(step, ("model", "adapter"))},
+        params=params.get(step, {}),
+    ).refusal()
+    assert refusal["where"] == "inputs.model", refusal
