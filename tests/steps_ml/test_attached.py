@@ -115,7 +115,7 @@ def test_prompts_read_before_and_prompts_beside_change_no_bit(attached):
     assert not is_known(network)
     with portable():
         cache = PromptCache(network)
-        cache.read(PROMPTS[0][:3] + [9, 9])
+        cache.read([*PROMPTS[0][:3], 9, 9])
         for prompt in PROMPTS:
             alone = read_prompts(network, [prompt])
             assert torch.equal(cache.read(prompt).logits, alone.logits)
