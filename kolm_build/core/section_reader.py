@@ -72,12 +72,12 @@ def read_pipeline(fields: Fields) -> Pipeline | None:
         score=fields.record("score", _score),
         gate=fields.record("gate", _gate),
     )
-    if made.quantise is not None and made.train and not made.train[-1].gives_model:
+    if made.quantise is not None and made.attached is not None:
         raise InvalidRecordError(
             "a model with an adapter beside its weights cannot be quantised",
             where="quantise",
             expected="a last stage whose adapter can be merged, such as lora or full",
-            actual=f"adapter {dict(made.train[-1].params)['adapter']!r}",
+            actual=f"adapter {dict(made.attached.params)['adapter']!r}",
         )
     return made
 

@@ -228,6 +228,12 @@ class Pipeline:
         return ATTACH if is_last and not stage.gives_model else ""
 
     @property
+    def attached(self) -> Train | None:
+        """The last stage, where its adapter is put beside the weights; else None."""
+        number = len(self.train)
+        return self.train[-1] if number and self.joined_by(number) == ATTACH else None
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """The names of the pipeline's nodes (spec/recipe.md), reserved for it."""
         sets = [node.format(name) for name, _ in self.sets for node in _OF_A_SET]

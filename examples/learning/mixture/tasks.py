@@ -1,11 +1,11 @@
 """Three questions about real descriptions from the ICD-10-CM tabular list.
 
-`side`: is it the left one, the right one, or is it not specified? `chapter`: which of eight chapters
-is it of? `billable`: is it a code that a claim may name, or a heading of finer codes? Sides stand in
-the wording; chapters and headings are the table's own. A row names its question before the
-description, and one description may be asked about more than once. With `kind` = `descriptions` a
-row is any description, to be read. Rows are chosen and ordered by the SHA-256 of their text, few of
-one category. Standard library only.
+`side`: is it the left one, the right one, or is it not specified? `chapter`: which of eight
+chapters is it of? `billable`: is it a code that a claim may name, or a heading of finer codes?
+Sides stand in the wording; chapters and headings are the table's own. A row names its question
+before the description, and one description may be asked about more than once. With `kind` =
+`descriptions` a row is any description, to be read. Rows are chosen and ordered by the SHA-256 of
+their text, few of one category. Standard library only.
 """
 
 import json
