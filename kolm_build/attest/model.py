@@ -13,7 +13,7 @@ from math import prod
 from kolm_build.attest.evidence import FULL_SUMMARY, QUANTISATION, Claims, about, same
 from kolm_build.core import attached, strict_json
 from kolm_build.core.archive import MANIFEST
-from kolm_build.core.attached import Attached
+from kolm_build.core.attached import read_attached
 from kolm_build.core.cost import EMBEDDING, Sizes, Tensors, shapes
 from kolm_build.core.fields import Fields
 from kolm_build.core.manifest import Manifest, bits_per_weight
@@ -83,7 +83,7 @@ def _check_adapter(heads: Mapping[str, bytes], manifest: Manifest) -> None:
     with about(FOLDER.rstrip("/")):
         attached.check_complete(names)
     with about(ADAPTER_CONFIG):
-        said = Attached.from_value(strict_json.loads(heads[ADAPTER_CONFIG]))
+        said = read_attached(strict_json.loads(heads[ADAPTER_CONFIG]))
     with about(ADAPTER_BASE):
         trained_on = Fields(strict_json.loads(heads[ADAPTER_BASE])).text("weights")
     base = _file_tensors(heads, manifest, WEIGHTS)
@@ -92,7 +92,7 @@ def _check_adapter(heads: Mapping[str, bytes], manifest: Manifest) -> None:
         found = {one.name: (one.dtype, one.shape) for one in beside}
         said.check({one.name: one.shape for one in base}, found)
     with about(MANIFEST):
-        same("adapter.kind", manifest.adapter.kind, attached.MIXTURE)
+        same("adapter.kind", manifest.adapter.kind, said.kind)
         same("adapter.base", manifest.adapter.base, trained_on)
         numbers = sum(prod(one.shape) for one in beside)
         same("adapter.parameters", manifest.adapter.parameters, numbers)

@@ -1,8 +1,9 @@
 """An adapter that lies beside a model's weights: its files and what they must say (ALG-20 to 24).
 
-Some adapters are no change of a matrix: what a mixture of experts does depends on what it reads.
-Such a model is its base's folder and the three files of the adapter in it. The packager, the
-verifier and the runtime read them with this module; it needs the standard library alone.
+Some adapters are no change of a matrix: what a mixture of experts does depends on what it reads,
+and virtual tokens stand before the row. Such a model is its base's folder and the three files of
+the adapter in it. The packager, the verifier and the runtime read them with this module; it needs
+the standard library alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ FILES = (CONFIG, TENSORS, BASE)
 MIXTURE = "KOLM_MOE_LORA"
 TOP, SOFT = "top", "soft"
 """Of a token the likeliest experts speak; all of them do."""
+
+PREFIX, PROMPT = "PREFIX_TUNING", "PROMPT_TUNING"
+VIRTUAL = "prompt_embeddings"
+"""The one tensor of virtual tokens, a row each."""
 
 PARTS = ("down", "router", "up")
 """The matrices beside a layer, as they are named in the file."""
@@ -58,8 +63,8 @@ class Routing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attached:
-    """What ``adapter_config.json`` says.
+class Mixed:
+    """What ``adapter_config.json`` says of a mixture.
 
     Attributes:
         routing: What is computed beside each layer.
@@ -68,6 +73,11 @@ class Attached:
 
     routing: Routing
     target_modules: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The ``peft_type``."""
+        return MIXTURE
 
     def to_value(self) -> dict[str, object]:
         """The plain value."""
@@ -86,18 +96,10 @@ class Attached:
         """The inverse of `to_value`, strict.
 
         Raises:
-            InvalidRecordError: It is of another kind of adapter, or not what `to_value` gives.
+            InvalidRecordError: It is not what `to_value` gives.
         """
         fields = Fields(value)
-        found = fields.text("peft_type")
-        if found != MIXTURE:
-            raise InvalidRecordError(
-                "an adapter that cannot stand beside the weights",
-                where="peft_type",
-                expected=repr(MIXTURE),
-                actual=repr(found)[:80],
-                advice="Merge it into the weights.",
-            )
+        fields.text("peft_type")  # it chose the class
         made = cls(
             routing=Routing(
                 experts=_positive(fields, "experts"),
@@ -167,16 +169,132 @@ class Attached:
         Raises:
             InvalidRecordError: One is missing, not wanted, or of another shape or dtype.
         """
-        wanted = self.wanted(base)
-        for name in sorted(wanted.keys() | found.keys()):
-            (dtype, shape), want = found.get(name, ("none", ())), wanted.get(name)
-            if shape != want or dtype not in DTYPES:
+        _check_tensors(self.wanted(base), found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Virtual:
+    """What ``adapter_config.json`` says of virtual tokens, in PEFT's words.
+
+    Attributes:
+        kind: The ``peft_type``: keys and values of every layer, or embeddings before the row.
+        tokens: How many.
+        layers: The model's attention layers.
+        heads: Its heads of keys and values; of embeddings, PEFT's own figure.
+        width: What a token has of keys in a layer, as many of values; of embeddings, features.
+    """
+
+    kind: str
+    tokens: int
+    layers: int
+    heads: int
+    width: int
+
+    def to_value(self) -> dict[str, object]:
+        """The plain value."""
+        return {
+            "num_attention_heads": self.heads,
+            "num_layers": self.layers,
+            "num_virtual_tokens": self.tokens,
+            "peft_type": self.kind,
+            "token_dim": self.width,
+            **_FIXED,
+            **_SHOWN[self.kind],
+        }
+
+    @classmethod
+    def from_value(cls, value: object) -> Self:
+        """The inverse of `to_value`, strict.
+
+        Raises:
+            InvalidRecordError: It is not what `to_value` gives.
+        """
+        fields = Fields(value)
+        made = cls(
+            kind=fields.text("peft_type"),
+            tokens=_positive(fields, "num_virtual_tokens"),
+            layers=_positive(fields, "num_layers"),
+            heads=_positive(fields, "num_attention_heads"),
+            width=_positive(fields, "token_dim"),
+        )
+        for name, want in {**_FIXED, **_SHOWN[made.kind]}.items():
+            found = fields.take(name, type(want))
+            if found != want:
                 raise InvalidRecordError(
-                    "the adapter does not fit the model",
-                    where=f"{TENSORS}: {name}",
-                    expected="no such tensor" if want is None else f"{list(want)}, of floats",
-                    actual=f"{dtype} {list(shape)}" if name in found else "missing",
+                    "another kind of adapter", where=name, expected=repr(want), actual=repr(found)
                 )
+        fields.done()
+        return made
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of `VIRTUAL`."""
+        return self.tokens, (2 * self.layers if self.kind == PREFIX else 1) * self.width
+
+    def check(self, base: Mapping[str, Shape], found: Mapping[str, tuple[str, Shape]]) -> None:
+        """Refuse tensors, given by dtype and shape, other than those beside a model of `base`.
+
+        Raises:
+            InvalidRecordError: One is missing, not wanted, or of another shape or dtype.
+        """
+        _check_tensors({VIRTUAL: self.shape}, found)
+        keys = [shape[0] for name, shape in base.items() if name.endswith("k_proj.weight")]
+        words = base.get("model.embed_tokens.weight", (0, self.width))
+        fits = words[1] == self.width
+        if self.kind == PREFIX:
+            fits = not keys or keys == [self.width] * self.layers
+        if not fits:
+            raise InvalidRecordError(
+                "the adapter does not fit the model",
+                where="token_dim",
+                expected="that of the model's keys, in all layers, or of its embeddings",
+                actual=f"{self.width}, {self.layers} layers",
+            )
+
+
+_FIXED: Mapping[str, object] = {
+    "inference_mode": True,
+    "num_transformer_submodules": 1,
+    "task_type": "CAUSAL_LM",
+}
+_SHOWN: Mapping[str, Mapping[str, object]] = {
+    PREFIX: {"prefix_projection": False},
+    PROMPT: {"prompt_tuning_init": "RANDOM"},
+}
+
+Attached = Mixed | Virtual
+
+
+def read_attached(value: object) -> Attached:
+    """What the ``adapter_config.json`` of the plain `value` says, strict.
+
+    Raises:
+        InvalidRecordError: It is of another kind of adapter, or malformed.
+    """
+    kind = value.get("peft_type") if isinstance(value, Mapping) else None
+    if kind == MIXTURE:
+        return Mixed.from_value(value)
+    if kind in _SHOWN:
+        return Virtual.from_value(value)
+    raise InvalidRecordError(
+        "an adapter that cannot stand beside the weights",
+        where="peft_type",
+        expected=" or ".join((MIXTURE, *_SHOWN)),
+        actual=repr(kind)[:80],
+        advice="Merge it into the weights.",
+    )
+
+
+def _check_tensors(wanted: Mapping[str, Shape], found: Mapping[str, tuple[str, Shape]]) -> None:
+    for name in sorted(wanted.keys() | found.keys()):
+        (dtype, shape), want = found.get(name, ("none", ())), wanted.get(name)
+        if shape != want or dtype not in DTYPES:
+            raise InvalidRecordError(
+                "the adapter does not fit the model",
+                where=f"{TENSORS}: {name}",
+                expected="no such tensor" if want is None else f"{list(want)}, of floats",
+                actual=f"{dtype} {list(shape)}" if name in found else "missing",
+            )
 
 
 def has_adapter(names: AbstractSet[str]) -> bool:

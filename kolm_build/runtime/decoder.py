@@ -197,6 +197,7 @@ def is_known(network: Any) -> bool:
     return (
         type(network) is llama.LlamaForCausalLM
         and not network.training
+        and {name for name, _ in network.named_children()} == {"model", "lm_head"}
         and _has_known_settings(network.config)
         and all(_has_known_parts(layer) for layer in network.model.layers)
         and type(network.model.norm) is llama.LlamaRMSNorm

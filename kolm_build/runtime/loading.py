@@ -23,6 +23,7 @@ from kolm_build.runtime.prompt_cache import PromptCache
 from kolm_build.runtime.quantised import place
 from kolm_build.runtime.settings import GREEDY, Form, GenerationSettings
 from kolm_build.runtime.speaking import Row, Stream, spoken
+from kolm_build.runtime.virtual import virtual_tokens
 from kolm_build.runtime.weights import COMPUTE_DTYPES
 
 NO_LIMIT = 1 << 31
@@ -173,7 +174,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Model:
     return Model(
         network=network,
         chat=Chat.of(files),
-        window=_window(network),
+        window=_window(network) - virtual_tokens(network),
     )
 
 

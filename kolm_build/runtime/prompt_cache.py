@@ -64,6 +64,8 @@ class PromptCache:
     def _keep(self, ids: tuple[int, ...], cache: Any) -> None:
         if any(type(layer) is not DynamicLayer for layer in cache.layers):
             return  # a layer that forgets keys cannot be cut at a token
+        if cache.get_seq_length() != len(ids):
+            return  # nor one that holds what no token of a prompt made (GEN-58)
         self._kept[ids] = tuple((layer.keys, layer.values) for layer in cache.layers)
         self._kept.move_to_end(ids)
         while sum(map(len, self._kept)) > self._max_tokens:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from kolm_build.core import strict_json
-from kolm_build.core.attached import CONFIG, FILES, TENSORS, Attached
+from kolm_build.core.attached import CONFIG, FILES, TENSORS, read_attached
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._base import FILE, PLAIN, Base
@@ -60,7 +60,7 @@ def check_fits(model: Path, adapter: Path) -> None:
         )
     base.check(weights)
     try:
-        said = Attached.from_value(strict_json.loads((adapter / CONFIG).read_bytes()))
+        said = read_attached(strict_json.loads((adapter / CONFIG).read_bytes()))
     except InvalidRecordError as error:
         raise error.in_file(CONFIG) from None
     beside = {one.name: (one.dtype, one.shape) for one in read_weights(adapter / TENSORS)}

@@ -23,11 +23,10 @@ from kolm_build.core.archive import MANIFEST, layout, order
 from kolm_build.core.attached import (
     BASE,
     CONFIG,
-    MIXTURE,
     TENSORS,
-    Attached,
     check_complete,
     has_adapter,
+    read_attached,
 )
 from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.fields import Fields
@@ -295,7 +294,7 @@ def _adapter(
         return None
     check_complete(names)
     base, beside = tensors[MODEL + WEIGHTS], tensors[MODEL + TENSORS]
-    said = Attached.from_value(strict_json.loads(files[MODEL + CONFIG].read_bytes()))
+    said = read_attached(strict_json.loads(files[MODEL + CONFIG].read_bytes()))
     said.check(
         {tensor.name: tensor.shape for tensor in base},
         {tensor.name: (tensor.dtype, tensor.shape) for tensor in beside},
@@ -310,7 +309,7 @@ def _adapter(
             actual=trained_on,
         )
     return AdapterClaim(
-        kind=MIXTURE, parameters=sum(prod(tensor.shape) for tensor in beside), base=trained_on
+        kind=said.kind, parameters=sum(prod(tensor.shape) for tensor in beside), base=trained_on
     )
 
 

@@ -72,7 +72,7 @@ def forecast_of(
                 )
             attached = pipeline.attached
             if attached is not None and basis != f"{ATTACH}-{len(pipeline.train)}":
-                tensors = with_adapter(tensors, attached.params)
+                tensors = with_adapter(config, tensors, attached.params)
             return forecast(config, tensors, quantise=pipeline.quantise, target=target, basis=basis)
     return None
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from blake3 import blake3
 
 from kolm_build.core import cbor, strict_json
-from kolm_build.core.attached import Attached, Routing
+from kolm_build.core.attached import Mixed, Routing
 from kolm_build.core.derivation import ContentInput, Derivation, OutputInput
 from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.environment import Distribution, Environment
@@ -364,7 +364,7 @@ def quantised(made: dict[str, Files]) -> None:
 
 
 ROUTING = Routing(experts=2, top_k=1, routing="top", rank=2, alpha=4)
-ATTACHED = Attached(routing=ROUTING, target_modules=("q_proj", "up_proj"))
+ATTACHED = Mixed(routing=ROUTING, target_modules=("q_proj", "up_proj"))
 
 
 def beside() -> list[tuple[str, str, tuple[int, ...]]]:

@@ -6,7 +6,7 @@ import pytest
 
 from kolm_build.attest.verify import verify_artifact
 from kolm_build.core import strict_json
-from kolm_build.core.attached import FILES, Attached
+from kolm_build.core.attached import FILES, read_attached
 from kolm_build.core.manifest import ATTACHED_FORMAT, FORMAT, AdapterClaim, Manifest, Quantisation
 from kolm_build.core.request import StepRequest
 from kolm_build.core.safetensors import encode_header
@@ -223,4 +223,4 @@ def test_it_is_not_exported(artifact, tmp_path):
 
 def test_a_configuration_is_what_it_was_written_from():
     """ALG-23."""
-    assert Attached.from_value(making.ATTACHED.to_value()) == making.ATTACHED
+    assert read_attached(making.ATTACHED.to_value()) == making.ATTACHED

@@ -1,4 +1,4 @@
-"""A mixture that was trained is used as it was trained: beside its base's weights."""
+"""What cannot be merged is used as it was trained: beside its base's weights."""
 
 from __future__ import annotations
 
@@ -35,25 +35,39 @@ def inputs(tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="module", params=["moe-lora", "lora-moe"])
+OWN = {"moe-lora": {"lora_r": 4}, "lora-moe": {"lora_r": 4}}
+
+
+@pytest.fixture(scope="module", params=["moe-lora", "lora-moe", "prefix-tuning", "prompt-tuning"])
 def trained(request, inputs, tmp_path_factory):
     """The network that was trained, and the folder of its adapter."""
-    from kolm_build.steps.adapters.moe_lora import MoeLora
+    return train(request.param, inputs, tmp_path_factory.mktemp("trained"))
 
-    root, kept, write = tmp_path_factory.mktemp("trained"), [], MoeLora.write
-    given = {"compute_dtype": "fp32", "learning_rate": "5e-3", "max_steps": 3, "lora_r": 4}
+
+@pytest.fixture(scope="module")
+def mixture(inputs, tmp_path_factory):
+    return train("moe-lora", inputs, tmp_path_factory.mktemp("mixture"))[1]
+
+
+def train(name, inputs, root):
+    from kolm_build.steps.adapters.table import ADAPTERS
+
+    kept, adapter = [], ADAPTERS[name].__self__
+    write = adapter.write
+    given = {"compute_dtype": "fp32", "learning_rate": "5e-2", "max_steps": 3}
+    given |= OWN.get(name, {"virtual_tokens": 3})
     with pytest.MonkeyPatch.context() as patch:
 
         def writing(self, network, **where):
             kept.append(network)
             write(self, network, **where)
 
-        patch.setattr(MoeLora, "write", writing)
+        patch.setattr(adapter, "write", writing)
         ran = run_step(
             "sft",
             root,
             inputs={role: inputs[role] for role in ("model", "train")},
-            params={"adapter": request.param, "batch_size": 4, **given},
+            params={"adapter": name, "batch_size": 4, **given},
             portable=(1, None),
         )
     return kept[0].eval(), ran.folder("adapter")
@@ -62,6 +76,11 @@ def trained(request, inputs, tmp_path_factory):
 @pytest.fixture
 def attached(inputs, trained, tmp_path):
     return attach(inputs["model"], trained[1], tmp_path).folder()
+
+
+@pytest.fixture
+def mixed(inputs, mixture, tmp_path):
+    return attach(inputs["model"], mixture, tmp_path).folder()
 
 
 def attach(model, adapter, place):
@@ -86,26 +105,21 @@ def test_a_model_with_an_adapter_is_the_base_and_the_adapter_byte_for_byte(
     assert set(FILES) == files_of(trained[1]).keys()
 
 
-def test_it_computes_what_was_trained_bit_for_bit(trained, attached):
-    """GEN-52, GEN-54: the experts changed something, and just that."""
+def test_it_computes_what_was_trained_bit_for_bit(inputs, trained, attached):
+    """GEN-52, GEN-54, GEN-56: what was trained changed something."""
     from kolm_build.runtime.loading import load
-    from kolm_build.runtime.mixture import mixtures
 
-    model = load(attached)
+    model, base = load(attached), load(inputs["model"])
     with portable(), torch.no_grad():
         for prompt in PROMPTS:
             ids = torch.tensor([prompt])
             wanted = trained[0](input_ids=ids).logits
             assert torch.equal(model.network(input_ids=ids).logits, wanted)
-            for _, one in mixtures(model.network):
-                one.speaks = False
-            assert not torch.equal(model.network(input_ids=ids).logits, wanted)
-            for _, one in mixtures(model.network):
-                one.speaks = True
+            assert not torch.equal(base.network(input_ids=ids).logits, wanted)
 
 
 def test_prompts_read_before_and_prompts_beside_change_no_bit(attached):
-    """GEN-55, GEN-51: rows of any batch and cache; the network itself is asked."""
+    """GEN-55, GEN-51, GEN-58: rows of any batch and cache; the network itself is asked."""
     from kolm_build.runtime.decoder import is_known
     from kolm_build.runtime.generate import joined, read_prompts
     from kolm_build.runtime.loading import load
@@ -156,14 +170,17 @@ def test_it_is_judged_and_scored_whatever_the_batch_and_the_processor(inputs, at
     assert told["evidence"]["weight_bytes"] == size
 
 
-def test_every_expert_and_router_is_counted(inputs, attached):
-    """EVAL-17: from the network, and from the files' headers alone."""
+def test_all_that_is_computed_is_counted(inputs, trained, attached):
+    """EVAL-17, EVAL-18: from the network, and from the files' headers alone."""
     from kolm_build.runtime.loading import load
     from kolm_build.steps._counts import Architecture
 
     base, whole = (Architecture.of(load(one).network) for one in (inputs["model"], attached))
     beside = sum(prod(one.shape) for one in tensors(attached / "adapter_model.safetensors"))
-    assert whole.body - base.body == whole.parameters - base.parameters == beside
+    is_mixture = "experts" in json.loads((trained[1] / "adapter_config.json").read_bytes())
+    assert whole.body - base.body == (beside if is_mixture else 0)
+    assert whole.virtual_tokens == (0 if is_mixture else 3)
+    assert whole.parameters - base.parameters == beside
     assert whole.parameter_bytes - base.parameter_bytes == 4 * beside
     config = json.loads((attached / "config.json").read_bytes())
     files = ("model.safetensors", "adapter_model.safetensors")
@@ -192,13 +209,15 @@ def edited(folder, **changes):
         ({"r": 0}, "r"),
         ({"routing": "hard"}, "routing"),
         ({"peft_type": "LORA"}, "peft_type"),
+        ({"peft_type": "PREFIX_TUNING"}, "num_virtual_tokens"),
         ({"target_modules": ["down_proj", "no_proj"]}, "target_modules"),
         ({"target_modules": ["down_proj"]}, "adapter_model.safetensors: model.layers.0."),
         ({"lora_dropout": 1}, "lora_dropout"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(attached, changes, where):
+def test_a_configuration_that_does_not_fit_is_refused(mixed, changes, where):
     """GEN-53."""
+    attached = mixed
     from kolm_build.runtime.loading import load
 
     said = json.loads((attached / "adapter_config.json").read_bytes())
@@ -213,8 +232,9 @@ def test_a_configuration_that_does_not_fit_is_refused(attached, changes, where):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_part_of_an_adapter_is_none(attached, name):
+def test_a_part_of_an_adapter_is_none(mixed, name):
     """GEN-53: the base does not answer in its place."""
+    attached = mixed
     from kolm_build.runtime.loading import load
 
     (attached / name).unlink()
@@ -223,15 +243,15 @@ def test_a_part_of_an_adapter_is_none(attached, name):
     assert caught.value.where == name
 
 
-def test_transformers_does_not_run_the_base_in_its_place(attached):
+def test_transformers_does_not_run_the_base_in_its_place(mixed):
     """ALG-21: it finds the adapter's configuration, and does not know the kind."""
     from transformers import AutoModelForCausalLM
 
     with pytest.raises(KeyError, match="KOLM_MOE_LORA"):
-        AutoModelForCausalLM.from_pretrained(attached)
+        AutoModelForCausalLM.from_pretrained(mixed)
 
 
-def test_an_adapter_of_other_weights_is_refused(inputs, trained, tmp_path):
+def test_an_adapter_of_other_weights_is_refused(inputs, mixture, tmp_path):
     """ALG-20."""
     from kolm_build.steps._tensors import changed
     from kolm_build.steps._weights import read_weights, write_weights
@@ -240,23 +260,23 @@ def test_an_adapter_of_other_weights_is_refused(inputs, trained, tmp_path):
     weights = read_weights(inputs["model"] / "model.safetensors")
     (other / "model.safetensors").unlink()
     write_weights(other / "model.safetensors", [changed(one, lambda x: x * 2) for one in weights])
-    refusal = attach(other, trained[1], tmp_path).refusal()
+    refusal = attach(other, mixture, tmp_path).refusal()
     assert (refusal["file"], refusal["where"]) == ("base.json", "weights")
 
 
-def test_an_adapter_that_does_not_say_what_it_was_trained_on_is_refused(inputs, trained, tmp_path):
+def test_an_adapter_that_does_not_say_what_it_was_trained_on_is_refused(inputs, mixture, tmp_path):
     """ALG-20."""
-    adapter = shutil.copytree(trained[1], tmp_path / "adapter")
+    adapter = shutil.copytree(mixture, tmp_path / "adapter")
     (adapter / "base.json").unlink()
     assert attach(inputs["model"], adapter, tmp_path).refusal()["file"] == "base.json"
 
 
 @pytest.mark.parametrize("step", ["attach", "combine", "merge", "quantise", "sft"])
-def test_no_step_builds_on_such_a_model(inputs, trained, attached, step, tmp_path):
+def test_no_step_builds_on_such_a_model(inputs, mixture, mixed, step, tmp_path):
     """ALG-22: what changes weights would leave the adapter out, or change what it belongs to."""
     params = {"combine": {"algorithm": "soup"}, "quantise": {"scheme": "w8a16", "method": "rtn"}}
-    given = {"model": attached, "adapter": trained[1], "train": inputs["train"]}
-    given |= {"models-1": attached, "models-2": attached}
+    given = {"model": mixed, "adapter": mixture, "train": inputs["train"]}
+    given |= {"models-1": mixed, "models-2": mixed}
     roles = {
         "combine": ("model", "models-1", "models-2"),
         "quantise": ("model",),
@@ -269,3 +289,53 @@ def test_no_step_builds_on_such_a_model(inputs, trained, attached, step, tmp_pat
         params=params.get(step, {}),
     ).refusal()
     assert refusal["where"] == "inputs.model", refusal
+
+
+@pytest.mark.parametrize("name", ["prefix-tuning", "prompt-tuning"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"num_virtual_tokens": 4}, "adapter_model.safetensors: prompt_embeddings"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"task_type": "SEQ_CLS"}, "task_type"),
+        ({"token_dim": 16}, "adapter_model.safetensors: prompt_embeddings"),
+        ({"also": 1}, "also"),
+    ],
+)
+def test_virtual_tokens_that_do_not_fit_are_refused(inputs, name, case, tmp_path, virtual):
+    """GEN-53, ALG-24."""
+    from kolm_build.runtime.loading import load
+
+    changes, where = case
+    attached = attach(inputs["model"], virtual[name], tmp_path).folder()
+    edited(attached, **changes)
+    with pytest.raises(InvalidRecordError) as caught:
+        load(attached)
+    assert caught.value.where == where
+
+
+@pytest.fixture(scope="module")
+def virtual(inputs, tmp_path_factory):
+    names = ("prefix-tuning", "prompt-tuning")
+    return {name: train(name, inputs, tmp_path_factory.mktemp(name))[1] for name in names}
+
+
+@pytest.mark.parametrize("name", ["prefix-tuning", "prompt-tuning"])
+def test_the_window_holds_the_virtual_tokens_too(inputs, name, virtual, tmp_path):
+    """GEN-57."""
+    from kolm_build.runtime.loading import load
+
+    attached = attach(inputs["model"], virtual[name], tmp_path).folder()
+    assert load(inputs["model"]).window - load(attached).window == 3
+
+
+def test_keys_of_another_model_are_refused(inputs, virtual, tmp_path):
+    """ALG-24: of other heads, where the numbers would fit all the same."""
+    from kolm_build.runtime.loading import load
+
+    attached = attach(inputs["model"], virtual["prefix-tuning"], tmp_path).folder()
+    said = json.loads((attached / "adapter_config.json").read_bytes())
+    edited(attached, num_attention_heads=said["num_attention_heads"] * 2)
+    with pytest.raises(InvalidRecordError) as caught:
+        load(attached)
+    assert caught.value.where.startswith("num_layers, num_attention_heads")

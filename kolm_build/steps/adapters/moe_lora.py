@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from kolm_build.core.attached import PARTS, TOP, Attached, Routing
+from kolm_build.core.attached import PARTS, TOP, Mixed, Routing
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.mixture import Mixture, chosen, mixtures
@@ -160,7 +160,7 @@ class MoeLora(Change):
             for part in PARTS
         }
         names = sorted({path.rpartition(".")[2] for path, _ in mixtures(network)})
-        config = Attached(routing=self.params.mixture, target_modules=tuple(names)).to_value()
+        config = Mixed(routing=self.params.mixture, target_modules=tuple(names)).to_value()
         write_adapter(finite(state), config, base=base, out=out)
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
