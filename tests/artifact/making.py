@@ -16,7 +16,7 @@ from types import MappingProxyType
 from blake3 import blake3
 
 from kolm_build.core import cbor, strict_json
-from kolm_build.core.attached import Mixed, Routing
+from kolm_build.core.attached import PREFIX, Mixed, Routing, Virtual
 from kolm_build.core.derivation import ContentInput, Derivation, OutputInput
 from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.environment import Distribution, Environment
@@ -44,6 +44,7 @@ HIDDEN, VOCABULARY, LAYERS = 8, 32, 1
 LABELS = ("cold", "warm")
 
 Files = dict[str, bytes]
+Tensors = list[tuple[str, str, tuple[int, ...]]]
 
 
 def digest(text: str) -> Digest:
@@ -367,7 +368,7 @@ ROUTING = Routing(experts=2, top_k=1, routing="top", rank=2, alpha=4)
 ATTACHED = Mixed(routing=ROUTING, target_modules=("q_proj", "up_proj"))
 
 
-def beside() -> list[tuple[str, str, tuple[int, ...]]]:
+def beside() -> Tensors:
     """The tensors of an adapter beside the tiny model's layers."""
     wanted = ATTACHED.wanted({name: shape for name, _, shape in TENSORS})
     return [(name, "F32", shape) for name, shape in wanted.items()]
@@ -395,23 +396,45 @@ def attached_derivations() -> list[Derivation]:
 
 
 def attached(made: dict[str, Files]) -> None:
-    """Change the inputs to those of a model with an adapter beside its weights."""
-    tensors = beside()
+    """Change the inputs to those of a model with a mixture beside its weights."""
+    _beside(made, ATTACHED, beside())
+    _cost_more(made, flops=2 * 8 * sum(_count(shape) for _, _, shape in beside()), moved=0)
+
+
+VIRTUAL = Virtual(kind=PREFIX, tokens=3, layers=LAYERS, heads=1, width=HIDDEN // 2)
+
+
+def virtual(made: dict[str, Files]) -> None:
+    """Change the inputs to those of a model with virtual tokens before its rows."""
+    _beside(made, VIRTUAL, [("prompt_embeddings", "F32", VIRTUAL.shape)])
+    cache_row = 2 * 4 * 2 * LAYERS
+    _cost_more(made, flops=4 * LAYERS * HIDDEN * 8 * 3, moved=cache_row * 3 * 2)
+
+
+def _cost_more(made: dict[str, Files], *, flops: int, moved: int) -> None:
+    """Add to what a request of 8 tokens read and 2 said costs."""
+    summary_of = made["evaluation"]
+    told = json.loads(summary_of["summary.json"])
+    told["flops_per_request"] += flops
+    told["bytes_per_request"] += moved
+    summary_of["summary.json"] = strict_json.dumps(told)
+
+
+def _beside(made: dict[str, Files], said: Mixed | Virtual, tensors: Tensors) -> None:
+    """Put an adapter beside the model, of which a request reads every number at each token said."""
     numbers = sum(_count(shape) for _, _, shape in tensors)
     payload = hashlib.shake_128(b"a").digest(4 * numbers)
     file = encode_header(data_order(tensors), {"format": "pt"}) + payload
     base = {"stored": "plain", "weights": base_id()}
     made["model"] |= {
-        "adapter_config.json": strict_json.dumps(ATTACHED.to_value()),
+        "adapter_config.json": strict_json.dumps(said.to_value()),
         "adapter_model.safetensors": file,
         "base.json": strict_json.dumps(base),
     }
     results = results_of(made["evaluation"])
-    flops, moved = cost()
     told = summary(results, len(made["model"]["model.safetensors"]) + len(file))
     told |= {
-        "bytes_per_request": moved + 2 * 4 * numbers,
-        "flops_per_request": flops + 2 * numbers * 8,
+        "bytes_per_request": cost()[1] + 2 * 4 * numbers,
         "parameters": told["parameters"] + numbers,
     }
     made["evaluation"]["summary.json"] = strict_json.dumps(told)

@@ -149,7 +149,8 @@ def test_a_file_of_the_adapter_must_be_there(refused, name):
         ({"target_modules": ["q_proj"]}, f"{FILES[1]}: model.layers.0.mlp.up_proj.down"),
         ({"target_modules": []}, "target_modules"),
         ({"lora_alpha": 0}, "lora_alpha"),
-        ({"peft_type": "PREFIX_TUNING"}, "peft_type"),
+        ({"peft_type": "PREFIX_TUNING"}, "num_virtual_tokens"),
+        ({"peft_type": "LORA"}, "peft_type"),
         ({"also": 1}, "also"),
     ],
 )
@@ -224,3 +225,13 @@ def test_it_is_not_exported(artifact, tmp_path):
 def test_a_configuration_is_what_it_was_written_from():
     """ALG-23."""
     assert read_attached(making.ATTACHED.to_value()) == making.ATTACHED
+
+
+def test_virtual_tokens_verify_with_what_they_cost(tmp_path):
+    """ART-13, ALG-24, EVAL-18."""
+    artifact = making.make(tmp_path, making.virtual)
+    report = verify_artifact(artifact, trust=None)
+    told = report.manifest.adapter
+    assert (told.kind, told.parameters) == ("PREFIX_TUNING", 3 * 2 * making.HIDDEN // 2)
+    assert any("FLOPs" in text for text in report.evidenced)
+    assert read_attached(making.VIRTUAL.to_value()) == making.VIRTUAL
