@@ -2,9 +2,9 @@
 
 The votes are those that the VADER lexicon keeps beside every word: a row is a word that more people
 called good than bad, or the other way round, with `better` and `worse` as the majority has it and
-by how many votes (`margin`). As many words of each sort, at most `per_sort`, chosen and ordered by
-the SHA-256 of the word. `family` is the word's beginning: words of one stem stand together.
-Standard library only.
+by how many votes (`margin`). A word that stands there twice counts as it stands first. As many
+words of each sort, at most `per_sort`, chosen and ordered by the SHA-256 of the word. `family` is
+the word's beginning: words of one stem stand together. Standard library only.
 """
 
 import json
@@ -31,12 +31,14 @@ def run(inputs: Mapping[str, Path], out: Path, params: Mapping[str, str | int]) 
 
 
 def judged(lexicon: str) -> Iterator[Row]:
-    """Every plain word on which there is a majority."""
+    """Every plain word on which there is a majority, once."""
+    seen: set[str] = set()
     for line in lexicon.splitlines():
         word, _mean, _deviation, votes = line.split("\t")[:4]
         numbers = json.loads(votes)
         margin = sum(vote > 0 for vote in numbers) - sum(vote < 0 for vote in numbers)
-        if margin and re.fullmatch("[a-z]{3,}", word):
+        if margin and word not in seen and re.fullmatch("[a-z]{3,}", word):
+            seen.add(word)
             better, worse = SORTS if margin > 0 else SORTS[::-1]
             yield {
                 "better": better,

@@ -15,6 +15,7 @@ from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import Recipe, parse_recipe
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps.table import STEPS
+from kolm_build.surfaces.federated.federation import AGGREGATOR, Federation
 from tests.core.samples import PLATFORM, lock
 from tests.support.models import ROOT
 from tools import learning
@@ -129,6 +130,27 @@ def test_every_file_that_a_recipe_names_is_there_or_made_by_its_rounds(folder):
     made = {lesson.rounds.adapter} if lesson.rounds else set()
     for path in local_files(recipe_of(folder)):
         assert path in made or (lesson.project / path).is_file(), path
+
+
+PARTIES = sorted(learning.EXAMPLES.glob("*/*/kolm.toml"))
+
+
+@pytest.mark.parametrize("path", PARTIES, ids=lambda path: path.parent.name)
+def test_a_party_of_a_federation_has_the_nodes_that_it_needs(path):
+    recipe = parse_recipe(path.read_text("utf-8"), file=str(path))
+    made = instantiate(recipe, lock(recipe), steps=STEPS, platform=PLATFORM)
+    needed = {"base"} if path.parent.name == AGGREGATOR else {"base", "dataset"}
+    assert needed <= made.nodes.keys()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(learning.EXAMPLES.glob("*/federation.toml")), ids=lambda path: path.parent.name
+)
+def test_a_federation_names_files_that_are_there_or_laid_out(path):
+    federation = Federation.read(path.parent, {})
+    files = {one for sources in federation.files.values() for one in sources} - {"inputs"}
+    assert all((path.parent / one).exists() for one in files)
+    assert set(federation.files) == {one.parent.name for one in PARTIES}
 
 
 def recipe_of(folder: Path) -> Recipe:
