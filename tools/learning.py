@@ -459,7 +459,10 @@ class Made:
         return round(sum(self._cpu_ms(one) for one in needed) / 1000)
 
     def _cpu_ms(self, digest: Digest) -> int:
-        (output, _), *_ = self.prepared.instance.derivations[digest].outputs
+        node = self.prepared.instance.derivations[digest]
+        if node.is_fixed:  # fetched, not made
+            return 0
+        output = node.outputs[0][0]
         claims = self.store.realisations(self.plan.resolved[digest], output)
         spent = [claim.circumstances.get("cpu_ms") for claim in claims]
         known = [ms for ms in spent if isinstance(ms, int)]

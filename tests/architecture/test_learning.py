@@ -186,10 +186,11 @@ def digest(name: str) -> Digest:
 
 
 def three_nodes() -> tuple[SimpleNamespace, SimpleNamespace]:
-    """Instance and plan of ``model``, made from ``base``, and ``other`` beside it."""
-    needs = {"base": (), "model": ("base",), "other": ("base",)}
+    """Instance and plan of ``model``, made from ``base``, of what is fetched, and of ``other``."""
+    needs = {"fetched": (), "base": ("fetched",), "model": ("base",), "other": ("base",)}
     nodes = {
         digest(name): SimpleNamespace(
+            is_fixed=name == "fetched",
             outputs=(("out", None),),
             needs=[SimpleNamespace(derivation=digest(one)) for one in above],
         )
