@@ -43,7 +43,9 @@ EXAMPLES = ROOT / "examples" / "learning"
 PLACE = ROOT / "build" / "learning"
 DOCUMENT = ROOT / "docs" / "learning.md"
 BEGIN, END = "<!-- begin: tools/learning.py -->\n", "<!-- end -->\n"
-FEDERATION, LESSON, WEIGHTS = "federation.toml", "learning.toml", "model.safetensors"
+FEDERATION, LESSON = "federation.toml", "learning.toml"
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+"""Of these files the first that a model has is what was trained."""
 MEASURES = {"label": "label_correct", "text": "correct"}
 
 Verdicts = Mapping[str, bool]
@@ -448,8 +450,10 @@ class Made:
         return found
 
     def weights(self, output: str) -> str:
-        """The SHA-256 of the weights of the model `output`, 64 hex digits."""
-        return self.store.hashed(self._files(output)[WEIGHTS].b3).sha256.hex
+        """The SHA-256 of what was trained of the model `output`, 64 hex digits."""
+        files = self._files(output)
+        name = next(one for one in WEIGHTS if one in files)
+        return files[name].sha256.hex
 
     def cpu_s(self, output: str) -> int:
         """Processor seconds of all that the model `output` is made from, as the claims say."""

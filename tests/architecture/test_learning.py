@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from kolm_build.core.digest import Digest
+from kolm_build.core.digest import Blob, Digest
 from kolm_build.core.generic_step import LocalPath
 from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import Recipe, parse_recipe
+from kolm_build.core.tree import File
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps.table import STEPS
 from kolm_build.surfaces.federated.federation import AGGREGATOR, Federation
@@ -218,6 +219,33 @@ def test_a_time_that_no_claim_tells_is_not_guessed():
     made = Made(prepared=SimpleNamespace(instance=instance), plan=plan, store=store)
     with pytest.raises(InvalidRecordError, match="what it took"):
         made.cpu_s("model")
+
+
+def test_what_is_beside_the_weights_is_what_was_trained():
+    """An adapter that stays beside its base is told, and not the base that many have."""
+    kept = {"adapter_model.safetensors": b"adapter", "model.safetensors": b"base"}
+    for names in (["model.safetensors"], list(kept)):
+        blobs = {name: Blob.of(kept[name]) for name in names}
+        nodes = {
+            name: File(b3=one.b3, sha256=one.sha256, size_bytes=9) for name, one in blobs.items()
+        }
+        made = Made(
+            prepared=SimpleNamespace(instance=SimpleNamespace(find=str)),
+            plan=SimpleNamespace(contents={"model": digest("tree")}),
+            store=Trees(tuple(nodes.items())),
+        )
+        assert made.weights("model") == blobs[sorted(names)[0]].sha256.hex
+
+
+class Trees:
+    """A store of one tree."""
+
+    def __init__(self, entries: tuple[tuple[str, File], ...]) -> None:
+        self._entries = entries
+
+    def tree(self, content: Digest) -> SimpleNamespace:
+        del content
+        return SimpleNamespace(entries=self._entries)
 
 
 def a_line(name: str = "sft", *, tuned: int = 70, won: int = 40) -> Line:
