@@ -3,8 +3,9 @@
 Parameters: `hidden`, `intermediate`, `layers`, `heads`, `kv_heads`. Without an input ``tokens`` its
 tokenizer is byte-level without merges, with a ChatML template. With one, a bfloat16 model, it can
 be that model's student: tokenizer and template are its, and so are the embeddings, of which as many
-columns are taken, at equal distances, as `hidden` says. All other weights come from SHAKE-256 of
-the tensor's name: nothing to download and nothing to trust. Standard library only.
+columns are taken, at equal distances, as `hidden` says; what a layer adds begins as zero, so that a
+token is first of all what its embedding says. All other weights come from SHAKE-256 of the tensor's
+name: nothing to download and nothing to trust. Standard library only.
 """
 
 import json
@@ -24,6 +25,7 @@ WINDOW = 512
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 IDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 3}
 EMBEDDINGS = "model.embed_tokens.weight"
+ADDING = ("o_proj.weight", "down_proj.weight")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -45,9 +47,10 @@ def run(inputs: Mapping[str, Path], out: Path, params: Params) -> None:
         (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
     write(out / "config.json", config(sizes, words) | ids)
     write(out / "generation_config.json", ids)
-    given = {EMBEDDINGS: thinned(inputs["tokens"], sizes["hidden"])} if "tokens" in inputs else {}
+    table = shapes(sizes, words)
+    given = student(table, inputs["tokens"]) if "tokens" in inputs else {}
     with (out / "model.safetensors").open("wb") as file:
-        file.writelines(safetensors(shapes(sizes, words), given))
+        file.writelines(safetensors(table, given))
 
 
 def write(path: Path, value: object) -> None:
@@ -122,6 +125,14 @@ def safetensors(
     yield struct.pack("<Q", len(text)) + text
     for name, shape in table.items():
         yield given[name] if name in given else weights(name, shape)
+
+
+def student(table: Mapping[str, tuple[int, ...]], teacher: Path) -> dict[str, bytes]:
+    """What a student of the model in `teacher` does not have of the formula."""
+    silent = {
+        name: bytes(4 * math.prod(shape)) for name, shape in table.items() if name.endswith(ADDING)
+    }
+    return silent | {EMBEDDINGS: thinned(teacher, table[EMBEDDINGS][1])}
 
 
 def thinned(folder: Path, hidden: int) -> bytes:

@@ -78,6 +78,18 @@ def test_a_student_has_columns_of_its_teachers_embeddings(tmp_path):
     assert found == (0.0, 3.0, 6.0, 9.0, 12.0, 15.0)
 
 
+def test_what_a_students_layers_add_begins_as_zero(tmp_path):
+    model = example(LEARNING / "model.py")
+    table = model.shapes(model.SIZES | {"hidden": 2, "layers": 1, "heads": 1, "kv_heads": 1}, 3)
+    given = model.student(table, teacher(tmp_path / "t"))
+    assert given.keys() == {
+        "model.embed_tokens.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+    }
+    assert given["model.layers.0.self_attn.o_proj.weight"] == bytes(4 * 2 * 2)
+
+
 def test_a_student_has_its_teachers_words(tmp_path):
     sizes = {"hidden": 2, "intermediate": 4, "layers": 1, "heads": 1, "kv_heads": 1}
     out = ran(tmp_path, "model.py", sizes, tokens=teacher(tmp_path / "t"))
@@ -116,7 +128,7 @@ def test_the_majority_of_the_votes_decides_and_a_tie_is_left_out(tmp_path):
     rows = voted(tmp_path, 9)
     assert rows.keys() == {"happy", "happiness", "dull"}
     better = {"better": "good", "worse": "bad"}
-    assert rows["happiness"] == better | {"family": "happi", "margin": "8", "text": "happiness"}
+    assert rows["happiness"] == better | {"margin": "8", "text": "happiness"}
     assert (rows["dull"]["better"], rows["dull"]["margin"]) == ("bad", "8")
 
 
