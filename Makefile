@@ -15,7 +15,7 @@ NODES := base base-evaluation dataset evaluation gate merge-1 package score trai
 KERNELS := kolm_build/numerics/libkolm_portable.so
 KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
 
-.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm kill-training bench conformance exhaustive lockfiles outputs algorithms federated portability portability-emulated dev format clean
+.PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm kill-training bench conformance exhaustive lockfiles outputs algorithms federated learning portability portability-emulated dev format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -94,6 +94,9 @@ federated: $(VENV)/.dev ## every federated method twice; bytes compared (WRITE=-
 
 algorithms: $(VENV)/.dev ## every algorithm of the catalogue twice; bytes compared (WRITE=--write notes them)
 	$(BIN)/python tools/algorithms.py $(WRITE)
+
+learning: $(VENV)/.dev ## a model of each family beats its baseline on held-out rows (WRITE=--write notes it)
+	$(BIN)/python tools/learning.py $(WRITE)
 
 portability: $(VENV)/.dev ## one table: models trained in every setting, one digest a row
 	$(BIN)/python tools/portability.py

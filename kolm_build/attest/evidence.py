@@ -75,6 +75,12 @@ QUANTISED_NOT_EVIDENCED = (
     "sizes and bytes a request of the model in full precision",
     "outliers and worst layers in the report of the quantisation: `kolm rebuild` makes it again",
 )
+ADAPTER_EVIDENCED = (
+    "adapter: its tensors are those beside this model's layers, their number as claimed",
+)
+ADAPTER_NOT_EVIDENCED = (
+    "that the adapter was trained on these weights: `kolm rebuild` computes their id",
+)
 SPLIT = "split: every held-out row is on its side by its own key"
 VERIFIED = "coverage: each output checked again by the recipe's verifier"
 
@@ -293,6 +299,7 @@ def check_evidence(files: Mapping[str, bytes], manifest: Manifest) -> Claims:
     with about("manifest.json"):
         same("numerics", manifest.numerics, story.numerics)
         same("licence", manifest.licence, story.licence)
+        same("adapter", manifest.adapter is not None, story.params("attach") is not None)
     rows = _rows(files)
     judge = Judge.of(story)
     evaluation = _check_evaluation(files, (RESULTS, SUMMARY), rows, judge)
@@ -311,11 +318,13 @@ def check_evidence(files: Mapping[str, bytes], manifest: Manifest) -> Claims:
         evidenced=(
             *EVIDENCED,
             *(QUANTISED_EVIDENCED if quantised else ()),
+            *(ADAPTER_EVIDENCED if manifest.adapter else ()),
             *(name for name, done in optional.items() if done),
         ),
         not_evidenced=(
             *NOT_EVIDENCED,
             *(QUANTISED_NOT_EVIDENCED if quantised else ()),
+            *(ADAPTER_NOT_EVIDENCED if manifest.adapter else ()),
             *(name for name, done in optional.items() if not done),
         ),
         evaluation=evaluation,

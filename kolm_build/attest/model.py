@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from kolm_build.attest.evidence import FULL_SUMMARY, QUANTISATION, Claims, about, same
+from kolm_build.core import attached, strict_json
 from kolm_build.core.archive import MANIFEST
+from kolm_build.core.attached import read_attached
 from kolm_build.core.cost import EMBEDDING, Sizes, Tensors, shapes
+from kolm_build.core.fields import Fields
 from kolm_build.core.manifest import Manifest, bits_per_weight
 from kolm_build.core.safetensors import PREFIX_BYTES, TensorEntry, header_length, parse_header
 from kolm_build.errors import InvalidRecordError
@@ -20,6 +23,10 @@ from kolm_build.errors import InvalidRecordError
 FOLDER = "model/"
 CONFIG, TOKENIZER_CONFIG = "model/config.json", "model/tokenizer_config.json"
 WEIGHTS_SUFFIX = ".safetensors"
+WEIGHTS = "model/model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE = (
+    FOLDER + name for name in (attached.CONFIG, attached.TENSORS, attached.BASE)
+)
 
 COUNTED = "FLOPs and bytes of a request: from the configuration and the tensors' shapes"
 
@@ -43,6 +50,7 @@ def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) 
     if TOKENIZER_CONFIG in heads:
         _config(heads, TOKENIZER_CONFIG)
     tensors = _tensors(heads, manifest)
+    _check_adapter(heads, manifest)
     with about(_SUMMARY):
         summary, requests = claims.evaluation.summary, claims.evaluation.requests
         parameters = shapes(config, tensors)
@@ -62,6 +70,43 @@ def check_model(heads: Mapping[str, bytes], manifest: Manifest, claims: Claims) 
             flops = _mean(sizes.flops(*one) for one in full.requests)
             same("flops_per_request", full.summary.flops_per_request, flops)
     return True
+
+
+def _check_adapter(heads: Mapping[str, bytes], manifest: Manifest) -> None:
+    """The adapter beside the weights is whole, of this model, and as the manifest has it."""
+    paths = (one.path for one in manifest.members if one.path.startswith(FOLDER))
+    names = {path.removeprefix(FOLDER) for path in paths}
+    with about(MANIFEST):
+        same("adapter", manifest.adapter is not None, attached.has_adapter(names))
+    if manifest.adapter is None:
+        return
+    with about(FOLDER.rstrip("/")):
+        attached.check_complete(names)
+    with about(ADAPTER_CONFIG):
+        said = read_attached(strict_json.loads(heads[ADAPTER_CONFIG]))
+    with about(ADAPTER_BASE):
+        trained_on = Fields(strict_json.loads(heads[ADAPTER_BASE])).text("weights")
+    base = _file_tensors(heads, manifest, WEIGHTS)
+    beside = _file_tensors(heads, manifest, ADAPTER_WEIGHTS)
+    with about(ADAPTER_WEIGHTS):
+        found = {one.name: (one.dtype, one.shape) for one in beside}
+        said.check({one.name: one.shape for one in base}, found)
+    with about(MANIFEST):
+        same("adapter.kind", manifest.adapter.kind, said.kind)
+        same("adapter.base", manifest.adapter.base, trained_on)
+        numbers = sum(prod(one.shape) for one in beside)
+        same("adapter.parameters", manifest.adapter.parameters, numbers)
+
+
+def _file_tensors(
+    heads: Mapping[str, bytes], manifest: Manifest, path: str
+) -> tuple[TensorEntry, ...]:
+    """The tensors of one safetensors file, from its header."""
+    with about(path):
+        member = manifest.member(path)
+        if member is None:
+            raise InvalidRecordError("missing from the artifact")
+        return _header(heads[path], member.size)
 
 
 def _check_bits(tensors: Tensors, manifest: Manifest, claims: Claims) -> None:

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from kolm_build.attest.attestation import Signed
     from kolm_build.attest.trust import TrustPolicy
 
-CONFIGS = frozenset({"model/config.json", "model/tokenizer_config.json"})
+CONFIGS = frozenset(
+    {
+        "model/adapter_config.json",
+        "model/base.json",
+        "model/config.json",
+        "model/tokenizer_config.json",
+    }
+)
 WEIGHTS_SUFFIX = ".safetensors"
 MAX_EVIDENCE_BYTES = 1 << 28
 
@@ -54,7 +61,7 @@ class Report:
 
     def to_value(self) -> dict[str, object]:
         """The report as a JSON object."""
-        how = self.manifest.quantisation
+        how, adapter = self.manifest.quantisation, self.manifest.adapter
         return {
             "artifact_id": self.artifact_id,
             "manifest_b3": self.manifest_b3,
@@ -66,6 +73,7 @@ class Report:
             "licence": self.manifest.licence,
             "kscore": dict(self.manifest.kscore),
             **({} if how is None else {"quantisation": how.to_value()}),
+            **({} if adapter is None else {"adapter": adapter.to_value()}),
             "signatures": [signed.to_value() for signed in self.signatures],
             "trusted": self.trusted,
             "evidenced": list(self.evidenced),

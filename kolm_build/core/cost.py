@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Self
 
+from kolm_build.core.attached import VIRTUAL
 from kolm_build.core.fields import Fields
 from kolm_build.core.quantisation import WORD_BITS
 from kolm_build.core.quantisation_config import KEY, LayerGroup, from_config
@@ -82,6 +83,7 @@ class Sizes:
         cache_width: Width of all keys and values of a layer together.
         element_bytes: Bytes of an element of the key-value cache.
         parameter_bytes: Bytes of all weights, as stored.
+        virtual_tokens: Tokens whose keys and values are there before any is read.
     """
 
     body: int
@@ -91,6 +93,7 @@ class Sizes:
     cache_width: int
     element_bytes: int
     parameter_bytes: int
+    virtual_tokens: int = 0
 
     @classmethod
     def of(cls, config: Config, tensors: Tensors) -> Self:
@@ -109,7 +112,7 @@ class Sizes:
             body=sum(
                 prod(shape)
                 for name, shape in weights.items()
-                if len(shape) == 2 and name not in (EMBEDDING, HEAD)
+                if len(shape) == 2 and name not in (EMBEDDING, HEAD, VIRTUAL)
             ),
             head=prod(weights.get(HEAD, weights[EMBEDDING])),
             layers=fields.integer("num_hidden_layers"),
@@ -117,18 +120,21 @@ class Sizes:
             cache_width=2 * kv_heads * width,
             element_bytes=_element_bytes(tensors),
             parameter_bytes=sum(tensor.end - tensor.begin for tensor in tensors.values()),
+            virtual_tokens=weights[VIRTUAL][0] if VIRTUAL in weights else 0,
         )
 
     def flops(self, prompt_tokens: int, output_tokens: int) -> int:
         """Operations of one request: every token but the last is read, with all before it."""
         read = prompt_tokens + output_tokens - 1
         linear = 2 * self.body * read + 2 * self.head * output_tokens
-        return linear + 2 * self.layers * self.query_width * read * (read + 1)
+        pairs = read * (read + 1) + 2 * self.virtual_tokens * read
+        return linear + 2 * self.layers * self.query_width * pairs
 
     def bytes_moved(self, prompt_tokens: int, output_tokens: int) -> int:
         """Bytes of one request: all weights for each token said, and the key-value cache."""
         read = prompt_tokens + output_tokens - 1
         cached = read * (read + 1) // 2 - prompt_tokens * (prompt_tokens + 1) // 2
+        cached += self.virtual_tokens * output_tokens
         return self.parameter_bytes * output_tokens + self.cache_row_bytes * (read + cached)
 
     @property

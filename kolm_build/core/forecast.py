@@ -8,12 +8,16 @@ real program is slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 
+from kolm_build.core.attached import SOFT, TOP, VIRTUAL, Mixed, Routing, Shape
+from kolm_build.core.bounded import Params
+from kolm_build.core.catalogue.algorithm import ALL_LINEAR
 from kolm_build.core.cost import EMBEDDING, HEAD, Config, Sizes, Tensors
+from kolm_build.core.derivation import Param
 from kolm_build.core.quantisation import (
     INT4,
     INT8,
@@ -37,6 +41,7 @@ PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
 
 _US = 10**6
 _SUFFIX = ".weight"
+_STORED = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +150,43 @@ def forecast(
         first_token_us=_time_us(flops, moved, target),
         token_us=-(-_time_us(more_flops, more_moved, target) // ANSWER_TOKENS),
     )
+
+
+def with_adapter(config: Config, tensors: Tensors, params: Params) -> Tensors:
+    """`tensors` with those that a stage with `params` will put beside them (ALG-23, ALG-24)."""
+    given = dict(params)
+    dtype = _STORED[str(given["adapter_dtype"])]
+    return {**tensors} | {
+        name: TensorEntry(
+            name=name, dtype=dtype, shape=shape, begin=0, end=prod(shape) * DTYPE_BYTES[dtype]
+        )
+        for name, shape in _beside(config, tensors, given).items()
+    }
+
+
+def _beside(config: Config, tensors: Tensors, given: Mapping[str, Param]) -> Mapping[str, Shape]:
+    """Name and shape of what a stage with the parameters `given` puts beside the weights."""
+    if "virtual_tokens" in given:
+        is_prefix = given["adapter"] == "prefix-tuning"
+        sizes = Sizes.of(config, tensors)
+        keys_and_values = sizes.layers * sizes.cache_width
+        width = keys_and_values if is_prefix else tensors[EMBEDDING].shape[1]
+        return {VIRTUAL: (int(given["virtual_tokens"]), width)}
+    base = {name: tensor.shape for name, tensor in tensors.items()}
+    names = str(given["target_modules"])
+    if names == ALL_LINEAR:
+        layers = {name for name, shape in base.items() if len(shape) == 2} - {EMBEDDING, HEAD}
+        names = ",".join({name.removesuffix(_SUFFIX).rpartition(".")[2] for name in layers})
+    experts = int(given["experts"])
+    routing = Routing(
+        experts=experts,
+        top_k=int(given.get("top_k", experts)),
+        routing=TOP if "top_k" in given else SOFT,
+        rank=int(given["lora_r"]),
+        alpha=int(given["lora_alpha"]),
+    )
+    said = Mixed(routing=routing, target_modules=tuple(sorted(names.split(","))))
+    return said.wanted(base)
 
 
 def quantised_bytes(tensors: Tensors, quantise: Quantise) -> int:

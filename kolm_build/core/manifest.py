@@ -25,6 +25,10 @@ from kolm_build.errors import InvalidRecordError, UnsupportedVersionError
 FORMAT = "kolm-artifact/1"
 QUANTISED_FORMAT = "kolm-artifact/2"
 """That of a quantised model: a program that knows the first alone cannot check one."""
+ATTACHED_FORMAT = "kolm-artifact/3"
+"""That of a model with an adapter beside its weights: without it the model is another one."""
+
+FORMATS = (FORMAT, QUANTISED_FORMAT, ATTACHED_FORMAT)
 
 MAX_BYTES = 1 << 25
 
@@ -119,6 +123,38 @@ class Quantisation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterClaim:
+    """What a manifest says of an adapter beside a model's weights.
+
+    Attributes:
+        kind: What sort it is, as in ``model/adapter_config.json``: ``peft_type``.
+        parameters: How many numbers it has; they are among the model's.
+        base: The weights id of the weights that it was trained on, ``b3:<hex>``: those of
+            ``model/model.safetensors``.
+    """
+
+    kind: str
+    parameters: int
+    base: str
+
+    def to_value(self) -> dict[str, object]:
+        """The plain value."""
+        return {"kind": self.kind, "parameters": self.parameters, "base": self.base}
+
+    @classmethod
+    def from_value(cls, value: object) -> Self:
+        """The inverse of `to_value`, strict."""
+        fields = Fields(value)
+        made = cls(
+            kind=fields.text("kind"),
+            parameters=fields.integer("parameters"),
+            base=_digest(fields, "base", "b3"),
+        )
+        fields.done()
+        return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What an artifact holds and claims.
 
@@ -130,9 +166,11 @@ class Manifest:
         licence: The licence of the base weights, as in the lock.
         kscore: K and its terms as decimal text, as in ``eval/kscore.json``.
         quantisation: How the model was quantised; None where it was not.
+        adapter: The adapter beside its weights; None where there is none.
 
     Raises:
-        InvalidRecordError: Members are out of order or repeated.
+        InvalidRecordError: Members are out of order or repeated, or a quantised model has an
+            adapter.
     """
 
     name: str
@@ -142,11 +180,21 @@ class Manifest:
     licence: str
     kscore: Mapping[str, str]
     quantisation: Quantisation | None = None
+    adapter: AdapterClaim | None = None
 
     def __post_init__(self) -> None:
         keys = [order(member.path) for member in self.members]
         if keys != sorted(set(keys)):
             raise InvalidRecordError("members out of order or repeated", where="members")
+        if self.quantisation is not None and self.adapter is not None:
+            raise InvalidRecordError("a quantised model with an adapter", where="adapter")
+
+    @property
+    def format(self) -> str:
+        """The format, which says what a reader must understand."""
+        if self.adapter is not None:
+            return ATTACHED_FORMAT
+        return FORMAT if self.quantisation is None else QUANTISED_FORMAT
 
     def member(self, path: str) -> ManifestMember | None:
         """The body member at `path`, or None."""
@@ -154,10 +202,10 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The bytes of ``manifest.json``: canonical JSON."""
-        quantised = self.quantisation
+        quantised, adapter = self.quantisation, self.adapter
         return strict_json.dumps(
             {
-                "format": FORMAT if quantised is None else QUANTISED_FORMAT,
+                "format": self.format,
                 "name": self.name,
                 "members": [member.to_value() for member in self.members],
                 "weights_id": self.weights_id,
@@ -166,6 +214,7 @@ class Manifest:
                 "kscore": dict(self.kscore),
                 "gate": "passed",
                 **({} if quantised is None else {"quantisation": quantised.to_value()}),
+                **({} if adapter is None else {"adapter": adapter.to_value()}),
             }
         )
 
@@ -192,6 +241,11 @@ class Manifest:
             quantisation=(
                 fields.record("quantisation", Quantisation.from_value)
                 if form == QUANTISED_FORMAT
+                else None
+            ),
+            adapter=(
+                fields.record("adapter", AdapterClaim.from_value)
+                if form == ATTACHED_FORMAT
                 else None
             ),
         )
@@ -224,8 +278,8 @@ def artifact_id(manifest: bytes) -> str:
 
 
 def _check_format(found: str) -> None:
-    if found not in (FORMAT, QUANTISED_FORMAT):
-        known = f"{FORMAT} or {QUANTISED_FORMAT}"
+    if found not in FORMATS:
+        known = " or ".join(FORMATS)
         raise UnsupportedVersionError(
             "another format", where="format", expected=known, actual=repr(found)[:80]
         )

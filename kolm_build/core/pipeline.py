@@ -269,8 +269,7 @@ def _pipeline_steps(pipeline: Pipeline) -> set[str]:
     used = {"dataset", "evaluate", "score", "gate", "package"}
     used |= {_importer(base) for base in bases}
     used |= {stage.step for stage in pipeline.train}
-    if any(stage.is_merged for stage in pipeline.train):
-        used.add("merge")
+    used |= {pipeline.joined_by(number) for number in range(1, len(pipeline.train) + 1)} - {""}
     if pipeline.quantise is not None:
         used.add("quantise")
     for origin in (*(base.origin for base in bases), *(data.origin for data in rows)):
@@ -365,16 +364,17 @@ def _data_params(data: Data, split: Split) -> dict[str, Param]:
 
 
 def _add_stages(build: _Build, pipeline: Pipeline, base: NodeOutput) -> NodeOutput:
-    """Each stage, and the merge of what it changed; the model of the last one."""
+    """Each stage, and its model with what it changed; the model of the last one."""
     models = {"base": base}
     models |= {f"model-{name}": NodeOutput(node=f"model-{name}") for name, _ in pipeline.models}
     model = base
     for number, stage in enumerate(pipeline.train, start=1):
         start = build.node(models[dict(stage.models)["model"]])
         made = _add_stage(build, number, stage, models)
-        if stage.is_merged:
+        joined = pipeline.joined_by(number)
+        if joined:
             inputs: dict[str, Input] = {"model": start, "adapter": build.node(made)}
-            made = build.add(f"merge-{number}", "merge", inputs=inputs, params={})
+            made = build.add(f"{joined}-{number}", joined, inputs=inputs, params={})
         models[f"train-{number}"] = model = made
     return model
 

@@ -60,7 +60,7 @@ def read_pipeline(fields: Fields) -> Pipeline | None:
             )
     sets = fields.record("sets", partial(_named, parse_part, _set))
     models = fields.record("models", partial(_named, _model_name, _base))
-    return Pipeline(
+    made = Pipeline(
         base=fields.record("base", _base),
         data=fields.record("data", _data),
         sets=sets,
@@ -72,6 +72,14 @@ def read_pipeline(fields: Fields) -> Pipeline | None:
         score=fields.record("score", _score),
         gate=fields.record("gate", _gate),
     )
+    if made.quantise is not None and made.attached is not None:
+        raise InvalidRecordError(
+            "a model with an adapter beside its weights cannot be quantised",
+            where="quantise",
+            expected="a last stage whose adapter can be merged, such as lora or full",
+            actual=f"adapter {dict(made.attached.params)['adapter']!r}",
+        )
+    return made
 
 
 def _origin(fields: Fields) -> Origin:

@@ -10,6 +10,7 @@ from kolm_build.core.bounded import Params
 ADAPTER = "adapter"
 MODEL = "model"
 CHECKPOINT = "checkpoint"
+MERGE, ATTACH = "merge", "attach"
 BASE = "base"
 NUMBERED = re.compile(r"train-[0-9]+")
 """How a stage is called by its number."""
@@ -125,7 +126,7 @@ class Train:
 
     @property
     def gives_model(self) -> bool:
-        """Whether a model comes of it, by itself or by that node."""
+        """Whether a plain model comes of it, by itself or by that node."""
         return self.output == MODEL or self.mergeable
 
 
@@ -215,12 +216,29 @@ class Pipeline:
     score: Score
     gate: Gate
 
+    def joined_by(self, number: int) -> str:
+        """The step that puts the adapter of the stage `number` to its model; empty for none.
+
+        One that cannot be merged is attached where it is the last stage's, whose model is used.
+        """
+        stage = self.train[number - 1]
+        if stage.is_merged:
+            return MERGE
+        is_last = number == len(self.train)
+        return ATTACH if is_last and not stage.gives_model else ""
+
+    @property
+    def attached(self) -> Train | None:
+        """The last stage, where its adapter is put beside the weights; else None."""
+        number = len(self.train)
+        return self.train[-1] if number and self.joined_by(number) == ATTACH else None
+
     @property
     def nodes(self) -> tuple[str, ...]:
         """The names of the pipeline's nodes (spec/recipe.md), reserved for it."""
         sets = [node.format(name) for name, _ in self.sets for node in _OF_A_SET]
         models = [node.format(name) for name, _ in self.models for node in _OF_A_MODEL]
-        stages = [node for at, stage in enumerate(self.train, 1) for node in _stage(at, stage)]
+        stages = [node for at in range(1, len(self.train) + 1) for node in self._stage(at)]
         after = _AFTER if self.quantise is None else (*_QUANTISED, *_AFTER)
         return (*_BEFORE, *sets, *models, *stages, *after)
 
@@ -231,11 +249,11 @@ class Pipeline:
         models = [name.format(of) for of, _ in self.models for name in _INPUTS_OF_A_MODEL]
         return (*self.nodes, *_INPUTS, *sets, *models)
 
-
-def _stage(number: int, stage: Train) -> tuple[str, ...]:
-    trained = f"train-{number}"
-    aside = tuple(segment(number, step) for step in stage.checkpoints)
-    return (*aside, trained, f"merge-{number}") if stage.is_merged else (*aside, trained)
+    def _stage(self, number: int) -> tuple[str, ...]:
+        """The nodes of the stage `number`."""
+        stage, joined = self.train[number - 1], self.joined_by(number)
+        aside = tuple(segment(number, step) for step in stage.checkpoints)
+        return (*aside, f"train-{number}", *([f"{joined}-{number}"] if joined else []))
 
 
 def segment(number: int, step: int) -> str:

@@ -50,7 +50,7 @@ def read_stages(
             stages.append(_stage(entry, around))
         except InvalidRecordError as error:
             raise error.under(f"train[{index}]") from None
-    if stages and not stages[-1].gives_model:
+    if stages and not (stages[-1].gives_model or _is_attachable(stages[-1])):
         raise _apart(stages[-1], where=f"train[{len(stages) - 1}].adapter")
     return tuple(stages)
 
@@ -147,13 +147,19 @@ class _Around:
         return (BASE, *sorted(self.models), *self.names[: len(self.before)])
 
 
+def _is_attachable(stage: Train) -> bool:
+    """Whether a model can be used with the stage's adapter beside its weights."""
+    return ADAPTERS[str(dict(stage.params)["adapter"])].attachable
+
+
 def _apart(stage: Train, *, where: str) -> InvalidRecordError:
     return InvalidRecordError(
-        "this stage's adapter cannot be put into the weights, so it gives no model",
+        "this stage's adapter cannot be put into the weights, so it gives no plain model",
         where=where,
         expected="a stage whose adapter can be merged, such as lora or full",
         actual=f"{stage.name!r}, adapter {dict(stage.params).get('adapter', stage.algorithm)!r}",
-        advice="Nothing may build on such a stage, and it may not be the last one.",
+        advice="Nothing may build on such a stage"
+        + (", but it may be the last one." if _is_attachable(stage) else " or judge it."),
     )
 
 

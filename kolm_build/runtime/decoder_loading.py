@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from kolm_build.core.attached import has_adapter
 from kolm_build.core.quantisation_config import KEY, LayerGroup, from_config
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.state import DTYPE_NAMES
@@ -38,7 +39,7 @@ def decoding_speaker(files: ModelFiles) -> Speaker | None:
     Raises:
         InvalidRecordError: The tokenizer or the chat template is bad.
     """
-    if any(name.startswith("adapter_") for name in files.extents):
+    if has_adapter(files.extents.keys()):
         return None
     try:
         decoder = decoder_of(files.table("config.json"), files.weights().tensors)

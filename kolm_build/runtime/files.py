@@ -85,9 +85,9 @@ class ModelFiles:
             raise InvalidRecordError("not a JSON object", file=self.source, where=name)
         return value
 
-    def weights(self) -> Weights:
-        """The model's tensors, mapped where they lie."""
-        extent = self._extent(WEIGHTS)
+    def weights(self, name: str = WEIGHTS) -> Weights:
+        """The tensors of the file `name`, by default the model's, mapped where they lie."""
+        extent = self._extent(name)
         return map_weights(extent.path, offset=extent.offset, size=extent.size)
 
     def _extent(self, name: str) -> Extent:

@@ -13,10 +13,12 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kolm_build.core.quantisation_config import KEY, from_config
 from kolm_build.errors import InvalidRecordError
+from kolm_build.runtime.attached import attach
 from kolm_build.runtime.chat import Chat
 from kolm_build.runtime.files import ModelFiles, find_model
 from kolm_build.runtime.generate import continue_greedily, read_prompts
 from kolm_build.runtime.quantised import place
+from kolm_build.runtime.virtual import virtual_tokens
 from kolm_build.runtime.weights import named_dtype, stored_dtype
 from kolm_build.runtime.window import NO_LIMIT, check_length
 
@@ -55,7 +57,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Model:
 
     Args:
         path: A Hugging Face folder with one safetensors file, or a `.kolm` file; quantised
-            weights stay as they are stored.
+            weights stay as they are stored, and an adapter beside the weights is attached.
         dtype: What to compute in; the dtype of the weights where not said.
 
     Raises:
@@ -64,11 +66,11 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Model:
             program does.
     """
     files = find_model(Path(path))
-    network = _network(files, dtype)
+    network = attach(_network(files, dtype), files).eval()
     return Model(
         network=network,
         chat=Chat.of(files),
-        window=_window(network),
+        window=_window(network) - virtual_tokens(network),
     )
 
 

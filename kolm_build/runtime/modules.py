@@ -67,6 +67,11 @@ class _Kept:
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens they are of."""
+        return self.layers[0][0].shape[2]
+
     def started(self, tokens: int) -> DynamicCache:
         """A cache of the first `tokens`; the ones kept stay as they are: reading on copies."""
         cache = DynamicCache()

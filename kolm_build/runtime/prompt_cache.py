@@ -21,6 +21,11 @@ MAX_TOKENS = 1 << 15
 class Kept(Protocol):
     """The keys and values of a prompt that was read."""
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens they are of."""
+        ...
+
     def started(self, tokens: int) -> Any:
         """What the network reads on from after the first `tokens`; what is kept stays as it is."""
 
@@ -77,8 +82,8 @@ class PromptCache:
         if cache.get_seq_length() != len(ids):
             return  # it holds what no token of a prompt made
         kept = self._keep(cache)
-        if kept is None:
-            return
+        if kept is None or kept.tokens != len(ids):
+            return  # it holds what no token of a prompt made (GEN-58)
         self._kept[ids] = kept
         self._kept.move_to_end(ids)
         while sum(map(len, self._kept)) > self._max_tokens:

@@ -105,6 +105,11 @@ class KeptRoom:
     config: DecoderConfig
     tensors: torch.Tensor
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens they are of."""
+        return self.tensors.shape[3]
+
     def started(self, tokens: int) -> Room:
         """Room with the first `tokens`."""
         found = Room(self.config, self.tensors.shape[1], self.tensors.dtype)

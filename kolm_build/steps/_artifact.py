@@ -46,7 +46,8 @@ class Artifact:
         """The artifact in the input `artifact`.
 
         Raises:
-            InvalidRecordError: There is no manifest, or a bad one.
+            InvalidRecordError: There is no manifest, or a bad one, or the model has an adapter
+                beside its weights.
             ContentError: The model is not the one that the manifest lists.
         """
         folder = input_folder(request, "artifact")
@@ -57,6 +58,7 @@ class Artifact:
             )
         data = file.read_bytes()
         manifest = Manifest.decode(data)
+        _check_plain(manifest)
         _check(manifest, folder / _MODEL)
         return cls(
             id=artifact_id(data),
@@ -84,6 +86,18 @@ def _members(manifest: Manifest) -> Iterator[tuple[str, ManifestMember]]:
     for member in manifest.members:
         if member.path.startswith(_MODEL):
             yield member.path.removeprefix(_MODEL), member
+
+
+def _check_plain(manifest: Manifest) -> None:
+    """No format has a place for an adapter beside the weights; the base alone is another model."""
+    if manifest.adapter is not None:
+        raise InvalidRecordError(
+            "a model with an adapter beside its weights cannot be exported",
+            file=MANIFEST,
+            where="adapter",
+            actual=manifest.adapter.kind,
+            advice="`kolm run` answers with it.",
+        )
 
 
 def _check(manifest: Manifest, model: Path) -> None:

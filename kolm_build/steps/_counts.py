@@ -8,7 +8,9 @@ from typing import Any, Self
 
 import torch
 
+from kolm_build.runtime.mixture import mixtures
 from kolm_build.runtime.quantised import QuantisedLinear, quantised_modules
+from kolm_build.runtime.virtual import virtual_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +20,13 @@ class Architecture:
     Attributes:
         parameters: Number of weights, tied ones once.
         parameter_bytes: Their number of bytes.
-        body: Weights of the linear layers, without the output head.
+        body: Weights of the linear layers and of what is beside them, without the output head.
         head: Weights of the output head.
         layers: Number of attention layers.
         query_width: Width of all queries of a layer together.
         cache_width: Width of all keys and values of a layer together.
         element_bytes: Bytes of an element of the key-value cache.
+        virtual_tokens: Tokens whose keys and values are there before any is read.
     """
 
     parameters: int
@@ -34,6 +37,7 @@ class Architecture:
     query_width: int
     cache_width: int
     element_bytes: int
+    virtual_tokens: int = 0
 
     @classmethod
     def of(cls, network: Any) -> Self:
@@ -50,18 +54,20 @@ class Architecture:
                 _weights_of(module)
                 for module in network.modules()
                 if isinstance(module, torch.nn.Linear | QuantisedLinear) and module is not head
-            ),
+            )
+            + _beside(network),
             head=_weights_of(head),
             layers=config.num_hidden_layers,
             query_width=heads * head_width,
             cache_width=2 * kv_heads * head_width,
             element_bytes=_computed(head, plain).element_size(),
+            virtual_tokens=virtual_tokens(network),
         )
 
     def flops(self, prompt_tokens: int, output_tokens: int) -> int:
         """Operations of reading a prompt and saying an answer; a multiply-add is two."""
         tokens = prompt_tokens + output_tokens - 1  # the last token said is never read
-        pairs = tokens * (tokens + 1) // 2
+        pairs = tokens * (tokens + 1) // 2 + self.virtual_tokens * tokens
         return (
             2 * self.body * tokens
             + 2 * self.head * output_tokens
@@ -72,12 +78,19 @@ class Architecture:
         """Bytes read and written: the weights once a pass, and the key-value cache."""
         tokens = prompt_tokens + output_tokens - 1
         row = self.layers * self.cache_width * self.element_bytes
-        read = sum(range(prompt_tokens + 1, tokens + 1))
+        read = sum(range(prompt_tokens + 1, tokens + 1)) + self.virtual_tokens * output_tokens
         return self.parameter_bytes * output_tokens + row * (tokens + read)
 
 
 def _weights_of(layer: torch.nn.Linear | QuantisedLinear) -> int:
     return layer.in_features * layer.out_features
+
+
+def _beside(network: Any) -> int:
+    """The weights of experts and routers: all of them are multiplied by, whoever speaks."""
+    return sum(
+        matrix.numel() for _, one in mixtures(network) for matrix in (one.down, one.router, one.up)
+    )
 
 
 def _quantised_weights(network: Any) -> int:

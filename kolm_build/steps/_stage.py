@@ -36,6 +36,7 @@ from kolm_build.steps._settings import settings_of
 from kolm_build.steps._trace import TraceCallback
 from kolm_build.steps._trainer import AnswerTrainer
 from kolm_build.steps._training_params import TrainingParams
+from kolm_build.steps._without_adapter import plain_model
 from kolm_build.steps.adapters._change import Change
 from kolm_build.steps.adapters.table import ADAPTERS
 from kolm_build.steps.optimisers._optimiser import Optimiser
@@ -174,7 +175,7 @@ def train(
         watchers: Told of every step before the trace is; they may end the training early.
     """
     dtype = stage.change.load_dtype(stage.training)
-    model = load(input_folder(request, "model"), dtype=dtype)
+    model = load(plain_model(request), dtype=dtype)
     tokens = Tokeniser(model=model, max_length=stage.training.max_length)
     given = Given(request=request, model=model, tokens=tokens, change=stage.change, events=events)
     examples = stage.objective.examples(given)

@@ -21,10 +21,11 @@ from kolm_build.numerics.apply import applied_as
 from kolm_build.numerics.state import payload
 from kolm_build.runtime.weights import DTYPES
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._files import copy_others, input_folder, output_folder
+from kolm_build.steps._files import copy_others, output_folder
 from kolm_build.steps._model_tree import WEIGHTS
 from kolm_build.steps._tensors import tensor_of
 from kolm_build.steps._weights import Weight, check_finite, write_weights
+from kolm_build.steps._without_adapter import plain_model
 from kolm_build.steps.merging.agreement import ModelTree, check_alike
 from kolm_build.steps.merging.breadcrumbs import Breadcrumbs
 from kolm_build.steps.merging.dare import Dare
@@ -63,8 +64,8 @@ def run(request: StepRequest, events: Events) -> None:
     """Write the model that the inputs `models-1`, `models-2`, … make with the base `model`."""
     roles = model_roles(request.inputs)
     method = parse_method(request.params, len(roles))
-    base = ModelTree.open(BASE, input_folder(request, BASE))
-    models = [ModelTree.open(role, input_folder(request, role)) for role in roles]
+    base = ModelTree.open(BASE, plain_model(request, BASE))
+    models = [ModelTree.open(role, plain_model(request, role)) for role in roles]
     check_alike(base, models)
     out = output_folder(request, "model")
     weights = combined(base, models, method, seed=request.numerics.seed)

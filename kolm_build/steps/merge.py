@@ -24,6 +24,7 @@ from kolm_build.steps._nf4 import rounded
 from kolm_build.steps._params import check_none
 from kolm_build.steps._tensors import changed
 from kolm_build.steps._weights import Weight, read_weights, write_weights
+from kolm_build.steps._without_adapter import plain_model
 
 WEIGHTS = "model.safetensors"
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
 def run(request: StepRequest, events: Events) -> None:
     """Write the model of input `model` with the adapter of input `adapter` merged in."""
     check_none(request.params)
-    source, out = input_folder(request, "model"), output_folder(request)
+    source, out = plain_model(request), output_folder(request)
     merged = merge(read_weights(source / WEIGHTS), Adapter.read(input_folder(request, "adapter")))
     write_weights(
         out / WEIGHTS, merged, lambda done, total: events.progress(done, total, unit="byte")

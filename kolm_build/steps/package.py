@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 from zlib import crc32
@@ -19,10 +20,19 @@ from blake3 import blake3
 
 from kolm_build.core import strict_json
 from kolm_build.core.archive import MANIFEST, layout, order
+from kolm_build.core.attached import (
+    BASE,
+    CONFIG,
+    TENSORS,
+    check_complete,
+    has_adapter,
+    read_attached,
+)
 from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import KScore
 from kolm_build.core.manifest import (
+    AdapterClaim,
     Manifest,
     ManifestMember,
     Quantisation,
@@ -40,6 +50,8 @@ from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import input_folder, output_folder
 
 SUFFIX = ".kolm"
+MODEL = "model/"
+WEIGHTS = "model.safetensors"
 PIECE_BYTES = 1 << 20
 
 _EVAL: Mapping[str, tuple[str, str]] = {
@@ -90,6 +102,21 @@ class Tensor:
     row: Row
     size_bytes: int
 
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.row[0]
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype, as the file names it."""
+        return self.row[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return self.row[2]
+
 
 def main(argv: list[str]) -> int:
     """The step's exit status."""
@@ -111,18 +138,20 @@ def run(request: StepRequest, events: Events) -> None:
             if path.startswith("build/")
         }
     )
-    model = [source.entry for path, source in sorted(hashed.items()) if path.startswith("model/")]
+    model = [source.entry for path, source in sorted(hashed.items()) if path.startswith(MODEL)]
     sbom = render_sbom(name, story, model)
     hashed[SBOM] = Source(entry=_entry(SBOM, [sbom]), content=sbom)
-    tensors = list(_model_tensors(files))
+    tensors = dict(_model_tensors(files))
+    whole = [tensor for held in tensors.values() for tensor in held]
     manifest = Manifest(
         name=name,
         members=tuple(hashed[path].entry for path in sorted(hashed, key=order)),
-        weights_id=_weights_id(tensors),
+        weights_id=_weights_id(whole),
         numerics=story.numerics,
         licence=story.licence,
         kscore=_kscore(files["eval/kscore.json"]),
-        quantisation=_quantisation(files, story, tensors),
+        quantisation=_quantisation(files, story, whole),
+        adapter=_adapter(files, story, tensors),
     )
     data = manifest.encode()
     destination = output_folder(request) / f"{name}{SUFFIX}"
@@ -143,7 +172,7 @@ def write(out: BinaryIO, sources: Mapping[str, Source]) -> None:
 
 def _files(request: StepRequest) -> dict[str, Path]:
     """Every member but the two that are made here: its path, and the file it comes from."""
-    files = dict(_below("model/", input_folder(request, "model")))
+    files = dict(_below(MODEL, input_folder(request, "model")))
     files |= _below("build/", input_folder(request, "story"))
     for path, (role, name) in _EVAL.items():
         if role in _OPTIONAL and role not in request.inputs:
@@ -244,12 +273,52 @@ def _weights_id(tensors: Iterable[Tensor]) -> str:
     return str(Digest.of_record(weights_record(rows), RecordKind.WEIGHTS))
 
 
-def _model_tensors(files: Mapping[str, Path]) -> Iterator[Tensor]:
-    """Each tensor of the model."""
+def _adapter(
+    files: Mapping[str, Path], story: Story, tensors: Mapping[str, Sequence[Tensor]]
+) -> AdapterClaim | None:
+    """What the manifest says of the adapter beside the weights; None where there is none.
+
+    Raises:
+        InvalidRecordError: The files do not belong together, or the story tells of no adapter, or
+            of one that is not there.
+    """
+    names = {path.removeprefix(MODEL) for path in files if path.startswith(MODEL)}
+    if has_adapter(names) != (story.params("attach") is not None):
+        raise InvalidRecordError(
+            "model and story disagree on whether an adapter is beside the weights",
+            where="inputs.model",
+            expected="the files of an adapter and a derivation of the step attach, or neither",
+            actual=", ".join(sorted(names)),
+        )
+    if not has_adapter(names):
+        return None
+    check_complete(names)
+    base, beside = tensors[MODEL + WEIGHTS], tensors[MODEL + TENSORS]
+    said = read_attached(strict_json.loads(files[MODEL + CONFIG].read_bytes()))
+    said.check(
+        {tensor.name: tensor.shape for tensor in base},
+        {tensor.name: (tensor.dtype, tensor.shape) for tensor in beside},
+    )
+    trained_on = Fields(strict_json.loads(files[MODEL + BASE].read_bytes())).text("weights")
+    if trained_on != _weights_id(base):
+        raise InvalidRecordError(
+            "the adapter was trained on other weights",
+            file=BASE,
+            where="weights",
+            expected=_weights_id(base),
+            actual=trained_on,
+        )
+    return AdapterClaim(
+        kind=said.kind, parameters=sum(prod(tensor.shape) for tensor in beside), base=trained_on
+    )
+
+
+def _model_tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, list[Tensor]]]:
+    """The tensors of each weights file of the model, by its path."""
     for path, file in files.items():
-        if path.startswith("model/") and path.endswith(".safetensors"):
+        if path.startswith(MODEL) and path.endswith(".safetensors"):
             try:
-                yield from _tensors(file)
+                yield path, list(_tensors(file))
             except InvalidRecordError as error:
                 raise error.in_file(path) from None
 

@@ -20,6 +20,7 @@ from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import copy_others, input_folder, output_folder, write_json
 from kolm_build.steps._model_tree import CONFIG, WEIGHTS, read_config
 from kolm_build.steps._weights import Weight, check_finite, read_weights, size_bytes, write_weights
+from kolm_build.steps._without_adapter import plain_model
 from kolm_build.steps.quantisation.layers import Chosen, choose, layers_of
 from kolm_build.steps.quantisation.methods import METHODS, Choice, Task
 from kolm_build.steps.quantisation.params import QuantiseParams
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
 def run(request: StepRequest, events: Events) -> None:
     """Write the model of input `model`, quantised, and the report of what it cost."""
     params = QuantiseParams.parse(request.params)
-    source = input_folder(request, "model")
+    source = plain_model(request)
     config, weights = read_config(source), read_weights(source / WEIGHTS)
     check_weights(weights)
     chosen = choose(layers_of(config, weights), params)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -11,8 +11,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from kolm_build.core.fields import Fields
 from kolm_build.runtime.loading import Model
+from kolm_build.steps._answers import AnswerMean
 from kolm_build.steps._conversations import Conversation, read_conversations
-from kolm_build.steps._objective import Moment, Objective, ObjectiveTrainer, Share
+from kolm_build.steps._objective import ObjectiveTrainer, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, answer_logits
 from kolm_build.steps._stage import Given, Take, stage_main
 from kolm_build.steps._trainer import ROWS, AnswerTrainer, NumberedCollator
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     return stage_main(argv, TAKE)
 
 
-class Answers(Objective[Continuation, int]):
+class Answers(AnswerMean):
     """The mean negative log-likelihood of the answers' tokens (SFT-3)."""
 
     @classmethod
@@ -35,20 +36,6 @@ class Answers(Objective[Continuation, int]):
     def examples(self, given: Given) -> Sequence[Continuation]:
         """Prompt and answer of every row."""
         return tokenise(given.tokens, read_conversations(given.rows()))
-
-    def columns(self, examples: Sequence[Continuation]) -> Mapping[str, Sequence[Sequence[int]]]:
-        """Token ids, and as labels those of the answers."""
-        return {
-            "input_ids": [list(one.ids) for one in examples],
-            "labels": [one.labels for one in examples],
-        }
-
-    def prepare(
-        self, network: Any, examples: Sequence[Continuation], moment: Moment
-    ) -> Sequence[int]:
-        """The number of tokens with a loss, for each row that of the whole step."""
-        del network, moment
-        return [sum(one.tokens for one in examples)] * len(examples)
 
     def share(self, network: Any, example: Continuation, context: int) -> Share:
         """The row's part of the mean."""

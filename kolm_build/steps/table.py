@@ -147,6 +147,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         ),
         **_trained(REINFORCEMENT),
         "merge": StepSpec(module="merge", numerics=INHERIT),
+        "attach": StepSpec(module="attach"),
         "combine": StepSpec(module="combine", outputs=("model",), numerics=INHERIT),
         "quantise": StepSpec(module="quantise", outputs=("out", "report"), numerics=INHERIT),
         "evaluate": StepSpec(module="evaluate", numerics=INHERIT),

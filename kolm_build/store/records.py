@@ -67,7 +67,6 @@ class Records(Opened):
         Raises:
             MissingObjectError: The content is not in the store.
         """
-        from kolm_build.store import claims
         from kolm_build.store.claims import StoredRealisation
 
         claim = StoredRealisation(
@@ -76,16 +75,7 @@ class Records(Opened):
             circumstances=circumstances,
             envelope=envelope,
         )
-        data = claim.encode()
-        digest = Digest.of_blob(data)
-
-        def keep(batch: Batch) -> None:
-            if not batch.has(Kind.TREE, realisation.content):
-                raise absent(realisation.content)
-            batch.write(Row(Kind.CLAIM, digest, len(data)), data)
-            batch.also(lambda: claims.add(self._index, claim, digest))
-
-        self._written(keep, pin=lambda _: realisation.content)
+        self._keep_claim(claim, needs_content=True)
 
     def add_claim(self, claim: StoredRealisation) -> None:
         """Keep a claim that somebody else made and this reader believes, its content here or not.
@@ -93,16 +83,7 @@ class Records(Opened):
         Args:
             claim: As it was given, envelope and all.
         """
-        from kolm_build.store import claims
-
-        data = claim.encode()
-        digest = Digest.of_blob(data)
-
-        def keep(batch: Batch) -> None:
-            batch.write(Row(Kind.CLAIM, digest, len(data)), data)
-            batch.also(lambda: claims.add(self._index, claim, digest))
-
-        self._written(keep, pin=lambda _: claim.realisation.content)
+        self._keep_claim(claim, needs_content=False)
 
     def realisations(self, resolved: Digest, output: str) -> tuple[StoredRealisation, ...]:
         """Every claim about one output; the errors of `tree`."""
@@ -132,6 +113,20 @@ class Records(Opened):
             return digest
 
         return self._written(keep, pin=lambda made: made)
+
+    def _keep_claim(self, claim: StoredRealisation, *, needs_content: bool) -> None:
+        from kolm_build.store import claims
+
+        data = claim.encode()
+        digest, content = Digest.of_blob(data), claim.realisation.content
+
+        def keep(batch: Batch) -> None:
+            if needs_content and not batch.has(Kind.TREE, content):
+                raise absent(content)
+            batch.write(Row(Kind.CLAIM, digest, len(data)), data)
+            batch.also(lambda: claims.add(self._index, claim, digest))
+
+        self._written(keep, pin=lambda _: content)
 
     def _claim(self, digest: Digest) -> StoredRealisation:
         from kolm_build.store.claims import StoredRealisation

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from kolm_build.core.cost import EMBEDDING, Config, Tensors
 from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
-from kolm_build.core.forecast import Forecast, forecast
+from kolm_build.core.forecast import Forecast, forecast, with_adapter
 from kolm_build.core.pipeline import FULL_SCORE, Instance
 from kolm_build.core.recipe import Recipe
 from kolm_build.core.safetensors import (
@@ -17,7 +17,7 @@ from kolm_build.core.safetensors import (
     header_length,
     parse_header,
 )
-from kolm_build.core.sections import Pipeline
+from kolm_build.core.sections import ATTACH, Pipeline
 from kolm_build.core.targets import Target, parse_target
 from kolm_build.core.tree import File
 from kolm_build.errors import InvalidRecordError, UsageError
@@ -44,7 +44,8 @@ def forecast_of(
 ) -> Forecast | None:
     """What the model of `recipe` will need on `target`; None while no model of its shape is here.
 
-    The shape is that of the last stage's model, or of any that it starts from: training keeps it.
+    The shape is that of the last stage's model, or of any that it starts from: training keeps it,
+    and what an adapter will add beside the weights follows from its stage.
 
     Args:
         recipe: What makes the model.
@@ -57,7 +58,7 @@ def forecast_of(
         InvalidRecordError: The model is not of a kind that can be counted, or no group of the
             scheme divides a layer.
     """
-    quantise = _pipeline(recipe).quantise
+    pipeline = _pipeline(recipe)
     for output in models(instance):
         content = contents(output)
         if content is not None and store.has_tree(content):
@@ -69,7 +70,10 @@ def forecast_of(
                     where=basis,
                     expected=f"the Llama family, with {EMBEDDING}",
                 )
-            return forecast(config, tensors, quantise=quantise, target=target, basis=basis)
+            attached = pipeline.attached
+            if attached is not None and basis != f"{ATTACH}-{len(pipeline.train)}":
+                tensors = with_adapter(config, tensors, attached.params)
+            return forecast(config, tensors, quantise=pipeline.quantise, target=target, basis=basis)
     return None
 
 

@@ -13,16 +13,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from blake3 import blake3
+
 from kolm_build.core import cbor, strict_json
+from kolm_build.core.attached import PREFIX, Mixed, Routing, Virtual
 from kolm_build.core.derivation import ContentInput, Derivation, OutputInput
-from kolm_build.core.digest import Digest
+from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.environment import Distribution, Environment
 from kolm_build.core.lock import Lock, LockedInput, render_lock
 from kolm_build.core.numerics import Numerics, Platform
 from kolm_build.core.quantisation import SCHEMES
 from kolm_build.core.quantisation_config import grouped, to_config
 from kolm_build.core.request import StepRequest
-from kolm_build.core.safetensors import DTYPE_BYTES, data_order, encode_header
+from kolm_build.core.safetensors import (
+    DTYPE_BYTES,
+    PREFIX_BYTES,
+    data_order,
+    encode_header,
+    header_length,
+    parse_header,
+    weights_record,
+)
 from kolm_build.core.split import is_holdout
 from kolm_build.steps import gate, package, score
 from kolm_build.steps._entry import Events
@@ -33,6 +44,7 @@ HIDDEN, VOCABULARY, LAYERS = 8, 32, 1
 LABELS = ("cold", "warm")
 
 Files = dict[str, bytes]
+Tensors = list[tuple[str, str, tuple[int, ...]]]
 
 
 def digest(text: str) -> Digest:
@@ -230,7 +242,7 @@ def quantised_derivations() -> list[Derivation]:
 
 def lock() -> str:
     """The lock that the derivations go with."""
-    made = (*derivations(), *quantised_derivations())
+    made = (*derivations(), *quantised_derivations(), *attached_derivations())
     steps = sorted({each.step for each in made} | {"package"})
     return render_lock(
         Lock(
@@ -350,6 +362,85 @@ def quantised(made: dict[str, Files]) -> None:
     made["story"] = {
         name: made["story"][name] for name in ("kolm.toml", "kolm.lock")
     } | derivation_files(quantised_derivations())
+
+
+ROUTING = Routing(experts=2, top_k=1, routing="top", rank=2, alpha=4)
+ATTACHED = Mixed(routing=ROUTING, target_modules=("q_proj", "up_proj"))
+
+
+def beside() -> Tensors:
+    """The tensors of an adapter beside the tiny model's layers."""
+    wanted = ATTACHED.wanted({name: shape for name, _, shape in TENSORS})
+    return [(name, "F32", shape) for name, shape in wanted.items()]
+
+
+def base_id() -> str:
+    """The weights id of the tiny model."""
+    data, rows = weights(), []
+    end = PREFIX_BYTES + header_length(data[:PREFIX_BYTES], len(data))
+    header = parse_header(data[PREFIX_BYTES:end], len(data))
+    for one in header.tensors:
+        payload = data[header.data_start + one.begin : header.data_start + one.end]
+        rows.append((one.name, one.dtype, one.shape, blake3(payload).digest()))
+    return str(Digest.of_record(weights_record(rows), RecordKind.WEIGHTS))
+
+
+def attached_derivations() -> list[Derivation]:
+    """Everything above the package of a model with an adapter beside its weights."""
+    rows, base, tuned, before, _, _, _ = derivations()
+    model = node("attach-1", "attach", {}, model=base, adapter=tuned)
+    after = node("evaluation", "evaluate", EVALUATE, model=model, holdout=rows)
+    scored = node("score", "score", BUDGETS, evaluation=after, base=before, model=model)
+    passed = node("gate", "gate", GATE, score=scored, evaluation=after)
+    return [rows, base, tuned, before, model, after, scored, passed]
+
+
+def attached(made: dict[str, Files]) -> None:
+    """Change the inputs to those of a model with a mixture beside its weights."""
+    _beside(made, ATTACHED, beside())
+    _cost_more(made, flops=2 * 8 * sum(_count(shape) for _, _, shape in beside()), moved=0)
+
+
+VIRTUAL = Virtual(kind=PREFIX, tokens=3, layers=LAYERS, heads=1, width=HIDDEN // 2)
+
+
+def virtual(made: dict[str, Files]) -> None:
+    """Change the inputs to those of a model with virtual tokens before its rows."""
+    _beside(made, VIRTUAL, [("prompt_embeddings", "F32", VIRTUAL.shape)])
+    cache_row = 2 * 4 * 2 * LAYERS
+    _cost_more(made, flops=4 * LAYERS * HIDDEN * 8 * 3, moved=cache_row * 3 * 2)
+
+
+def _cost_more(made: dict[str, Files], *, flops: int, moved: int) -> None:
+    """Add to what a request of 8 tokens read and 2 said costs."""
+    summary_of = made["evaluation"]
+    told = json.loads(summary_of["summary.json"])
+    told["flops_per_request"] += flops
+    told["bytes_per_request"] += moved
+    summary_of["summary.json"] = strict_json.dumps(told)
+
+
+def _beside(made: dict[str, Files], said: Mixed | Virtual, tensors: Tensors) -> None:
+    """Put an adapter beside the model, of which a request reads every number at each token said."""
+    numbers = sum(_count(shape) for _, _, shape in tensors)
+    payload = hashlib.shake_128(b"a").digest(4 * numbers)
+    file = encode_header(data_order(tensors), {"format": "pt"}) + payload
+    base = {"stored": "plain", "weights": base_id()}
+    made["model"] |= {
+        "adapter_config.json": strict_json.dumps(said.to_value()),
+        "adapter_model.safetensors": file,
+        "base.json": strict_json.dumps(base),
+    }
+    results = results_of(made["evaluation"])
+    told = summary(results, len(made["model"]["model.safetensors"]) + len(file))
+    told |= {
+        "bytes_per_request": cost()[1] + 2 * 4 * numbers,
+        "parameters": told["parameters"] + numbers,
+    }
+    made["evaluation"]["summary.json"] = strict_json.dumps(told)
+    made["story"] = {
+        name: made["story"][name] for name in ("kolm.toml", "kolm.lock")
+    } | derivation_files(attached_derivations())
 
 
 def evaluation(results: list[dict[str, object]], weight_bytes: int) -> Files:

@@ -69,6 +69,7 @@ ROWS = (
     ALGORITHMS["lora"],
     ALGORITHMS["full"],
     row("prefix", axis=ADAPTER, mergeable=False),
+    row("mixture", axis=ADAPTER, mergeable=False, attachable=True),
     row("stateful", axis=ADAPTER, resumable=False),
     ALGORITHMS["adamw"],
     row("sgd", axis=OPTIMISER, parameters=(Decimal(name="momentum", default="0.9", help="m"),)),
@@ -467,6 +468,11 @@ def test_a_misspelt_role_or_model_gets_a_suggestion():
     [
         (stage("sft", adapter="prefix"), "train[0].adapter"),
         (stage("sft", adapter="prefix") + stage("sft"), "train[1].from"),
+        (stage("sft", adapter="mixture") + stage("sft"), "train[1].from"),
+        (
+            stage("sft", adapter="mixture") + stage("distil", teacher="train-1", from_="base"),
+            "train[1].teacher",
+        ),
         (
             stage("sft", adapter="prefix") + stage("distil", teacher="train-1", from_="base"),
             "train[1].teacher",
@@ -478,7 +484,34 @@ def test_an_adapter_that_stays_apart_gives_no_model(text, where):
     error = refused(text)
     assert error.where == where
     assert "cannot be put into the weights" in error.reason
-    assert "'prefix'" in error.actual
+    assert "'prefix'" in error.actual or "'mixture'" in error.actual
+    assert ("may be the last" in error.advice) is ("'mixture'" in error.actual)
+
+
+def test_an_adapter_that_can_be_attached_is_judged_beside_its_model_where_it_is_the_last():
+    """RECIPE-18, RECIPE-22: nothing else of the pipeline knows."""
+    text = stage("sft", adapter="full") + stage("sft", adapter="mixture")
+    instance = made(text)
+    found = edges(instance)
+    assert found["attach-2"] == {"model": "train-1.model", "adapter": "train-2.adapter"}
+    assert instance.nodes["attach-2"].step == "attach"
+    assert instance.nodes["attach-2"].numerics.cls == "exact-1"
+    for node in ("evaluation", "score", "package"):
+        assert found[node]["model"] == "attach-2.out"
+    assert "attach-2" in read(text).pipeline.nodes
+    assert "attach" in lock(read(text)).code
+    assert "merge" not in lock(read(text)).code
+    alone = made(stage("sft", adapter="mixture") + stage("sft", from_="base"))
+    assert not {"attach-1", "merge-1"} & alone.nodes.keys()
+
+
+def test_a_model_with_an_adapter_beside_its_weights_is_not_quantised():
+    """RECIPE-18: told when the recipe is read, before anything is trained."""
+    text = '\n[quantise]\nscheme = "w8a16"\n'
+    assert read(stage("sft") + text).pipeline.quantise is not None
+    error = refused(stage("sft", adapter="mixture") + text)
+    assert error.where == "quantise"
+    assert error.actual == "adapter 'mixture'"
 
 
 def test_an_adapter_that_stays_apart_is_a_target_where_nothing_needs_its_model():

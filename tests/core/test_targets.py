@@ -5,7 +5,13 @@ from dataclasses import replace
 import pytest
 
 from kolm_build.core.cost import Sizes, shapes
-from kolm_build.core.forecast import ANSWER_TOKENS, PROMPT_TOKENS, forecast, quantised_bytes
+from kolm_build.core.forecast import (
+    ANSWER_TOKENS,
+    PROMPT_TOKENS,
+    forecast,
+    quantised_bytes,
+    with_adapter,
+)
 from kolm_build.core.quantisation import SCHEMES, format_of, stored_tensors
 from kolm_build.core.quantisation_config import grouped, to_config
 from kolm_build.core.safetensors import DTYPE_BYTES, TensorEntry
@@ -182,6 +188,47 @@ def test_memory_is_the_weights_and_a_fifth_the_program_and_the_cache():
     assert made.parameters == sum(
         one[0] * (one[1] if len(one) > 1 else 1) for one in PLAIN.values()
     )
+
+
+MIXTURE = (("adapter_dtype", "bf16"), ("experts", 4), ("lora_alpha", 4), ("lora_r", 2))
+
+
+@pytest.mark.parametrize(
+    ("names", "layers"),
+    [
+        ("all-linear", ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")),
+        ("q_proj,down_proj", ("self_attn.q_proj", "mlp.down_proj")),
+    ],
+)
+def test_what_an_adapter_adds_beside_the_weights_is_told_too(names, layers):
+    """ALG-23, EVAL-17: three matrices a layer, before there is any."""
+    before = tensors(PLAIN)
+    after = with_adapter(CONFIG, before, (*MIXTURE, ("target_modules", names), ("top_k", 2)))
+    shapes_of = [PLAIN[f"model.layers.0.{name}.weight"] for name in layers]
+    numbers = LAYERS * sum(8 * (rows + columns) + 4 * columns for rows, columns in shapes_of)
+    assert len(after) - len(before) == 3 * LAYERS * len(layers)
+    assert size(after) - size(before) == 2 * numbers
+    assert Sizes.of(CONFIG, after).body - Sizes.of(CONFIG, before).body == numbers
+    soft = (*MIXTURE, ("target_modules", names))
+    assert with_adapter(CONFIG, before, soft) == after
+
+
+@pytest.mark.parametrize(
+    ("adapter", "width"),
+    [("prefix-tuning", LAYERS * 2 * HIDDEN // 2), ("prompt-tuning", HIDDEN)],
+)
+def test_virtual_tokens_are_told_of_too(adapter, width):
+    """ALG-24, EVAL-18: they are read by every token, and multiply nothing."""
+    before = tensors(PLAIN)
+    params = (("adapter", adapter), ("adapter_dtype", "fp32"), ("virtual_tokens", 5))
+    after = with_adapter(CONFIG, before, params)
+    assert after["prompt_embeddings"].shape == (5, width)
+    one, other = Sizes.of(CONFIG, before), Sizes.of(CONFIG, after)
+    assert (one.body, other.virtual_tokens) == (other.body, 5)
+    read = 7 + 3 - 1
+    assert other.flops(7, 3) - one.flops(7, 3) == 4 * LAYERS * HIDDEN * 5 * read
+    moved = other.bytes_moved(7, 3) - one.bytes_moved(7, 3)
+    assert moved == 3 * (4 * 5 * width + 5 * one.cache_row_bytes)
 
 
 def test_time_is_what_compute_or_memory_takes_the_longer():

@@ -33,6 +33,9 @@ SHAPES = [  # one of everything, tiles and chunks and tasks and their edges
     (300, 40, 260),
     (270, 1100, 20),
     (4, 1060, 64),
+    (1100, 7, 300),
+    (1024, 16, 260),  # rows a power of two apart
+    (16, 1040, 520),
 ]
 
 
@@ -133,6 +136,23 @@ def test_a_chunk_has_256_products(library: Library) -> None:
     b = np.ones((512, 1), np.float32)
     for how, got in every_way(library, matrix(a), matrix(b), (1, 1, 512)):
         assert got[0, 0] == 2.0**24 + 256, how
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 40, 300), (16, 300, 20), (40, 5, 300), (300, 16, 20)], ids=str
+)
+def test_operands_whose_rows_overlap_are_read_as_they_lie(
+    library: Library, shape: tuple[int, int, int]
+) -> None:
+    """NUM-11: both strides may be one, as those of a sliding window are."""
+    m, n, k = shape
+    numbers = values(np.random.default_rng(7), 1, m + n + k, FLOAT32)[0]
+    windows = np.lib.stride_tricks.sliding_window_view
+    a, b = matrix(windows(numbers, k)[:m]), matrix(windows(numbers[m:], n)[:k])
+    assert a.strides == b.strides == (1, 1)
+    expected = library.gemm_reference(Product(a, b, shape))
+    for how, got in every_way(library, a, b, shape):
+        assert same_bits(got, expected), how
 
 
 def test_a_product_of_depth_nothing_is_plus_zero(library: Library) -> None:

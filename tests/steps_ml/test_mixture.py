@@ -25,6 +25,10 @@ def params(name="moe-lora", **given):
     return ADAPTERS[name](Fields(given)).params
 
 
+def routing(name="moe-lora", **given):
+    return params(name, **given).mixture
+
+
 def p():
     powers = np.exp(LOGITS.numpy())
     return powers / powers.sum(axis=1, keepdims=True)
@@ -32,11 +36,11 @@ def p():
 
 def test_the_likeliest_experts_speak():
     """MOE-1: of one its probability, of several scaled to 1; equal ones in their order."""
-    from kolm_build.steps.adapters.moe_lora import chosen, gates
+    from kolm_build.runtime.mixture import chosen, gates
 
-    one = gates(LOGITS, params(top_k=1)).numpy()
+    one = gates(LOGITS, routing(top_k=1)).numpy()
     np.testing.assert_allclose(one, [[p()[0, 0], 0, 0], [0, p()[1, 1], 0]])
-    two = gates(LOGITS, params(top_k=2)).numpy()
+    two = gates(LOGITS, routing(top_k=2)).numpy()
     np.testing.assert_allclose(two.sum(axis=1), 1)
     np.testing.assert_allclose(two[0], [*(p()[0, :2] / p()[0, :2].sum()), 0])
     assert chosen(torch.zeros(1, 3), 2).tolist() == [[1, 1, 0]]
@@ -44,9 +48,9 @@ def test_the_likeliest_experts_speak():
 
 def test_all_experts_speak_where_routing_is_soft():
     """MOE-2."""
-    from kolm_build.steps.adapters.moe_lora import gates
+    from kolm_build.runtime.mixture import gates
 
-    np.testing.assert_allclose(gates(LOGITS, params("lora-moe")).numpy(), p())
+    np.testing.assert_allclose(gates(LOGITS, routing("lora-moe")).numpy(), p())
 
 
 def test_the_balance_loss_is_one_where_all_is_even_and_grows_with_crowding():
@@ -54,12 +58,12 @@ def test_the_balance_loss_is_one_where_all_is_even_and_grows_with_crowding():
     from kolm_build.steps.adapters.moe_lora import balance_loss
 
     even = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]]).double()
-    assert balance_loss(even, params(top_k=1)).item() == pytest.approx(1)
+    assert balance_loss(even, routing(top_k=1)).item() == pytest.approx(1)
     crowded = torch.tensor([[50.0, 0, 0]] * 3).double()
-    assert balance_loss(crowded, params(top_k=1)).item() == pytest.approx(3)
+    assert balance_loss(crowded, routing(top_k=1)).item() == pytest.approx(3)
     shares = np.array([0.5, 0.5, 0])
     wanted = 3 * (shares * p().mean(axis=0)).sum()
-    assert balance_loss(LOGITS, params(top_k=1)).item() == pytest.approx(wanted)
+    assert balance_loss(LOGITS, routing(top_k=1)).item() == pytest.approx(wanted)
 
 
 def test_the_z_loss_is_the_mean_square_of_the_normaliser():
@@ -73,10 +77,11 @@ def test_the_z_loss_is_the_mean_square_of_the_normaliser():
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_the_losses_and_the_gates_have_the_gradient_of_finite_differences(top_k):
     """MOE-1, MOE-3: through the probabilities, not through the choice."""
-    from kolm_build.steps.adapters.moe_lora import balance_loss, gates, z_loss
+    from kolm_build.runtime.mixture import gates
+    from kolm_build.steps.adapters.moe_lora import balance_loss, z_loss
 
     logits = LOGITS.clone().requires_grad_()
-    given = params(top_k=top_k)
+    given = routing(top_k=top_k)
 
     def told(one):
         return gates(one, given), balance_loss(one, given), z_loss(one)
@@ -86,11 +91,11 @@ def test_the_losses_and_the_gates_have_the_gradient_of_finite_differences(top_k)
 
 def test_one_expert_is_one_adapter():
     """MOE-1: then the router has nothing to say."""
-    from kolm_build.steps.adapters.moe_lora import Mixture
+    from kolm_build.steps.adapters.moe_lora import mixture
 
     torch.manual_seed(1)
     layer = torch.nn.Linear(8, 6, bias=False)
-    made = Mixture(layer, params(experts=1, top_k=1, lora_r=2, lora_alpha=4))
+    made = mixture(layer, routing(experts=1, top_k=1, lora_r=2, lora_alpha=4))
     torch.nn.init.normal_(made.up)
     values = torch.randn(5, 8)
     wanted = layer(values) + 2 * values @ made.down.T @ made.up.T
@@ -99,11 +104,11 @@ def test_one_expert_is_one_adapter():
 
 def test_before_anything_is_learnt_the_layer_is_as_it_was():
     """MOE-1."""
-    from kolm_build.steps.adapters.moe_lora import Mixture
+    from kolm_build.steps.adapters.moe_lora import mixture
 
     layer = torch.nn.Linear(8, 6)
     values = torch.randn(5, 8)
-    assert torch.equal(Mixture(layer, params())(values), layer(values))
+    assert torch.equal(mixture(layer, routing())(values), layer(values))
 
 
 def test_more_speakers_than_experts_are_refused():

@@ -309,6 +309,7 @@ ROWS: tuple[Algorithm, ...] = (
         oracle="peft",
         passes="as the objective's; no gradients of W; longer attention",
         mergeable=False,
+        attachable=True,
     ),
     Algorithm(
         id="prompt-tuning",
@@ -323,6 +324,7 @@ ROWS: tuple[Algorithm, ...] = (
         oracle="peft",
         passes="as the objective's; no gradients of W; longer rows",
         mergeable=False,
+        attachable=True,
     ),
     Algorithm(
         id="bitfit",

@@ -232,6 +232,8 @@ class Algorithm:
         trains: Whether its stage trains by gradients, and so takes an adapter and an optimiser.
         mergeable: Whether an adapter's numbers can be put into the weights that it changes, which
             gives a plain model.
+        attachable: Whether a model can be judged, packaged and run with an adapter that cannot be
+            merged beside its weights.
         whole: Whether an adapter's stage gives a whole model, and nothing to be merged.
     """
 
@@ -252,6 +254,7 @@ class Algorithm:
     resumable: bool = True
     trains: bool = True
     mergeable: bool = True
+    attachable: bool = False
     whole: bool = False
 
 

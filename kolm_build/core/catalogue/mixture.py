@@ -31,6 +31,7 @@ ROWS: tuple[Algorithm, ...] = (
         oracle="NumPy",
         passes="as the objective's; all experts are computed",
         mergeable=False,
+        attachable=True,
     ),
     Algorithm(
         id="lora-moe",
@@ -45,5 +46,6 @@ ROWS: tuple[Algorithm, ...] = (
         oracle="NumPy",
         passes="as the objective's; all experts are computed",
         mergeable=False,
+        attachable=True,
     ),
 )

@@ -15,25 +15,42 @@ typedef int32_t Sums __attribute__((vector_size(kLanes * sizeof(int32_t))));
 // dot_wide(sums, w, a): bytes of w as `wide_codes` makes them of codes that were stored plus 128;
 // their sum with `kWideOffset` times that of `a` taken off is that of the codes.
 
-#if defined(KOLM_ISA_AVX512VNNI)
+#if defined(KOLM_ISA_AVX512)
 
-constexpr int kWideOffset = 128;
+using Bits = __m512i;
 
-inline Words wide_codes(Words w) { return w; }
-inline Sums dot_wide(Sums sums, Words w, Words a) {
-  return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(
-      reinterpret_cast<__m512i>(sums), reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(a)));
+inline Bits pairs(Bits w, Bits a) { return _mm512_maddubs_epi16(w, a); }
+inline Bits sums_of_pairs(Bits x) { return _mm512_madd_epi16(x, _mm512_set1_epi16(1)); }
+inline Bits magnitudes(Bits x) { return _mm512_abs_epi8(x); }
+inline Bits negated_where_negative(Bits x, Bits signs) {
+  return _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(signs), _mm512_setzero_si512(), x);
 }
-inline Sums dot_small(Sums sums, Words w, Words a) { return dot_wide(sums, w, a); }
 
-#elif defined(KOLM_ISA_AVX2VNNI)
+#elif defined(KOLM_ISA_AVX2)
+
+using Bits = __m256i;
+
+inline Bits pairs(Bits w, Bits a) { return _mm256_maddubs_epi16(w, a); }
+inline Bits sums_of_pairs(Bits x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
+inline Bits magnitudes(Bits x) { return _mm256_abs_epi8(x); }
+inline Bits negated_where_negative(Bits x, Bits signs) { return _mm256_sign_epi8(x, signs); }
+
+#endif
+
+#if defined(KOLM_ISA_AVX512VNNI) || defined(KOLM_ISA_AVX2VNNI)
 
 constexpr int kWideOffset = 128;
 
+#if defined(KOLM_ISA_AVX512VNNI)
+inline Bits add_products(Bits sums, Bits w, Bits a) { return _mm512_dpbusd_epi32(sums, w, a); }
+#else
+inline Bits add_products(Bits sums, Bits w, Bits a) { return _mm256_dpbusd_avx_epi32(sums, w, a); }
+#endif
+
 inline Words wide_codes(Words w) { return w; }
 inline Sums dot_wide(Sums sums, Words w, Words a) {
-  return reinterpret_cast<Sums>(_mm256_dpbusd_avx_epi32(
-      reinterpret_cast<__m256i>(sums), reinterpret_cast<__m256i>(w), reinterpret_cast<__m256i>(a)));
+  return reinterpret_cast<Sums>(add_products(reinterpret_cast<Bits>(sums),
+                                             reinterpret_cast<Bits>(w), reinterpret_cast<Bits>(a)));
 }
 inline Sums dot_small(Sums sums, Words w, Words a) { return dot_wide(sums, w, a); }
 
@@ -43,34 +60,17 @@ constexpr int kWideOffset = 0;
 
 inline Words wide_codes(Words w) { return w ^ kSignBits; }
 
-#if defined(KOLM_ISA_AVX512)
+#if defined(KOLM_ISA_AVX512) || defined(KOLM_ISA_AVX2)
 
 // A sum of two products must not saturate 16 bits: 2 * 15 * 127 and 2 * 128 * 127 do not.
 inline Sums dot_small(Sums sums, Words w, Words a) {
-  const __m512i pairs =
-      _mm512_maddubs_epi16(reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(a));
-  return sums + reinterpret_cast<Sums>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  const Bits both = pairs(reinterpret_cast<Bits>(w), reinterpret_cast<Bits>(a));
+  return sums + reinterpret_cast<Sums>(sums_of_pairs(both));
 }
 inline Sums dot_wide(Sums sums, Words w, Words a) {
-  const auto codes = reinterpret_cast<__m512i>(w), input = reinterpret_cast<__m512i>(a);
-  const __m512i signed_input =
-      _mm512_mask_sub_epi8(input, _mm512_movepi8_mask(codes), _mm512_setzero_si512(), input);
-  return dot_small(sums, reinterpret_cast<Words>(_mm512_abs_epi8(codes)),
-                   reinterpret_cast<Words>(signed_input));
-}
-
-#elif defined(KOLM_ISA_AVX2)
-
-// A sum of two products must not saturate 16 bits: 2 * 15 * 127 and 2 * 128 * 127 do not.
-inline Sums dot_small(Sums sums, Words w, Words a) {
-  const __m256i pairs =
-      _mm256_maddubs_epi16(reinterpret_cast<__m256i>(w), reinterpret_cast<__m256i>(a));
-  return sums + reinterpret_cast<Sums>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-inline Sums dot_wide(Sums sums, Words w, Words a) {
-  const auto codes = reinterpret_cast<__m256i>(w);
-  return dot_small(sums, reinterpret_cast<Words>(_mm256_abs_epi8(codes)),
-                   reinterpret_cast<Words>(_mm256_sign_epi8(reinterpret_cast<__m256i>(a), codes)));
+  const auto codes = reinterpret_cast<Bits>(w), input = reinterpret_cast<Bits>(a);
+  return dot_small(sums, reinterpret_cast<Words>(magnitudes(codes)),
+                   reinterpret_cast<Words>(negated_where_negative(input, codes)));
 }
 
 #elif defined(KOLM_ISA_NEONDOT)

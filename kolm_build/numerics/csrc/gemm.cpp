@@ -24,7 +24,7 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kShortDepth = 64;      // products so short are bound by writing c
 constexpr int64_t kShortStrips = 2;      // of A: so few at once, to write c row after row
 constexpr int64_t kStripsAtOnce = 8;     // of B, packed side by side
-constexpr int64_t kDirectStride = 1024;  // floats: rows of B so near are read where they lie
+constexpr int64_t kDirectStride = 3072;  // floats: rows of B so near are read where they lie
 constexpr int64_t kDenseStride = 64;     // floats: lines so near cost what packed ones cost
 constexpr int64_t kAliasStride = 1024;   // floats: lines a multiple apart share few cache lines
 
@@ -105,11 +105,16 @@ bool dense(const Operand& b, int64_t columns) {
          columns % kLanes == 0;
 }
 
+// Whether few rows of A find the rows of B where they lie, as fast as if they were packed.
+bool lies_near(const Operand& b) {
+  return b.element == Element::f32 && b.column_stride == 1 && b.row_stride <= kDirectStride &&
+         b.row_stride % kAliasStride != 0;
+}
+
 // Whether the columns of a strip, `width` of them, are read where they lie.
 bool direct(const Block& block, int64_t width) {
   const Operand& b = *block.b.b;
-  return b.element == Element::f32 && b.column_stride == 1 && b.row_stride <= kDirectStride &&
-         (block.rows <= 2 * kRows || b.row_stride <= kDenseStride) &&
+  return lies_near(b) && (block.rows <= 2 * kRows || b.row_stride <= kDenseStride) &&
          (width >= kColumns || width % kLanes == 0);
 }
 
@@ -341,10 +346,18 @@ void gemm_thin_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const f
   });
 }
 
-Operand flipped(const Operand& x) { return {x.data, x.element, x.column_stride, x.row_stride}; }
+void gemm_straight(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
+                   int64_t ldc, const Parallel& pool) {
+  if (m <= kFewRows && b.row_stride == 1) return gemm_thin(m, n, k, a, b, c, ldc, pool);
+  const Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
+  // One task has all rows of few: then each part of B is read once, and packed where it is used.
+  if (m <= kTaskRowStrips * kRows || dense(b, n))
+    multiply(whole, pool);
+  else
+    multiply_packing(whole, pool);
+}
 
-void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
-          int64_t ldc, const Parallel& pool);
+Operand flipped(const Operand& x) { return {x.data, x.element, x.column_stride, x.row_stride}; }
 
 // c[i][j] = flip[j][i] for the first `columns` and `rows` of a block of vectors.
 void copy_flipped(const float* flip, int64_t step, int64_t columns, int64_t rows, float* c,
@@ -361,12 +374,22 @@ void copy_flipped(const float* flip, int64_t step, int64_t columns, int64_t rows
   }
 }
 
-// Few columns: the product of the transposes, whose few rows fill vectors (fma's factors commute).
+// Whether the product of the transposes is the faster one: where few columns would not fill
+// vectors, or where both operands can then be read as they lie.
+bool better_flipped(int64_t m, int64_t n, const Operand& a, const Operand& b) {
+  if (m <= kFewRows && b.row_stride == 1) return false;
+  if (n < m && n <= kThinRows) return true;
+  if (!rows_direct(flipped(b), m)) return false;
+  return (m <= kLanes && n > kLanes && b.row_stride == 1) ||
+         (n <= kLanes && m > kLanes && lies_near(flipped(a)));
+}
+
+// The product of the transposes, transposed: fma's factors commute.
 void gemm_flipped(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, float* c,
                   int64_t ldc, const Parallel& pool) {
   static thread_local Scratch scratch;
   float* flip = scratch.floats(m * n);
-  gemm(n, m, k, flipped(b), flipped(a), flip, m, pool);
+  gemm_straight(n, m, k, flipped(b), flipped(a), flip, m, pool);
   for (int64_t j = 0; j < n; j += kLanes)
     for (int64_t i = 0; i < m; i += kLanes)
       copy_flipped(flip + j * m + i, m, n - j, m - i, c + i * ldc + j, ldc);
@@ -376,16 +399,8 @@ void gemm(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, f
           int64_t ldc, const Parallel& pool) {
   if (m == 0 || n == 0) return;
   if (k == 0) return clear(m, n, c, ldc);
-  if (m <= kFewRows && b.row_stride == 1) return gemm_thin(m, n, k, a, b, c, ldc, pool);
-  if (n < m && n <= kThinRows) return gemm_flipped(m, n, k, a, b, c, ldc, pool);
-  if (m <= kLanes && n > kLanes && b.row_stride == 1 && rows_direct(flipped(b), m))
-    return gemm_flipped(m, n, k, a, b, c, ldc, pool);
-  const Block whole = whole_product(m, n, k, a, {nullptr, 0, &b}, c, ldc);
-  // One task has all rows of few: then each part of B is read once, and packed where it is used.
-  if (m <= kTaskRowStrips * kRows || dense(b, n))
-    multiply(whole, pool);
-  else
-    multiply_packing(whole, pool);
+  if (better_flipped(m, n, a, b)) return gemm_flipped(m, n, k, a, b, c, ldc, pool);
+  gemm_straight(m, n, k, a, b, c, ldc, pool);
 }
 
 int64_t packed_floats(int64_t k, int64_t n) { return ceil_div(n, kColumns) * kColumns * k; }

@@ -25,6 +25,8 @@ constexpr int kRows = 8, kVectors = 2, kTallRows = 16;
 constexpr int kRows = 4, kVectors = 2, kTallRows = 8;
 #endif
 constexpr int kColumns = kVectors * kLanes;
+// Of B, fetched before they are read: where rows lie apart, the processor does not see them coming.
+constexpr int64_t kDepthsAhead = 16;
 
 // One chunk of one tile. Row i of a at depth k is a[k * a_step + i * a_line], where a_step or
 // a_line is 1; column j of b is b[k * b_step + j].
@@ -77,8 +79,11 @@ inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) sums[i][v] = zero();
+  const int64_t soon_b = kDepthsAhead * b_step;
   const auto add_depth = [&]() __attribute__((always_inline)) {
     Vector columns[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(b + soon_b + v * kLanes);
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) columns[v] = load(b + v * kLanes);
 #pragma GCC unroll 16

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from peft import PeftConfig, get_peft_model
 
+from kolm_build.core.attached import Virtual as VirtualTokens
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import choice, count
 from kolm_build.steps._training_params import DTYPES
@@ -45,10 +46,6 @@ class Virtual(Change):
     def config(self) -> PeftConfig:
         """PEFT's settings; it fills in what it finds in the model's configuration."""
 
-    @abstractmethod
-    def shown(self, config: PeftConfig) -> dict[str, object]:
-        """What adapter_config.json says beside what all such adapters say."""
-
     def attach(self, network: Any) -> Any:
         """PEFT's model around `network`."""
         return get_peft_model(network, self.config())
@@ -56,18 +53,16 @@ class Virtual(Change):
     def write(self, network: Any, *, base: Path, out: Path) -> None:
         """Write the adapter's three files (SFT-8, ADPT-1)."""
         config = network.peft_config["default"]
-        said = {
-            "inference_mode": True,
-            "num_attention_heads": config.num_attention_heads,
-            "num_layers": config.num_layers,
-            "num_transformer_submodules": config.num_transformer_submodules,
-            "num_virtual_tokens": self.tokens,
-            "peft_type": self.peft_type,
-            "task_type": "CAUSAL_LM",
-            "token_dim": config.token_dim,
-            **self.shown(config),
-        }
-        write_adapter(adapter_state(network, self.adapter_dtype), said, base=base, out=out)
+        assert config.num_transformer_submodules == 1, "a causal language model has one"
+        said = VirtualTokens(
+            kind=self.peft_type,
+            tokens=self.tokens,
+            layers=config.num_layers,
+            heads=config.num_attention_heads,
+            width=config.token_dim,
+        )
+        state = adapter_state(network, self.adapter_dtype)
+        write_adapter(state, said.to_value(), base=base, out=out)
 
     @contextmanager
     def reference(self, network: Any) -> Iterator[Any]:

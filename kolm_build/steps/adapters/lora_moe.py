@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Self
 
+from kolm_build.core.attached import SOFT
 from kolm_build.core.fields import Fields
-from kolm_build.steps.adapters.moe_lora import SOFT, MoeLora, MoeLoraParams
+from kolm_build.steps.adapters.moe_lora import MoeLora, MoeLoraParams
 
 
 class LoraMoe(MoeLora):

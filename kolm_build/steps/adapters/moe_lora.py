@@ -17,16 +17,16 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from kolm_build.core.attached import PARTS, TOP, Mixed, Routing
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
+from kolm_build.runtime.mixture import Mixture, chosen, mixtures
 from kolm_build.runtime.weights import COMPUTE_DTYPES
 from kolm_build.steps._bounds import choice, count, decimal
 from kolm_build.steps._training_params import DTYPES
 from kolm_build.steps.adapters._change import Change, adapted_layers, check_layers
 from kolm_build.steps.adapters._files import finite, write_adapter
 from kolm_build.steps.adapters.lora import modules
-
-TOP, SOFT = "top", "soft"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,65 +83,32 @@ class MoeLoraParams:
             )
         return made
 
-
-class Mixture(nn.Module):
-    """A linear layer with experts beside it.
-
-    Args:
-        layer: The layer; it is frozen.
-        params: The mixture's parameters.
-    """
-
-    def __init__(self, layer: nn.Linear, params: MoeLoraParams) -> None:
-        super().__init__()
-        self.layer = layer
-        self.params = params
-        wide = params.experts * params.lora_r
-        self.down = nn.Parameter(torch.empty(wide, layer.in_features))
-        self.up = nn.Parameter(torch.zeros(layer.out_features, wide))
-        self.router = nn.Parameter(torch.empty(params.experts, layer.in_features))
-        for matrix in (self.down, self.router):
-            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
-        self.speaks = True
-        self.logits = torch.zeros(0, params.experts)
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """The layer's outputs with the experts' added."""
-        told = self.layer(values)
-        if not self.speaks:
-            return told
-        inputs = values.float()
-        self.logits = inputs @ self.router.T
-        weights = gates(self.logits, self.params).repeat_interleave(self.params.lora_r, dim=-1)
-        scale = self.params.lora_alpha / self.params.lora_r
-        change = ((inputs @ self.down.T) * weights) @ self.up.T
-        return told + (change * scale).to(told.dtype)
+    @property
+    def mixture(self) -> Routing:
+        """What a layer computes, in training and after it."""
+        return Routing(
+            experts=self.experts,
+            top_k=self.top_k,
+            routing=self.routing,
+            rank=self.lora_r,
+            alpha=self.lora_alpha,
+        )
 
 
-def gates(logits: torch.Tensor, params: MoeLoraParams) -> torch.Tensor:
-    """How much each expert counts, of the router's `logits`, shape (..., experts).
-
-    Of one expert that is its probability, through which the router learns; of several the
-    probabilities are scaled to add up to 1.
-    """
-    p = torch.softmax(logits, dim=-1)
-    if params.routing == SOFT:
-        return p
-    kept = p * chosen(logits, params.top_k)
-    return kept if params.top_k == 1 else kept / kept.sum(dim=-1, keepdim=True)
+def mixture(layer: nn.Linear, routing: Routing) -> Mixture:
+    """`layer` with experts beside it that change nothing yet; A and the router are drawn."""
+    shapes = routing.shapes(layer.in_features, layer.out_features)
+    down, router = torch.empty(shapes["down"]), torch.empty(shapes["router"])
+    for matrix in (down, router):
+        nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+    return Mixture(layer, routing, down=down, router=router, up=torch.zeros(shapes["up"]))
 
 
-def chosen(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """1 at the `top_k` greatest logits of each token, of equal ones the first; 0 elsewhere."""
-    places = logits.detach().sort(dim=-1, descending=True, stable=True)[1][..., :top_k]
-    return torch.zeros_like(logits).scatter(-1, places, 1.0)
-
-
-def balance_loss(logits: torch.Tensor, params: MoeLoraParams) -> torch.Tensor:
+def balance_loss(logits: torch.Tensor, routing: Routing) -> torch.Tensor:
     """Experts times the sum of (share of tokens) (mean probability): 1 where all is even."""
-    flat = logits.reshape(-1, params.experts)
-    shares = chosen(flat, params.top_k).mean(dim=0) / params.top_k
-    return params.experts * (shares * torch.softmax(flat, dim=-1).mean(dim=0)).sum()
+    flat = logits.reshape(-1, routing.experts)
+    shares = chosen(flat, routing.top_k).mean(dim=0) / routing.top_k
+    return routing.experts * (shares * torch.softmax(flat, dim=-1).mean(dim=0)).sum()
 
 
 def z_loss(logits: torch.Tensor) -> torch.Tensor:
@@ -171,14 +138,14 @@ class MoeLora(Change):
         check_layers(network, self.params.target_modules)
         network.requires_grad_(requires_grad=False)
         for path, layer in adapted_layers(network, self.params.target_modules):
-            network.set_submodule(path, Mixture(layer, self.params))
+            network.set_submodule(path, mixture(layer, self.params.mixture))
         return network
 
     def row_penalty(self, network: Any) -> torch.Tensor | None:
         """The mean over layers of the two losses of the row that was read last."""
         layers = [one for _, one in mixtures(network)]
         terms = [
-            self.params.balance_weight * balance_loss(one.logits, self.params)
+            self.params.balance_weight * balance_loss(one.logits, one.routing)
             + self.params.z_weight * z_loss(one.logits)
             for one in layers
         ]
@@ -190,28 +157,15 @@ class MoeLora(Change):
         state = {
             f"{path}.{part}": getattr(layer, part).detach().to(dtype)
             for path, layer in mixtures(network)
-            for part in ("down", "router", "up")
+            for part in PARTS
         }
         names = sorted({path.rpartition(".")[2] for path, _ in mixtures(network)})
-        config = {
-            "experts": self.params.experts,
-            "lora_alpha": self.params.lora_alpha,
-            "peft_type": "KOLM_MOE_LORA",
-            "r": self.params.lora_r,
-            "routing": self.params.routing,
-            "target_modules": names,
-            "top_k": self.params.top_k,
-        }
+        config = Mixed(routing=self.params.mixture, target_modules=tuple(names)).to_value()
         write_adapter(finite(state), config, base=base, out=out)
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network without its experts."""
         return _silent(network)
-
-
-def mixtures(network: Any) -> list[tuple[str, Mixture]]:
-    """The mixtures of `network`, by their paths."""
-    return [(path, one) for path, one in network.named_modules() if isinstance(one, Mixture)]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from peft import PeftConfig, PrefixTuningConfig
 
+from kolm_build.core.attached import PREFIX as PREFIX_KIND
 from kolm_build.steps._pinned_adapters import PREFIX
 from kolm_build.steps.adapters._virtual import Virtual
 
@@ -14,13 +15,8 @@ from kolm_build.steps.adapters._virtual import Virtual
 class PrefixTuning(Virtual):
     """Keys and values of virtual tokens, in every layer."""
 
-    peft_type = "PREFIX_TUNING"
+    peft_type = PREFIX_KIND
 
     def config(self) -> PeftConfig:
         """PEFT's settings."""
         return PrefixTuningConfig(num_virtual_tokens=self.tokens, **PREFIX.fixed)
-
-    def shown(self, config: PeftConfig) -> dict[str, object]:
-        """There is no projection."""
-        del config
-        return {"prefix_projection": False}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PromptTuningConfig
 
+from kolm_build.core.attached import PROMPT as PROMPT_KIND
 from kolm_build.steps._pinned_adapters import PROMPT
 from kolm_build.steps.adapters._virtual import Virtual
 
@@ -18,16 +19,11 @@ from kolm_build.steps.adapters._virtual import Virtual
 class PromptTuning(Virtual):
     """Embeddings of virtual tokens."""
 
-    peft_type = "PROMPT_TUNING"
+    peft_type = PROMPT_KIND
 
     def config(self) -> PeftConfig:
         """PEFT's settings."""
         return PromptTuningConfig(num_virtual_tokens=self.tokens, **PROMPT.fixed)
-
-    def shown(self, config: PeftConfig) -> dict[str, object]:
-        """The first vectors were random."""
-        del config
-        return {"prompt_tuning_init": "RANDOM"}
 
     def attach(self, network: Any) -> Any:
         """PEFT's model around `network`; positions are moved by the virtual tokens."""

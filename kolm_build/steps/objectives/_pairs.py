@@ -204,6 +204,26 @@ class BetaObjective(PairObjective):
         return cls(take_beta(fields, cls.beta_default))
 
 
+class SmoothedObjective(PairObjective):
+    """An objective over pairs of which some may be swapped.
+
+    Args:
+        beta: How close the policy is held to the reference.
+        label_smoothing: The share of pairs that are thought to be swapped.
+    """
+
+    smoothing_default = "0.1"
+
+    def __init__(self, beta: float, label_smoothing: float) -> None:
+        self.beta = beta
+        self.label_smoothing = label_smoothing
+
+    @classmethod
+    def take(cls, fields: Fields) -> Self:
+        """The objective that `fields` describe."""
+        return cls(take_beta(fields), take_smoothing(fields, cls.smoothing_default))
+
+
 def take_beta(fields: Fields, default: str = "0.1") -> float:
     """The parameter ``beta``."""
     return decimal(fields, "beta", default, least=0.0, most=100.0)

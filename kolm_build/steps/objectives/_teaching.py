@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -12,17 +12,18 @@ from torch.nn.functional import cross_entropy
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.loading import Model, load
+from kolm_build.steps._answers import AnswerMean
 from kolm_build.steps._bounds import decimal
 from kolm_build.steps._conversations import read_conversations
 from kolm_build.steps._files import input_folder
-from kolm_build.steps._objective import Moment, Objective, Share
+from kolm_build.steps._objective import Share
 from kolm_build.steps._sequences import Continuation, answer_logits
 from kolm_build.steps._stage import Given
 
 TEACHER = "teacher"
 
 
-class TeachingObjective(Objective[Continuation, int]):
+class TeachingObjective(AnswerMean):
     """The mean over a step's answer tokens of a distance of the student from the teacher.
 
     With `hard_weight` h it is (1 - h) of that and h of the answers' own likelihood.
@@ -48,20 +49,6 @@ class TeachingObjective(Objective[Continuation, int]):
             for at, row in rows
         ]
 
-    def columns(self, examples: Sequence[Continuation]) -> Mapping[str, Sequence[Sequence[int]]]:
-        """Token ids, and as labels those of the answers."""
-        return {
-            "input_ids": [list(one.ids) for one in examples],
-            "labels": [one.labels for one in examples],
-        }
-
-    def prepare(
-        self, network: Any, examples: Sequence[Continuation], moment: Moment
-    ) -> Sequence[int]:
-        """The number of the step's answer tokens."""
-        del network, moment
-        return [sum(one.tokens for one in examples)] * len(examples)
-
     def share(self, network: Any, example: Continuation, context: int) -> Share:
         """The row's part of the mean."""
         with torch.no_grad():
@@ -81,6 +68,29 @@ class TeachingObjective(Objective[Continuation, int]):
     @abstractmethod
     def distance(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """The distance at each token, shape (tokens,), of log-probabilities (tokens, words)."""
+
+
+class SkewObjective(TeachingObjective):
+    """A distance from a mixture of both models.
+
+    Args:
+        hard_weight: The share of the likelihood of the answers.
+        temperature: Of both models.
+        alpha: The skew; at 0 the mixture is one of them.
+    """
+
+    def __init__(self, hard_weight: float, temperature: float, alpha: float) -> None:
+        super().__init__(hard_weight, temperature)
+        self.alpha = alpha
+
+    @classmethod
+    def take(cls, fields: Fields) -> Self:
+        """The objective that `fields` describe."""
+        return cls(
+            take_hard_weight(fields),
+            take_temperature(fields),
+            decimal(fields, "alpha", "0.1", least=0.0, most=0.99),
+        )
 
 
 def take_hard_weight(fields: Fields, default: str = "0") -> float:

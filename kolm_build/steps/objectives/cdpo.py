@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch.nn.functional import logsigmoid
 
-from kolm_build.core.fields import Fields
 from kolm_build.steps._stage import Take, stage_main
-from kolm_build.steps.objectives._pairs import (
-    PairExample,
-    PairObjective,
-    Side,
-    take_beta,
-    take_smoothing,
-)
+from kolm_build.steps.objectives._pairs import PairExample, Side, SmoothedObjective
 
 
 def main(argv: list[str]) -> int:
@@ -23,22 +14,8 @@ def main(argv: list[str]) -> int:
     return stage_main(argv, TAKE)
 
 
-class Cdpo(PairObjective):
-    """(1 - e) DPO's loss + e DPO's loss with the answers swapped.
-
-    Args:
-        beta: How close the policy is held to the reference.
-        label_smoothing: The share of pairs that are thought to be swapped.
-    """
-
-    def __init__(self, beta: float, label_smoothing: float) -> None:
-        self.beta = beta
-        self.label_smoothing = label_smoothing
-
-    @classmethod
-    def take(cls, fields: Fields) -> Self:
-        """The objective that `fields` describe."""
-        return cls(take_beta(fields), take_smoothing(fields, "0.1"))
+class Cdpo(SmoothedObjective):
+    """(1 - e) DPO's loss + e DPO's loss with the answers swapped."""
 
     def loss(self, chosen: Side, rejected: Side, example: PairExample) -> torch.Tensor:
         """One row."""

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 
-from kolm_build.core.fields import Fields
-from kolm_build.steps._bounds import decimal
 from kolm_build.steps._stage import Take, stage_main
-from kolm_build.steps.objectives._teaching import (
-    TeachingObjective,
-    divergence,
-    mixture,
-    take_hard_weight,
-    take_temperature,
-)
+from kolm_build.steps.objectives._teaching import SkewObjective, divergence, mixture
 
 
 def main(argv: list[str]) -> int:
@@ -23,27 +13,8 @@ def main(argv: list[str]) -> int:
     return stage_main(argv, TAKE)
 
 
-class KdSkewReverse(TeachingObjective):
-    """KL(student || alpha student + (1 - alpha) teacher).
-
-    Args:
-        hard_weight: The share of the likelihood of the answers.
-        temperature: Of both models.
-        alpha: The skew; at 0 it is the reverse divergence.
-    """
-
-    def __init__(self, hard_weight: float, temperature: float, alpha: float) -> None:
-        super().__init__(hard_weight, temperature)
-        self.alpha = alpha
-
-    @classmethod
-    def take(cls, fields: Fields) -> Self:
-        """The objective that `fields` describe."""
-        return cls(
-            take_hard_weight(fields),
-            take_temperature(fields),
-            decimal(fields, "alpha", "0.1", least=0.0, most=0.99),
-        )
+class KdSkewReverse(SkewObjective):
+    """KL(student || alpha student + (1 - alpha) teacher); the reverse divergence at alpha 0."""
 
     def distance(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """Equation 6."""

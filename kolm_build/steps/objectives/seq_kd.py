@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch.nn.functional import cross_entropy
 
 from kolm_build.core.fields import Fields
+from kolm_build.steps._answers import AnswerMean
 from kolm_build.steps._bounds import count
 from kolm_build.steps._conversations import read_prompts
-from kolm_build.steps._objective import Moment, Objective, Share
+from kolm_build.steps._objective import Share
 from kolm_build.steps._sequences import Continuation, answer_logits
 from kolm_build.steps._stage import Given, Take, stage_main
 from kolm_build.steps.objectives._teaching import load_teacher
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
     return stage_main(argv, TAKE)
 
 
-class SeqKd(Objective[Continuation, int]):
+class SeqKd(AnswerMean):
     """The NLL of what the teacher answers, always its likeliest next token, to each prompt.
 
     Args:
@@ -50,20 +51,6 @@ class SeqKd(Objective[Continuation, int]):
             given.tokens.check(len(prompt) + len(answer), f"row {at} ({row.id})")
             made.append(Continuation(ids=(*prompt, *answer), start=len(prompt)))
         return made
-
-    def columns(self, examples: Sequence[Continuation]) -> Mapping[str, Sequence[Sequence[int]]]:
-        """Token ids, and as labels those of the teacher's answers."""
-        return {
-            "input_ids": [list(one.ids) for one in examples],
-            "labels": [one.labels for one in examples],
-        }
-
-    def prepare(
-        self, network: Any, examples: Sequence[Continuation], moment: Moment
-    ) -> Sequence[int]:
-        """The number of the step's answer tokens."""
-        del network, moment
-        return [sum(one.tokens for one in examples)] * len(examples)
 
     def share(self, network: Any, example: Continuation, context: int) -> Share:
         """The row's part of the mean."""

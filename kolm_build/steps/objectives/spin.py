@@ -9,9 +9,10 @@ from typing import Any, Self
 import torch
 
 from kolm_build.core.fields import Fields
+from kolm_build.steps._answers import AnswerRows
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._conversations import read_conversations
-from kolm_build.steps._objective import Moment, Objective, Share
+from kolm_build.steps._objective import Moment, Share
 from kolm_build.steps._rollouts import Sampler, Sampling, samples_digest
 from kolm_build.steps._sequences import Continuation, log_probability
 from kolm_build.steps._stage import Given, Take, stage_main
@@ -40,7 +41,7 @@ class Round:
     rows: int
 
 
-class Spin(Objective[Continuation, Round]):
+class Spin(AnswerRows[Round]):
     """-log sigmoid(beta (log ratio of the row's answer - log ratio of the opponent's)).
 
     The opponent is the model as the stage begins; the paper's next iteration is another stage.
@@ -74,13 +75,6 @@ class Spin(Objective[Continuation, Round]):
         self._sampler = Sampler(given, self._sampling)
         self._change = given.change
         return made
-
-    def columns(self, examples: Sequence[Continuation]) -> Mapping[str, Sequence[Sequence[int]]]:
-        """Token ids, and as labels those of the answers."""
-        return {
-            "input_ids": [list(one.ids) for one in examples],
-            "labels": [one.labels for one in examples],
-        }
 
     def noted(self) -> Mapping[str, str]:
         """The digest of all that the opponent said in this step."""

@@ -18,9 +18,7 @@ from kolm_build.store.remote.http import (
     Headers,
     Signer,
     Web,
-    WebStream,
-    has_object,
-    open_object,
+    WebPlace,
     unsigned,
 )
 from kolm_build.store.remote.place import Limits, Source
@@ -69,7 +67,7 @@ def signature_v4(
     return sign
 
 
-class BucketPlace:
+class BucketPlace(WebPlace):
     """Files in a bucket.
 
     Args:
@@ -80,8 +78,6 @@ class BucketPlace:
         limits: How long to wait.
         credentials: What opens it; without, requests are not signed.
     """
-
-    is_network = True
 
     def __init__(
         self,
@@ -95,21 +91,13 @@ class BucketPlace:
     ) -> None:
         signer = signature_v4(credentials, region) if credentials else unsigned
         parts = [endpoint.rstrip("/"), quote(bucket), quote(prefix)]
-        self._web = Web("/".join(filter(None, parts)), limits=limits, signer=signer)
+        super().__init__(Web("/".join(filter(None, parts)), limits=limits, signer=signer))
         self._shown = f"s3://{bucket}/{prefix}".rstrip("/")
 
     @property
     def url(self) -> str:
         """Its address."""
         return self._shown
-
-    def open(self, path: str, *, start: int = 0) -> WebStream | None:
-        """See `Place`."""
-        return open_object(self._web, self._web.at(path), start)
-
-    def has(self, path: str) -> bool:
-        """See `Place`."""
-        return has_object(self._web, self._web.at(path))
 
     def write(self, path: str, source: Source) -> None:
         """See `Place`."""
@@ -129,7 +117,3 @@ class BucketPlace:
                     actual=f"{response.status} {response.read(200).decode(errors='replace')}",
                     advice="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY open it.",
                 )
-
-    def close(self) -> None:
-        """See `Place`."""
-        self._web.close()

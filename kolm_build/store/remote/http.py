@@ -235,23 +235,17 @@ class WebStream:
             close(self._response, self._connection)
 
 
-class HttpPlace:
-    """Files behind a web server, to be read.
+class WebPlace:
+    """Files behind a web server, read by GET and HEAD.
 
     Args:
-        url: Its address.
-        limits: How long to wait.
+        web: The server.
     """
 
     is_network = True
 
-    def __init__(self, url: str, *, limits: Limits) -> None:
-        self._web = Web(url, limits=limits)
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return urlunsplit(self._web.base)
+    def __init__(self, web: Web) -> None:
+        self._web = web
 
     def open(self, path: str, *, start: int = 0) -> WebStream | None:
         """See `Place`."""
@@ -260,6 +254,27 @@ class HttpPlace:
     def has(self, path: str) -> bool:
         """See `Place`."""
         return has_object(self._web, self._web.at(path))
+
+    def close(self) -> None:
+        """See `Place`."""
+        self._web.close()
+
+
+class HttpPlace(WebPlace):
+    """Files behind a web server, to be read.
+
+    Args:
+        url: Its address.
+        limits: How long to wait.
+    """
+
+    def __init__(self, url: str, *, limits: Limits) -> None:
+        super().__init__(Web(url, limits=limits))
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return urlunsplit(self._web.base)
 
     def write(self, path: str, source: Source) -> None:
         """Refuse: a web server is to be read.
@@ -273,10 +288,6 @@ class HttpPlace:
             file=self.url,
             advice="Copy to the folder, bucket or registry that it serves.",
         )
-
-    def close(self) -> None:
-        """See `Place`."""
-        self._web.close()
 
 
 def open_object(web: Web, url: str, start: int, headers: Headers | None = None) -> WebStream | None:

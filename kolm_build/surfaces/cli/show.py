@@ -55,7 +55,7 @@ def _artifact(path: Path) -> dict[str, object]:
     with Container.open(path) as container:
         manifest = container.manifest
         blob = Blob.of(container.manifest_bytes)
-        how = manifest.quantisation
+        how, adapter = manifest.quantisation, manifest.adapter
         return {
             "name": manifest.name,
             "artifact": str(blob.sha256),
@@ -66,6 +66,7 @@ def _artifact(path: Path) -> dict[str, object]:
             "licence": manifest.licence,
             "kscore": dict(manifest.kscore),
             **({} if how is None else {"quantisation": how.to_value()}),
+            **({} if adapter is None else {"adapter": adapter.to_value()}),
             "members": {one.path: f"{one.size} {one.sha256}" for one in manifest.members},
             "attestations": list(container.attestations),
         }

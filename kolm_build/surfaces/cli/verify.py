@@ -73,6 +73,9 @@ def _tell(report: Report, terminal: Terminal) -> None:
     how = report.manifest.quantisation
     if how is not None:
         terminal.say(f"  {how.scheme} by {how.method}, {how.bits_per_weight} bits a weight")
+    adapter = report.manifest.adapter
+    if adapter is not None:
+        terminal.say(f"  adapter   {adapter.kind} beside the weights, {adapter.parameters} numbers")
     for name, value in report.manifest.kscore.items():
         before = "" if how is None else f"  {how.full_kscore.get(name, '?')} in full precision"
         terminal.say(f"  {name:<9} {value}{before}")

@@ -7,7 +7,8 @@ names before anything is made of it, so the order in which they answer decides n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,27 +68,29 @@ class _Heard:
     def ask(self, bodies: Mapping[str, Mapping[str, object]], kind: str) -> dict[str, Fields]:
         """Ask each of these sites; the answers of those that gave one, by name."""
         for name in sorted(bodies):
-            self._guarded(name, lambda name=name: self.links[name].send(kind, **bodies[name]))  # type: ignore[misc]
+            with self._guarded(name):
+                self.links[name].send(kind, **bodies[name])
         answers: dict[str, Fields] = {}
         for name in sorted(bodies):
             if name not in self.refused:
-                self._guarded(name, lambda name=name: answers.update({name: self._answer(name)}))  # type: ignore[misc]
+                with self._guarded(name):
+                    answers[name] = self.links[name].receive()
         return answers
-
-    def _answer(self, name: str) -> Fields:
-        return self.links[name].receive()
 
     def checked(
         self, answers: Mapping[str, Fields], check: Callable[[str, Fields], None]
     ) -> list[str]:
         """The sites whose answer `check` does not refuse."""
         for name in sorted(answers):
-            self._guarded(name, lambda name=name: check(name, answers[name]))  # type: ignore[misc]
+            with self._guarded(name):
+                check(name, answers[name])
         return [name for name in sorted(answers) if name not in self.refused]
 
-    def _guarded(self, name: str, act: Callable[[], None]) -> None:
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """A site that fails inside the block is out of the round."""
         try:
-            act()
+            yield
         except KolmError as error:
             self.refused[name] = error
 

@@ -1,0 +1,529 @@
+"""Train one model of each family, and say how much better it is on rows that it never saw.
+
+`python tools/learning.py [NAME…]` takes each folder of examples/learning, locks its recipe and
+builds what its learning.toml names with `kolm lock` and `kolm build`, in the store build/learning;
+what is there is used again, so it can be stopped and gone on with. Two models are compared on the
+same held-out rows, row by row. It prints a line for each comparison, and exits with 1 where the
+95 % interval of a difference does not lie above zero. --write puts the lines into docs/learning.md.
+
+A learning.toml has `version` (1), `family`, `task`, `measure` (``label``, the likeliest label, or
+``text``, what the model says), `tuned`, the node that evaluates the tuned model, `model`, the node
+of that model, and one `[[baseline]]` or more, each with `name` and the `node` that evaluates it.
+`project`, where it is there, is the folder of the recipe, `[rounds]` a federation to run first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from kolm_build.core import strict_json
+from kolm_build.core.closure import closure
+from kolm_build.core.digest import Digest
+from kolm_build.core.fields import Fields
+from kolm_build.core.plan import Plan
+from kolm_build.core.toml import read_toml
+from kolm_build.core.tree import File
+from kolm_build.errors import InvalidRecordError, KolmError
+from kolm_build.store.local import LocalStore
+from kolm_build.surfaces.building import Prepared, planned, prepare
+from kolm_build.surfaces.project import open_project
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples" / "learning"
+PLACE = ROOT / "build" / "learning"
+DOCUMENT = ROOT / "docs" / "learning.md"
+BEGIN, END = "<!-- begin: tools/learning.py -->\n", "<!-- end -->\n"
+FEDERATION, LESSON = "federation.toml", "learning.toml"
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+"""Of these files the first that a model has is what was trained."""
+MEASURES = {"label": "label_correct", "text": "correct"}
+
+Verdicts = Mapping[str, bool]
+"""Row id to whether the model was right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """A federation that runs before the recipe is locked.
+
+    Attributes:
+        recipe: The example whose nodes give what the parties need.
+        inputs: Name to the output of it that goes to ``inputs/NAME``.
+        adapter: The folder, below the lesson's, for the last round's adapter.
+    """
+
+    recipe: str
+    inputs: Mapping[str, str]
+    adapter: str
+
+    @classmethod
+    def from_value(cls, value: object) -> Rounds:
+        """The rounds that `value` describes."""
+        fields = Fields(value)
+        made = cls(
+            recipe=fields.text("recipe"),
+            inputs=fields.record("inputs", _texts),
+            adapter=fields.text("adapter"),
+        )
+        fields.done()
+        return made
+
+
+def _texts(value: object) -> Mapping[str, str]:
+    fields = Fields(value)
+    assert isinstance(value, Mapping), "Fields has checked it"
+    return {name: fields.text(name) for name in sorted(value)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a learning.toml says.
+
+    Attributes:
+        name: Its folder's name.
+        folder: Its folder.
+        project: The folder of its recipe.
+        family: The family of what trains.
+        task: What is learned, in words.
+        measure: ``label`` or ``text``.
+        tuned: The node that evaluates the tuned model.
+        model: The output that is the tuned model.
+        baselines: Name to the node that evaluates it.
+        rounds: The federation to run first, if there is one.
+    """
+
+    name: str
+    folder: Path
+    project: Path
+    family: str
+    task: str
+    measure: str
+    tuned: str
+    model: str
+    baselines: Mapping[str, str]
+    rounds: Rounds | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Lesson:
+        """The lesson in `folder`.
+
+        Raises:
+            InvalidRecordError: It is not as described.
+        """
+        path = folder / LESSON
+        try:
+            return cls._parse(folder, Fields(read_toml(path.read_text("utf-8"))))
+        except InvalidRecordError as error:
+            raise error.in_file(str(path)) from None
+
+    @classmethod
+    def _parse(cls, folder: Path, fields: Fields) -> Lesson:
+        fields.version(1)
+        made = cls(
+            name=folder.name,
+            folder=folder,
+            project=(folder / fields.text("project", default=".")).resolve(),
+            family=fields.text("family"),
+            task=fields.text("task"),
+            measure=fields.parsed("measure", _measure),
+            tuned=fields.text("tuned"),
+            model=fields.text("model"),
+            baselines=dict(fields.records("baseline", _baseline)),
+            rounds=fields.record("rounds", Rounds.from_value) if fields.has("rounds") else None,
+        )
+        fields.done()
+        if not made.baselines:
+            raise InvalidRecordError("nothing to compare with", where="baseline")
+        return made
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What must be built."""
+        return (self.tuned, self.model, *self.baselines.values())
+
+
+def _measure(text: str) -> str:
+    if text not in MEASURES:
+        raise InvalidRecordError("no such measure", expected=" or ".join(MEASURES), actual=text)
+    return text
+
+
+def _baseline(value: object) -> tuple[str, str]:
+    fields = Fields(value)
+    made = fields.text("name"), fields.text("node")
+    fields.done()
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How two models did on the same rows.
+
+    Attributes:
+        rows: How many rows.
+        baseline: Rows that the baseline had right.
+        tuned: Rows that the tuned model had right.
+        won: Rows that the tuned model alone had right.
+        lost: Rows that the baseline alone had right.
+    """
+
+    rows: int
+    baseline: int
+    tuned: int
+    won: int
+    lost: int
+
+    @classmethod
+    def of(cls, baseline: Verdicts, tuned: Verdicts) -> Difference:
+        """The difference between two models' verdicts.
+
+        Raises:
+            InvalidRecordError: They are not of the same rows.
+        """
+        if baseline.keys() != tuned.keys() or not tuned:
+            raise InvalidRecordError(
+                "the two were not asked the same rows",
+                expected=f"the {len(tuned)} rows of the tuned model",
+                actual=f"{len(baseline)} rows, {len(baseline.keys() & tuned.keys())} of them",
+            )
+        return cls(
+            rows=len(tuned),
+            baseline=sum(baseline.values()),
+            tuned=sum(tuned.values()),
+            won=sum(right and not baseline[row] for row, right in tuned.items()),
+            lost=sum(not right and baseline[row] for row, right in tuned.items()),
+        )
+
+    @property
+    def interval(self) -> tuple[int, int]:
+        """The 95 % interval of ``won - lost``, in rows (ALG-31)."""
+        return bootstrap_interval(won=self.won, lost=self.lost, rows=self.rows)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the interval lies above zero."""
+        return self.interval[0] > 0
+
+
+def bootstrap_interval(*, won: int, lost: int, rows: int) -> tuple[int, int]:
+    """The percentile interval at 95 % of the paired bootstrap, without drawing anything.
+
+    A bootstrap draws `rows` rows with replacement, and sums 1 for a row that the tuned model alone
+    had right, -1 for one that the baseline alone had right. How many of the draws, all equally
+    likely, give a sum is a coefficient of (lost + tied x + won x^2)^rows: whole numbers, no seed.
+
+    Returns:
+        The least sums that at least 2.5 % and at least 97.5 % of the draws do not exceed.
+    """
+    coefficients = power((lost, rows - won - lost, won), rows)
+    total = rows**rows
+    below = list(accumulate(coefficients))
+    low = next(at for at, count in enumerate(below) if 40 * count >= total)
+    high = next(at for at, count in enumerate(below) if 40 * count >= 39 * total)
+    return low - rows, high - rows
+
+
+def power(polynomial: tuple[int, int, int], exponent: int) -> list[int]:
+    """The coefficients of a power of ``a + b x + c x^2``, by the recurrence of its derivative."""
+    zeros = next(at for at, value in enumerate(polynomial) if value)
+    a, b, c = (*polynomial[zeros:], 0, 0)[:3]
+    found = [a**exponent]
+    for k in range(1, (2 - zeros) * exponent + 1):
+        before = found[k - 2] if k > 1 else 0
+        one = (exponent - k + 1) * b * found[k - 1] + (2 * exponent - k + 2) * c * before
+        found.append(one // (k * a))
+    return [0] * (zeros * exponent) + found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the table: a tuned model, a baseline, what it took."""
+
+    lesson: Lesson
+    baseline: str
+    difference: Difference
+    cpu_s: int
+    digest: str
+
+    @property
+    def key(self) -> str:
+        """What the line is about, as its first cells say it."""
+        return " | ".join((self.lesson.family, self.lesson.name, self.baseline))
+
+    def cells(self) -> Sequence[str]:
+        """Its cells."""
+        one = self.difference
+        low, high = one.interval
+        return (
+            self.lesson.family,
+            self.lesson.name,
+            self.baseline,
+            self.lesson.task,
+            str(one.rows),
+            percent(one.baseline, one.rows),
+            percent(one.tuned, one.rows),
+            f"{points(one.won - one.lost, one.rows)} "
+            f"[{points(low, one.rows)}, {points(high, one.rows)}]",
+            str(self.cpu_s),
+            f"`{self.digest[:16]}`",
+        )
+
+
+HEAD = (
+    "family",
+    "example",
+    "baseline",
+    "task",
+    "rows",
+    "baseline %",
+    "tuned %",
+    "difference [95 %]",
+    "CPU s",
+    "weights",
+)
+
+
+def percent(part: int, whole: int) -> str:
+    """`part` of `whole` in percent, one place, halves away from zero."""
+    tenths = (2000 * abs(part) + whole) // (2 * whole)
+    return f"{'-' if part < 0 and tenths else ''}{tenths // 10}.{tenths % 10}"
+
+
+def points(part: int, whole: int) -> str:
+    """The same with its sign."""
+    return ("+" if part > 0 else "") + percent(part, whole)
+
+
+def kolm(command: str, *arguments: str) -> str:
+    """What `kolm` prints, run as a person would; its progress goes to the terminal.
+
+    Raises:
+        SystemExit: It failed, and has said why.
+    """
+    words = [sys.executable, "-m", "kolm_build", command, *arguments]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(words, stdout=subprocess.PIPE, env=environment, check=False, text=True)
+    if done.returncode:
+        sys.exit(f"kolm {command} ended with {done.returncode}: {done.stdout[-2000:]}")
+    return done.stdout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classroom:
+    """Where everything is kept.
+
+    Attributes:
+        place: The folder of locks, of the store, of federations.
+        threads: Compute threads of a step; they change no byte.
+    """
+
+    place: Path
+    threads: int
+
+    @property
+    def store(self) -> Path:
+        """The store."""
+        return self.place / "store"
+
+    def build(self, name: str, project: Path, targets: Sequence[str]) -> None:
+        """Lock the project and build these nodes; what is there is used again."""
+        where = ("-C", str(project), "--lock", str(self._lock(name)), "--store", str(self.store))
+        kolm("lock", *where, "--update", "code", "--update", "environment")
+        kolm("build", *where, "--no-sign", "--threads", str(self.threads), *targets)
+
+    def _lock(self, name: str) -> Path:
+        return self.place / f"{name}.lock"
+
+    def prepared(self, name: str, project: Path, store: LocalStore) -> Prepared:
+        """The project's derivations."""
+        return prepare(open_project(project, lock=self._lock(name)), store)
+
+    def lines(self, lesson: Lesson) -> Iterator[Line]:
+        """The lines of a lesson, after all that it takes."""
+        rounds_s = self._hold_rounds(lesson) if lesson.rounds else 0
+        self.build(lesson.name, lesson.project, lesson.targets)
+        with LocalStore.open(self.store) as store:
+            made = Made.of(self.prepared(lesson.name, lesson.project, store), lesson, store)
+            tuned = made.verdicts(lesson.tuned, lesson.measure)
+            digest, cpu_s = made.weights(lesson.model), made.cpu_s(lesson.model) + rounds_s
+            for name, node in lesson.baselines.items():
+                yield Line(
+                    lesson=lesson,
+                    baseline=name,
+                    difference=Difference.of(made.verdicts(node, lesson.measure), tuned),
+                    cpu_s=cpu_s,
+                    digest=digest,
+                )
+
+    def _hold_rounds(self, lesson: Lesson) -> int:
+        """Run the lesson's federation, once; the processor seconds that it took."""
+        assert lesson.rounds is not None
+        told = self.place / f"{lesson.name}-rounds.json"
+        known = json.loads(told.read_text("utf-8")) if told.exists() else {}
+        given = self._lay_inputs(lesson.folder / "inputs", lesson.rounds)
+        given["plan"] = str(Digest.of_blob((lesson.folder / FEDERATION).read_bytes()))
+        parties = self.place / f"{lesson.name}-parties"
+        if known.get("given") != given:
+            shutil.rmtree(parties, ignore_errors=True)
+            known = {"given": given} | self._federate(lesson.folder, parties)
+            told.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
+        with LocalStore.open(parties / "aggregator" / "store") as store:
+            _lay(store, Digest.parse(known["adapter"]), lesson.folder / lesson.rounds.adapter)
+        return int(known["cpu_s"])
+
+    def _federate(self, folder: Path, parties: Path) -> dict[str, object]:
+        """The digest of the last round's adapter, and what it took."""
+        before = _children_s()
+        where = (str(folder), "--folder", str(parties), "--threads", str(self.threads))
+        printed = kolm("federated", *where, "--json").splitlines()
+        sys.stderr.write("".join(f"{line}\n" for line in printed))
+        return {"adapter": json.loads(printed[-1])["adapter"], "cpu_s": _children_s() - before}
+
+    def _lay_inputs(self, dest: Path, rounds: Rounds) -> dict[str, str]:
+        """Put what the parties need below `dest`; name to its digest."""
+        project, outputs = EXAMPLES / rounds.recipe, rounds.inputs
+        self.build(rounds.recipe, project, tuple(outputs.values()))
+        with LocalStore.open(self.store) as store:
+            prepared = self.prepared(rounds.recipe, project, store)
+            wanted = {name: prepared.instance.find(node) for name, node in outputs.items()}
+            contents = planned(prepared, wanted, store, check=False).contents
+            for name, one in wanted.items():
+                _lay(store, contents[one], dest / name)
+        return {name: str(contents[one]) for name, one in wanted.items()}
+
+
+def _children_s() -> int:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return round(used.ru_utime + used.ru_stime)
+
+
+def _lay(store: LocalStore, tree: Digest, dest: Path) -> None:
+    """The files of a tree, writable, in place of what is at `dest`."""
+    shutil.rmtree(dest, ignore_errors=True)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    store.materialise(tree, dest)
+    for path in (dest, *dest.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What was built for a lesson, in a store."""
+
+    prepared: Prepared
+    plan: Plan
+    store: LocalStore
+
+    @classmethod
+    def of(cls, prepared: Prepared, lesson: Lesson, store: LocalStore) -> Made:
+        """What `lesson` needs of `prepared`."""
+        wanted = {name: prepared.instance.find(name) for name in lesson.targets}
+        plan = planned(prepared, wanted, store, check=False)
+        if plan.builds:
+            sys.exit(f"{lesson.name}: not built: {plan.builds[0].name}")
+        return cls(prepared=prepared, plan=plan, store=store)
+
+    def _files(self, output: str) -> Mapping[str, File]:
+        content = self.plan.contents[self.prepared.instance.find(output)]
+        entries = self.store.tree(content).entries
+        return {name: node for name, node in entries if isinstance(node, File)}
+
+    def verdicts(self, node: str, measure: str) -> Verdicts:
+        """What the evaluation `node` found of each row."""
+        data = self.store.read_blob(self._files(node)["results.jsonl"].b3)
+        found: dict[str, bool] = {}
+        for line in data.splitlines():
+            row = strict_json.loads(line)
+            assert isinstance(row, dict)
+            found[str(row["id"])] = row[MEASURES[measure]] is True
+        return found
+
+    def weights(self, output: str) -> str:
+        """The SHA-256 of what was trained of the model `output`, 64 hex digits."""
+        files = self._files(output)
+        name = next(one for one in WEIGHTS if one in files)
+        return files[name].sha256.hex
+
+    def cpu_s(self, output: str) -> int:
+        """Processor seconds of all that the model `output` is made from, as the claims say."""
+        nodes = self.prepared.instance.derivations
+        start = self.prepared.instance.find(output).derivation
+        needed = closure([start], lambda one: [need.derivation for need in nodes[one].needs])
+        return round(sum(self._cpu_ms(one) for one in needed) / 1000)
+
+    def _cpu_ms(self, digest: Digest) -> int:
+        node = self.prepared.instance.derivations[digest]
+        if node.is_fixed:  # fetched, not made
+            return 0
+        output = node.outputs[0][0]
+        claims = self.store.realisations(self.plan.resolved[digest], output)
+        spent = [claim.circumstances.get("cpu_ms") for claim in claims]
+        known = [ms for ms in spent if isinstance(ms, int)]
+        if not known:
+            raise InvalidRecordError("no claim says what it took", where=str(digest))
+        return known[0]
+
+
+def lessons(wanted: Sequence[str]) -> list[Lesson]:
+    """The lessons with these names; all of them where none is named."""
+    found = {path.parent.name: path.parent for path in sorted(EXAMPLES.glob(f"*/{LESSON}"))}
+    unknown = [name for name in wanted if name not in found]
+    if unknown:
+        sys.exit(f"no such example: {unknown[0]}; there are {', '.join(found)}")
+    return [Lesson.read(found[name]) for name in wanted or found]
+
+
+def write_document(lines: Sequence[Line]) -> None:
+    """Put `lines` into the document's table; what it says of other examples stays."""
+    head, rest = DOCUMENT.read_text("utf-8").split(BEGIN)
+    table, tail = rest.split(END)
+    made = {line.lesson.name for line in lines}
+    rows = [row for row in table.splitlines()[2:] if row.split(" | ")[1] not in made]
+    rows += ["| " + " | ".join(line.cells()) + " |" for line in lines]
+    top = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join(["---"] * len(HEAD)) + " |"]
+    body = "".join(row + "\n" for row in (*top, *sorted(rows)))
+    DOCUMENT.write_text(head + BEGIN + body + END + tail, "utf-8")
+
+
+def main() -> int:
+    """The exit status: 1 where a model is not better than its baseline."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these examples only")
+    parser.add_argument("--write", action="store_true", help="write the table in docs/learning.md")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a step (default: 1)")
+    args = parser.parse_args()
+    room = Classroom(place=PLACE, threads=args.threads)
+    room.place.mkdir(parents=True, exist_ok=True)
+    try:
+        return compare(room, lessons(args.names), write=args.write)
+    except KolmError as error:
+        sys.exit(str(error))
+
+
+def compare(room: Classroom, wanted: Sequence[Lesson], *, write: bool) -> int:
+    lines: list[Line] = []
+    for lesson in wanted:
+        for line in room.lines(lesson):
+            lines.append(line)
+            verdict = "better" if line.difference.is_better else "NOT BETTER"
+            print(f"{verdict:<12}" + "  ".join(line.cells()), flush=True)
+    better = sum(line.difference.is_better for line in lines)
+    print(f"{better} of {len(lines)} comparisons: better by more than chance")
+    if write and better == len(lines):
+        write_document(lines)
+    return int(better < len(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
