@@ -79,8 +79,6 @@ class PromptCache:
         return best
 
     def _note(self, ids: tuple[int, ...], cache: Any) -> None:
-        if cache.get_seq_length() != len(ids):
-            return  # it holds what no token of a prompt made
         kept = self._keep(cache)
         if kept is None or kept.tokens != len(ids):
             return  # it holds what no token of a prompt made (GEN-58)

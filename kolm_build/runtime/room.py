@@ -84,10 +84,6 @@ class Room:
         """Keys and values of the layers in turn, [2 · layers, rows, heads, length, width]."""
         return self._room[:, :, :, : self.length]
 
-    def get_seq_length(self) -> int:
-        """Tokens of each row; the name is that of transformers' caches."""
-        return self.length
-
     def keep(self) -> KeptRoom:
         """What was read, in the network's dtype; it stays as it is while more is read."""
         return KeptRoom(self.config, self.everything().to(self.dtype))
