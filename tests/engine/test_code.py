@@ -180,6 +180,7 @@ READS_MODELS = {
     "quantised",
     "ragged",
     "template",
+    "virtual",
     "weights",
     "window",
 }
