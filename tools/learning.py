@@ -476,7 +476,7 @@ class Made:
 
 
 def is_right(row: Mapping[str, object], measure: str) -> bool:
-    """Whether a row of an evaluation is right by `measure`, whatever its recipe's metric (EVAL-5)."""
+    """Whether a row of an evaluation is right by `measure`, whatever the recipe measures."""
     if measure == "label":
         return row["label_correct"] is True
     return str(row["output"]).strip() == str(row["answer"]).strip()
