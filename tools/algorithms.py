@@ -426,6 +426,9 @@ def main() -> int:
     if args.serve:
         serve()
         return 0
+    unknown = [name for name in args.names if not (EXAMPLES / f"{name}.toml").exists()]
+    if unknown:
+        parser.error(f"examples/algorithms has no {', '.join(unknown)}")
     return compare(names(args.names, args.third), write=args.write)
 
 

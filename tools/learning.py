@@ -46,7 +46,7 @@ BEGIN, END = "<!-- begin: tools/learning.py -->\n", "<!-- end -->\n"
 FEDERATION, LESSON = "federation.toml", "learning.toml"
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 """Of these files the first that a model has is what was trained."""
-MEASURES = {"label": "label_correct", "text": "correct"}
+MEASURES = ("label", "text")
 
 Verdicts = Mapping[str, bool]
 """Row id to whether the model was right."""
@@ -446,7 +446,7 @@ class Made:
         for line in data.splitlines():
             row = strict_json.loads(line)
             assert isinstance(row, dict)
-            found[str(row["id"])] = row[MEASURES[measure]] is True
+            found[str(row["id"])] = is_right(row, measure)
         return found
 
     def weights(self, output: str) -> str:
@@ -473,6 +473,13 @@ class Made:
         if not known:
             raise InvalidRecordError("no claim says what it took", where=str(digest))
         return known[0]
+
+
+def is_right(row: Mapping[str, object], measure: str) -> bool:
+    """Whether a row of an evaluation is right by `measure`, whatever the recipe measures."""
+    if measure == "label":
+        return row["label_correct"] is True
+    return str(row["output"]).strip() == str(row["answer"]).strip()
 
 
 def lessons(wanted: Sequence[str]) -> list[Lesson]:

@@ -3,8 +3,8 @@
 The votes are those that the VADER lexicon keeps beside every word: a row is a word that more people
 called good than bad, or the other way round, with `better` and `worse` as the majority has it and
 by how many votes (`margin`). A word that stands there twice counts as it stands first. As many
-words of each sort, at most `per_sort`, chosen and ordered by the SHA-256 of the word. Standard
-library only.
+words of each sort, at most `per_sort`, chosen and ordered by the SHA-256 of the word. `family` is
+the word's beginning: words of one stem stand together. Standard library only.
 """
 
 import json
@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 SORTS = ("good", "bad")
+STEM = 5
 
 Row = dict[str, str]
 
@@ -41,6 +42,7 @@ def judged(lexicon: str) -> Iterator[Row]:
             better, worse = SORTS if margin > 0 else SORTS[::-1]
             yield {
                 "better": better,
+                "family": word[:STEM],
                 "margin": str(abs(margin)),
                 "text": word,
                 "worse": worse,

@@ -81,6 +81,17 @@ def test_rows_are_compared_one_by_one():
     assert Difference.of(before, after) == Difference(rows=4, baseline=2, tuned=3, won=2, lost=1)
 
 
+@pytest.mark.parametrize(
+    ("said", "label_is_right", "by_text", "by_label"),
+    [("left\n", False, True, False), ("lefty", True, False, True), ("", None, False, False)],
+)
+def test_a_row_is_right_by_what_is_said_or_by_its_label(said, label_is_right, by_text, by_label):
+    """ALG-30."""
+    row = {"answer": "left", "output": said, "correct": None, "label_correct": label_is_right}
+    assert learning.is_right(row, "text") is by_text
+    assert learning.is_right(row, "label") is by_label
+
+
 @pytest.mark.parametrize("other", [{"a": True}, {"a": True, "c": True}, {}])
 def test_two_models_that_were_asked_other_rows_are_not_compared(other):
     """ALG-30."""

@@ -1,7 +1,10 @@
 import hashlib
 import json
 from collections import Counter
+from math import prod
 
+from kolm_build.core.attached import Routing
+from kolm_build.core.recipe import parse_recipe
 from kolm_build.steps import dataset, import_model, script
 from tests.steps_data.calling import run_step
 from tests.support.models import ROOT, TINY, example
@@ -88,3 +91,57 @@ def test_no_category_and_no_chapter_has_more_than_its_share(tmp_path):
     rows = icd_rows(tmp_path, chapters)
     assert Counter(row["label"] for row in rows) == {"digestive": 100, "genitourinary": 100}
     assert max(Counter(row["cat"] for row in rows).values()) == icd.PER_CATEGORY
+
+
+MIXTURE = ROOT / "examples" / "learning" / "mixture"
+
+
+def test_three_questions_are_asked_about_real_descriptions(tmp_path):
+    """A side stands in the wording; chapter and heading are the table's own."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "icd.xml").write_text(
+        """<x><chapter><name>19</name>
+        <section><diag><name>S52</name><desc>Fracture of forearm</desc>
+        <diag><name>S52.1</name><desc>Fracture of upper end of right radius</desc></diag>
+        <diag><name>S52.2</name><desc>Fracture of left radius, unspecified</desc></diag>
+        </diag></section></chapter><chapter><name>21</name>
+        <diag><name>Z00</name><desc>Examination of the left eye</desc></diag></chapter></x>"""
+    )
+    out = made(tmp_path, MIXTURE, "tasks.py", source=source)
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    told = {(row["question"], row["text"]): row["answer"] for row in rows}
+    right, both = "Fracture of upper end of right radius", "Fracture of left radius, unspecified"
+    assert told == {
+        ("side", right): "right",
+        ("side", "Examination of the left eye"): "left",
+        ("chapter", "Fracture of forearm"): "injury",
+        ("chapter", right): "injury",
+        ("chapter", both): "injury",
+        ("billable", "Fracture of forearm"): "no",
+        ("billable", right): "yes",
+        ("billable", both): "yes",
+        ("billable", "Examination of the left eye"): "yes",
+    }
+    assert {row["cat"] for row in rows} == {"S52", "Z00"}
+
+
+def test_the_mixture_and_its_peer_train_equally_many_numbers():
+    """Four experts of rank 4 with their routers, and one adapter of rank 18: 36,864 each."""
+    recipe = parse_recipe((MIXTURE / "kolm.toml").read_text(), file="kolm.toml")
+    one, mixture = (dict(stage.params) for stage in recipe.pipeline.train[1:])
+    shapes = example(MIXTURE / "model.py").shapes()
+    layers = [shape for name, shape in shapes.items() if len(shape) == 2 and "layers" in name]
+    peer = sum(one["lora_r"] * (rows + columns) for rows, columns in layers)
+    routing = Routing(
+        experts=mixture["experts"],
+        top_k=mixture["top_k"],
+        routing="top",
+        rank=mixture["lora_r"],
+        alpha=mixture["lora_alpha"],
+    )
+    matrices = [routing.shapes(columns, rows).values() for rows, columns in layers]
+    assert sum(prod(shape) for shapes_of in matrices for shape in shapes_of) == peer == 36_864
+    alike = ("learning_rate", "epochs", "batch_size", "warmup_steps", "schedule", "target_modules")
+    assert [one[name] for name in alike] == [mixture[name] for name in alike]
+    assert one["lora_alpha"] * mixture["lora_r"] == mixture["lora_alpha"] * one["lora_r"]

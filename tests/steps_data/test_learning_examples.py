@@ -128,7 +128,7 @@ def test_the_majority_of_the_votes_decides_and_a_tie_is_left_out(tmp_path):
     rows = voted(tmp_path, 9)
     assert rows.keys() == {"happy", "happiness", "dull"}
     better = {"better": "good", "worse": "bad"}
-    assert rows["happiness"] == better | {"margin": "8", "text": "happiness"}
+    assert rows["happiness"] == better | {"family": "happi", "margin": "8", "text": "happiness"}
     assert (rows["dull"]["better"], rows["dull"]["margin"]) == ("bad", "8")
 
 

@@ -27,6 +27,7 @@ constexpr int kRows = 4, kVectors = 2, kTallRows = 8;
 constexpr int kColumns = kVectors * kLanes;
 // Of B, fetched before they are read: where rows lie apart, the processor does not see them coming.
 constexpr int64_t kDepthsAhead = 16;
+constexpr int kLineFloats = 16;  // of a cache line
 
 // One chunk of one tile. Row i of a at depth k is a[k * a_step + i * a_line], where a_step or
 // a_line is 1; column j of b is b[k * b_step + j].
@@ -82,8 +83,8 @@ inline __attribute__((always_inline)) void chunk_sums(const TileTask& task,
   const int64_t soon_b = kDepthsAhead * b_step;
   const auto add_depth = [&]() __attribute__((always_inline)) {
     Vector columns[Vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(b + soon_b + v * kLanes);
+#pragma GCC unroll 2
+    for (int at = 0; at < Vectors * kLanes; at += kLineFloats) __builtin_prefetch(b + soon_b + at);
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) columns[v] = load(b + v * kLanes);
 #pragma GCC unroll 16

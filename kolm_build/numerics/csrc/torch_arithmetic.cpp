@@ -249,6 +249,7 @@ void pow_tensor_scalar(Tensor& out, const Tensor& x, const Scalar& exponent) {
   if (value == 1.0) return copy(out, x);
   const auto operation = operation_of_exponent(value);
   if (!operation) return power(out, x, at::native::wrapped_scalar_tensor(exponent));
+  if (!out.defined()) out = new_like(x);
   auto iter = at::TensorIterator::unary_float_op(out, x);
   const auto run = kernels().maps.unary;
   map_elements<1>("pow", iter,
