@@ -95,7 +95,7 @@ federated: $(VENV)/.dev ## every federated method twice; bytes compared (WRITE=-
 algorithms: $(VENV)/.dev ## every algorithm of the catalogue twice; bytes compared (WRITE=--write notes them)
 	$(BIN)/python tools/algorithms.py $(WRITE)
 
-learning: $(VENV)/.dev ## a model of each family beats its baseline on held-out rows (WRITE=--write notes it)
+learning: $(VENV)/.dev ## models of several families beat their baselines on held-out rows (WRITE=--write notes it)
 	$(BIN)/python tools/learning.py $(WRITE)
 
 portability: $(VENV)/.dev ## one table: models trained in every setting, one digest a row

@@ -1,4 +1,4 @@
-"""Train one model of each family, and say how much better it is on rows that it never saw.
+"""Train models of several families, and say how much better each is on rows that it never saw.
 
 `python tools/learning.py [NAME…]` takes each folder of examples/learning, locks its recipe and
 builds what its learning.toml names with `kolm lock` and `kolm build`, in the store build/learning;

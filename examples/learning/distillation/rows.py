@@ -1,1 +1,0 @@
-../../icd-triage/rows.py
