@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <string_view>
 
 #include "kernels.h"
 #include "pool.h"
@@ -171,9 +172,9 @@ __attribute__((target("avx2,fma"))) double multiply_adds_256(int64_t rounds, flo
 // Runs the loop of instruction set `isa` and gives its floating point operations; 0 without one.
 KOLM_API double kolm_multiply_adds(int isa, int64_t rounds, float* sink) {
 #if defined(__x86_64__)
-  const char* name = table(isa).isa;
-  if (std::strcmp(name, "avx512") == 0) return multiply_adds_512(rounds, sink);
-  if (std::strcmp(name, "avx2") == 0) return multiply_adds_256(rounds, sink);
+  const std::string_view name = table(isa).isa;  // or with what 8-bit integers add to it
+  if (name.starts_with("avx512")) return multiply_adds_512(rounds, sink);
+  if (name.starts_with("avx2")) return multiply_adds_256(rounds, sink);
 #endif
   (void)isa, (void)rounds, (void)sink;
   return 0.0;
