@@ -1,18 +1,13 @@
 """A Llama with weights made by a formula, of the size that the recipe asks for.
 
-Parameters: `hidden`, `intermediate`, `layers`, `heads`, `kv_heads`. Without an input ``tokens`` its
-tokenizer is byte-level without merges, with a ChatML template. With one, a bfloat16 model, it can
-be that model's student: tokenizer and template are its, and so are the embeddings, of which as many
-columns are taken, at equal distances, as `hidden` says; what a layer adds begins as zero, so that a
-token is first of all what its embedding says. All other weights come from SHAKE-256 of the tensor's
-name: nothing to download and nothing to trust. Standard library only.
+Parameters: `hidden`, `intermediate`, `layers`, `heads`, `kv_heads`. The tokenizer is byte-level
+without merges, with a ChatML template. Weights come from SHAKE-256 of the tensor's name: nothing to
+download and nothing to trust. Standard library only.
 """
 
 import json
 import math
-import shutil
 import struct
-from array import array
 from collections.abc import Iterator, Mapping
 from hashlib import shake_256
 from pathlib import Path
@@ -23,10 +18,8 @@ Params = Mapping[str, str | int]
 SIZES = {"hidden": 128, "intermediate": 352, "layers": 3, "heads": 4, "kv_heads": 2}
 WINDOW = 512
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+WORDS = len(SPECIALS) + 256
 IDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 3}
-EMBEDDINGS = "model.embed_tokens.weight"
-ADDING = ("o_proj.weight", "down_proj.weight")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -35,37 +28,23 @@ CHAT_TEMPLATE = (
 )
 
 
-def run(inputs: Mapping[str, Path], out: Path, params: Params) -> None:
+def run(_inputs: Mapping[str, Path], out: Path, params: Params) -> None:
     """Write the model folder to `out`."""
     sizes = {name: int(params.get(name, size)) for name, size in SIZES.items()}
-    if "tokens" in inputs:
-        words, ids = copy_tokenizer(inputs["tokens"], out)
-    else:
-        words, ids = len(SPECIALS) + 256, IDS
-        write(out / "tokenizer.json", tokenizer())
-        write(out / "tokenizer_config.json", tokenizer_config())
-        (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
-    write(out / "config.json", config(sizes, words) | ids)
-    write(out / "generation_config.json", ids)
-    table = shapes(sizes, words)
-    given = student(table, inputs["tokens"]) if "tokens" in inputs else {}
+    write(out / "config.json", config(sizes) | IDS)
+    write(out / "generation_config.json", IDS)
+    write(out / "tokenizer.json", tokenizer())
+    write(out / "tokenizer_config.json", tokenizer_config())
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
     with (out / "model.safetensors").open("wb") as file:
-        file.writelines(safetensors(table, given))
+        file.writelines(safetensors(shapes(sizes)))
 
 
 def write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def copy_tokenizer(folder: Path, out: Path) -> tuple[int, Json]:
-    """Copy the tokenizer of the model in `folder`; its number of words, its special ids."""
-    for name in TOKENIZER:
-        shutil.copyfile(folder / name, out / name)
-    teacher = json.loads((folder / "config.json").read_text("utf-8"))
-    return teacher["vocab_size"], {name: teacher[name] for name in IDS if name in teacher}
-
-
-def config(sizes: Mapping[str, int], words: int) -> Json:
+def config(sizes: Mapping[str, int]) -> Json:
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -86,11 +65,11 @@ def config(sizes: Mapping[str, int], words: int) -> Json:
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
         "tie_word_embeddings": True,
         "use_cache": True,
-        "vocab_size": words,
+        "vocab_size": WORDS,
     }
 
 
-def shapes(sizes: Mapping[str, int], words: int) -> dict[str, tuple[int, ...]]:
+def shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """Name to shape of every tensor, sorted."""
     hidden, wide = sizes["hidden"], sizes["intermediate"]
     keys = sizes["kv_heads"] * hidden // sizes["heads"]
@@ -105,16 +84,14 @@ def shapes(sizes: Mapping[str, int], words: int) -> dict[str, tuple[int, ...]]:
         "self_attn.q_proj": (hidden, hidden),
         "self_attn.v_proj": (keys, hidden),
     }
-    table = {EMBEDDINGS: (words, hidden), "model.norm.weight": (hidden,)}
+    table = {"model.embed_tokens.weight": (WORDS, hidden), "model.norm.weight": (hidden,)}
     for index in range(sizes["layers"]):
         table |= {f"model.layers.{index}.{part}.weight": shape for part, shape in layer.items()}
     return dict(sorted(table.items()))
 
 
-def safetensors(
-    table: Mapping[str, tuple[int, ...]], given: Mapping[str, bytes]
-) -> Iterator[bytes]:
-    """The parts of a float32 safetensors file: tensors that are given, else the formula's."""
+def safetensors(table: Mapping[str, tuple[int, ...]]) -> Iterator[bytes]:
+    """The parts of a float32 safetensors file with the formula's weights."""
     header, at = {}, 0
     for name, shape in table.items():
         end = at + 4 * math.prod(shape)
@@ -124,32 +101,7 @@ def safetensors(
     text += b" " * (-(8 + len(text)) % 64)
     yield struct.pack("<Q", len(text)) + text
     for name, shape in table.items():
-        yield given[name] if name in given else weights(name, shape)
-
-
-def student(table: Mapping[str, tuple[int, ...]], teacher: Path) -> dict[str, bytes]:
-    """What a student of the model in `teacher` does not have of the formula."""
-    silent = {
-        name: bytes(4 * math.prod(shape)) for name, shape in table.items() if name.endswith(ADDING)
-    }
-    return silent | {EMBEDDINGS: thinned(teacher, table[EMBEDDINGS][1])}
-
-
-def thinned(folder: Path, hidden: int) -> bytes:
-    """Of the bfloat16 embeddings of the model in `folder` every n-th column, in float32."""
-    with (folder / "model.safetensors").open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        entry = json.loads(file.read(length))[EMBEDDINGS]
-        start, end = entry["data_offsets"]
-        file.seek(8 + length + start)
-        data = file.read(end - start)
-    step, rest = divmod(entry["shape"][1], hidden)
-    if entry["dtype"] != "BF16" or rest:
-        raise ValueError(f"no {hidden} columns of {entry['dtype']} {entry['shape']}")
-    columns = array("H", data)[::step].tobytes()
-    wide = bytearray(2 * len(columns))
-    wide[2::4], wide[3::4] = columns[::2], columns[1::2]
-    return bytes(wide)
+        yield weights(name, shape)
 
 
 def weights(name: str, shape: tuple[int, ...]) -> bytes:
