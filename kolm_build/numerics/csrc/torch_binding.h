@@ -57,6 +57,9 @@ inline Tensor new_floats(IntArrayRef sizes) {
   return at::detail::empty_cpu(sizes, at::TensorOptions().dtype(at::kFloat));
 }
 
+// The same of +0, written once: PyTorch would fill it with NaN first (NUM-125).
+inline Tensor new_zeros(IntArrayRef sizes) { return new_floats(sizes).zero_(); }
+
 // Runs `body(begin, end)` over [0, n) on ATen's threads, at least `grain` at a time.
 template <class Body>
 void for_ranges(int64_t n, int64_t grain, const Body& body) {

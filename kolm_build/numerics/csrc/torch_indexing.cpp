@@ -41,7 +41,7 @@ Tensor embedding_dense_backward(const Tensor& grad, const Tensor& indices, int64
   const Tensor index = indices.to(at::kLong).contiguous();
   const int64_t count = index.numel(), columns = grad.size(-1);
   const Tensor rows = widened(op, grad).contiguous();
-  Tensor out = at::zeros({num_weights, columns}, rows.options());
+  const Tensor out = new_zeros({num_weights, columns});
   const int64_t* numbers = index.const_data_ptr<int64_t>();
   check_range(op, numbers, count, num_weights);
   add_rows(floats(out), columns, numbers, count, const_floats(rows), padding_idx);

@@ -340,7 +340,7 @@ Tensor nll_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& 
   const Tensor dy = widened(op, grad).contiguous();
   const Tensor class_weights = parameter(op, weight);
   const float* weights = data_or_null(class_weights);
-  Tensor dx = at::zeros(input.sizes(), input.options().dtype(at::kFloat));
+  const Tensor dx = new_zeros(input.sizes());
   const bool each = reduction == at::Reduction::None && input.dim() == 2;
   float scale = each ? 0.0f : const_floats(dy)[0];
   if (reduction == at::Reduction::Mean) {
