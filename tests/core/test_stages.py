@@ -343,7 +343,7 @@ def _chains(draw):
 
 
 @given(_chains())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_change_reaches_what_follows_from_it_and_nothing_else(chain):
     """RECIPE-13, RECIPE-23."""
     stages, index = chain

@@ -377,7 +377,6 @@ class TestTheEngineAgreesWithABusyBuilder:
 
     @settings(
         max_examples=15,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(st.lists(DAGS, min_size=1, max_size=3), st.integers(1, 3))

@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kolm_build.core.federated.fixed_point import (
@@ -26,7 +26,6 @@ from kolm_build.errors import InvalidRecordError
 WHOLE = st.integers(-(1 << 40), 1 << 40)
 
 
-@settings(deadline=None)
 @given(st.floats(-1e6, 1e6, width=32), st.integers(8, 40))
 def test_a_number_is_cut_off_toward_zero_exactly(value, bits):
     """FED-20."""
@@ -43,7 +42,6 @@ def test_what_is_not_finite_is_refused_with_its_place(value):
     assert caught.value.where == "value 1"
 
 
-@settings(deadline=None)
 @given(st.lists(WHOLE, max_size=20), st.integers(1, 1 << 41))
 def test_no_clipped_vector_is_longer_than_the_bound(values, bound):
     """FED-21."""
@@ -53,7 +51,6 @@ def test_no_clipped_vector_is_longer_than_the_bound(values, bound):
         assert made == values
 
 
-@settings(deadline=None)
 @given(st.lists(WHOLE, min_size=1, max_size=20), st.integers(1, 1 << 30))
 def test_clipping_keeps_the_direction(values, bound):
     """FED-21: each number is the exact one, cut off, within what rounding the norm up costs."""
@@ -72,14 +69,12 @@ def test_a_bound_is_the_clip_in_units():
     assert bound_of(Decimal("0.1"), 8) == 25
 
 
-@settings(deadline=None)
 @given(st.integers(-(1 << 63), (1 << 63) - 1))
 def test_wrapping_is_undone_by_reading_as_signed(value):
     """FED-23."""
     assert signed(wrapped(value)) == value
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-(1 << 50), 1 << 50), max_size=30))
 def test_a_sum_modulo_two_to_the_64_is_the_sum(values):
     """FED-23."""
@@ -179,7 +174,6 @@ def test_epsilon_is_that_of_googles_accountant_rounded_up(rate, noise, rounds, d
     assert found.order in ORDERS
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_more_rounds_cost_more_and_more_noise_less(rounds, more):
     """FED-51."""

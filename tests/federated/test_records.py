@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kolm_build.core import cbor
@@ -136,7 +136,6 @@ NAMES = st.sampled_from(["a", "b", "c", "d"])
 SEEDS = st.dictionaries(NAMES, st.binary(min_size=32, max_size=32))
 
 
-@settings(deadline=None)
 @given(SEEDS, st.one_of(st.none(), st.binary(min_size=32, max_size=32)))
 def test_seeds_are_read_as_they_were_written(pairs, own):
     """FED-31."""

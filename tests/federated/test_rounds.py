@@ -145,7 +145,7 @@ def seeds(made):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.fixed_dictionaries(dict.fromkeys(NAMES, VECTORS)),
     st.sampled_from([NAMES, NAMES[:2], NAMES[1:], (NAMES[0], NAMES[2])]),

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kolm_build.core.federated import shamir
@@ -44,7 +44,6 @@ def test_the_field_is_the_least_prime_above_two_to_the_256():
     assert not any(is_prime(number) for number in range((1 << 256) + 1, shamir.PRIME))
 
 
-@settings(deadline=None)
 @given(SECRETS, st.integers(1, 5), st.integers(0, 3), st.randoms())
 def test_any_threshold_of_shares_gives_the_secret_and_fewer_are_refused(
     secret, threshold, more, random
@@ -66,7 +65,6 @@ def test_every_subset_of_enough_shares_gives_the_same_secret():
             assert shamir.join({one: shares[one] for one in chosen}, threshold=3) == secret
 
 
-@settings(deadline=None)
 @given(SECRETS, SECRETS)
 def test_fewer_shares_fit_every_secret(secret, other):
     """FED-12: for any other secret there is a polynomial through the same share."""

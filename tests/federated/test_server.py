@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kolm_build.core.federated.plan import FACTORING, METHODS
@@ -126,9 +126,6 @@ def test_what_a_step_does_not_name_stays():
 
 
 # Linear algebra in order
-
-
-@settings(deadline=None)
 @given(SEEDS, st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
 def test_ordered_products_and_sums_are_products_and_sums(seed, rows, inner, columns):
     """FED-70."""
@@ -158,7 +155,6 @@ def test_an_ordered_product_adds_column_by_column_without_fusing():
     assert np.array_equal(product(left, right), wanted)
 
 
-@settings(deadline=None)
 @given(SEEDS, st.integers(1, 12), st.integers(1, 6))
 def test_orthogonal_factors_give_the_matrix(seed, rows, columns):
     """FED-70: of any matrix, those with columns that add nothing too."""
@@ -171,7 +167,6 @@ def test_orthogonal_factors_give_the_matrix(seed, rows, columns):
     assert np.allclose(gram, np.diag(np.round(np.diag(gram))), atol=1e-9)
 
 
-@settings(deadline=None)
 @given(SEEDS, st.integers(1, 9))
 def test_singular_values_are_lapacks(seed, size):
     """FED-91."""

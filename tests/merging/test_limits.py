@@ -179,7 +179,7 @@ def test_model_stock_at_sixty_degrees():
     torch.testing.assert_close(found, torch.tensor([1.0, 3.0**0.5 / 3]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     algorithm=st.sampled_from(SYMMETRIC),
     order=st.permutations(range(4)),

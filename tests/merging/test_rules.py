@@ -30,7 +30,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("algorithm", sorted(METHODS))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     shape=SHAPES,
     seed=st.integers(0, 2**32),

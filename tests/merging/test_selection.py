@@ -20,7 +20,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.lists(FLOATS | FEW, min_size=1, max_size=50), share=st.fractions(0, Fraction(11, 10))
 )

@@ -194,9 +194,7 @@ def test_subnormal_numbers_are_kept(library: Library) -> None:
             assert (got == np.float32(2 * least)).all(), how
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_element_depends_on_its_row_and_column_alone(
     library: Library, data: st.DataObject

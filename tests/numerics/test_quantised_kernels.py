@@ -271,7 +271,7 @@ def test_a_layer_as_its_file_holds_it_is_linear_of_what_it_stands_for(name, dtyp
         assert same(stored_product(x, tensors, grid), wanted)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(list(KINDS)),
     rows=st.integers(0, 20),
@@ -363,7 +363,7 @@ def test_a_product_of_integers_is_exact_within_a_group(name, shape):
         assert same(weight.dynamic(low), dots_of(low.float().numpy(), weight).bfloat16())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(INTEGERS),
     rows=st.integers(0, 20),

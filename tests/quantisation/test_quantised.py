@@ -165,7 +165,7 @@ def test_packing_loses_nothing(name, dtype):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_codes_survive_packing(data):
     """QUANT-21, with lengths that leave a word half empty."""
     bits = data.draw(st.sampled_from([4, 8]))
@@ -186,7 +186,7 @@ def test_any_codes_survive_packing(data):
 
 
 @given(st.integers(0, 2**31), st.sampled_from(WEIGHT_ONLY), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_element_is_off_by_more_than_half_a_step(seed, name, narrow):
     """QUANT-8: half the distance of the codes around it; what is beyond the last code, likewise.
 

@@ -62,7 +62,7 @@ def test_the_package_gguf_reads_what_was_meant(kind, steps):
     st.sampled_from([Kind.Q4_K, Kind.Q6_K]),
     st.sampled_from([1e-30, 1e-3, 1.0, 20.0]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_super_block_does_not_depend_on_its_neighbours(seed, kind, size):
     """Rows together are the rows alone: nothing is summed across blocks."""
     draws = np.frombuffer(shake_256(seed.to_bytes(4)).digest(2 * 4 * 512), "<i2")

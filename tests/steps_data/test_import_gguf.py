@@ -194,7 +194,7 @@ def start(tmp_path_factory):
 class TestHostileFiles:
     """GGUF-2, GGUF-3, GGUF-4: whatever the bytes are, reading them ends in a value or an error."""
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(at=st.integers(0, 20_000), data=st.binary(min_size=1, max_size=8))
     def test_overwritten_bytes(self, start, at, data):
         folder, good = start
@@ -204,7 +204,7 @@ class TestHostileFiles:
         except InvalidRecordError:
             return
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(length=st.integers(0, 20_000))
     def test_every_cut_is_refused(self, start, length):
         folder, good = start

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -228,7 +228,6 @@ FLOATS = arrays.arrays(np.uint32, st.integers(1, 64), elements=st.integers(0, 2*
 )
 
 
-@settings(deadline=None)
 @given(FLOATS, st.sampled_from(["BF16", "F16"]))
 def test_a_change_of_dtype_rounds_as_torch_does(values, dtype):
     """STEP-20: once, to nearest, ties to even."""
@@ -239,7 +238,6 @@ def test_a_change_of_dtype_rounds_as_torch_does(values, dtype):
     assert bytes(to_bytes(values, dtype)) == theirs
 
 
-@settings(deadline=None)
 @given(FLOATS)
 def test_float32_stays_as_it_is(values):
     assert bytes(to_bytes(values, "F32")) == values.tobytes()

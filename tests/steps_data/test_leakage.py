@@ -26,7 +26,7 @@ def is_leak(text, other):
     return 5 * len(a & b) >= 4 * len(a | b)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS, TEXTS)
 def test_the_search_finds_what_comparing_all_pairs_finds(train, holdout):
     """DATA-13: the search MUST be exact."""
@@ -37,7 +37,7 @@ def test_the_search_finds_what_comparing_all_pairs_finds(train, holdout):
     assert found == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(WORDS, st.integers(0, 60), st.sampled_from(["x", "", "pain "]))
 def test_one_edit_of_a_long_text_is_judged_by_its_grams(words, at, edit):
     text = " ".join(words)

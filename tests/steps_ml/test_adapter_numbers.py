@@ -75,7 +75,7 @@ def test_every_value_takes_the_nearest_code_and_of_two_the_lower():
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=200))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_value_comes_back_within_half_a_gap_of_its_block(values):
     """ADPT-10: and the greatest of a block comes back as it was."""
     array = np.float32(values)
@@ -152,7 +152,7 @@ def test_columns_that_are_nearly_dependent_stay_orthogonal():
 
 
 @given(st.integers(1, 9), st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_jacobi_gives_a_singular_value_decomposition(size, seed):
     """ADPT-23: against LAPACK, in binary64; odd sizes and size 1 too."""
     matrix = np.random.default_rng(seed).normal(size=(size, size))

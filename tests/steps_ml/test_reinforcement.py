@@ -319,7 +319,7 @@ def test_gradients_of_a_row_are_added_with_one_graph_at_a_time():
 
 
 FINITE = st.floats(-100, 100).map(lambda one: round(one, 3))
-PROPERTY = settings(deadline=None, max_examples=60)
+PROPERTY = settings(max_examples=60)
 
 
 @PROPERTY

@@ -481,7 +481,7 @@ def test_a_training_is_put_aside_between_completions_and_not_within(world, tmp_p
     assert run("within", stop=3).refusal()["where"] == "stop_after"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any),
     st.sampled_from([0.01, 0.3, 0.5, 0.9, 0.99]),

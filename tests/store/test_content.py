@@ -216,7 +216,6 @@ def test_a_tensor_may_itself_be_a_file_in_parts(store: LocalStore, place: Path) 
 
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

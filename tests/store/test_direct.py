@@ -81,7 +81,7 @@ def test_the_bytes_are_the_same_however_the_file_system_takes_them(
     assert (place / "0").read_bytes() == data
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 3 * BLOCK_BYTES) | st.just(WORTH_BYTES), min_size=1, max_size=40))
 def test_segments_are_the_files_bytes(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
