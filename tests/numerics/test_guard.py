@@ -450,7 +450,7 @@ portable.load()
 try:
     guard.check_floating_point()
 except FloatingPointEnvironmentError as error:
-    print(error.code)
+    print(error.where)
 """
 
 
