@@ -19,11 +19,11 @@ def rows_of(out):
     return [json.loads(line) for line in (out / "rows.jsonl").read_text("utf-8").splitlines()]
 
 
-def ran(tmp_path, entry, params, **inputs):
+def ran(tmp_path, entry, params, *, place=LEARNING, **inputs):
     """What a script of the examples makes, run as the step runs it."""
     folder = tmp_path / "script"
     folder.mkdir()
-    (folder / entry).write_bytes((LEARNING / entry).read_bytes())
+    (folder / entry).write_bytes((place / entry).read_bytes())
     given = {"script": folder, **inputs}
     return run_step(script, tmp_path, inputs=given, params={"entry": entry, **params}).out
 
@@ -53,6 +53,36 @@ def test_a_model_has_the_size_that_is_asked_for(tmp_path):
     assert sha256(out / "model.safetensors") == (
         "6cb6cd6b666cbf8123ffb3948eedc50195ec320498105afb2c3ab357063a8be0"
     )
+
+
+LEXICON = (
+    "happy\t2.7\t0.9\t[2, 2, 2, 3, 2, 4, 4, 3, 2, 3]",
+    "happiness\t2.6\t0.5\t[3, 3, 2, 3, 2, 3, 3, 2, 2, -3]",
+    "dull\t-1.7\t1.0\t[-1, -2, -2, 1, -3, -2, -2, -2, -1, -3]",
+    "dull\t1.0\t0.0\t[1, 1, 1, 1, 1, 1, 1, 1, 1, 1]",
+    "odd\t0.0\t1.0\t[1, -1, 1, -1, 1, -1, 1, -1, 1, -1]",
+    ":-)\t1.3\t0.5\t[1, 1, 1, 1, 2, 2, 1, 2, 1, 1]",
+)
+
+
+def voted(tmp_path, per_sort):
+    (tmp_path / "lexicon").mkdir()
+    (tmp_path / "lexicon" / "words.txt").write_text("\n".join(LEXICON) + "\n")
+    params, source = {"per_sort": per_sort}, tmp_path / "lexicon"
+    out = ran(tmp_path, "votes.py", params, place=LEARNING / "preference", source=source)
+    return {row["text"]: row for row in rows_of(out)}
+
+
+def test_the_majority_of_the_votes_decides_and_a_tie_is_left_out(tmp_path):
+    rows = voted(tmp_path, 9)
+    assert rows.keys() == {"happy", "happiness", "dull"}
+    better = {"better": "good", "worse": "bad"}
+    assert rows["happiness"] == better | {"family": "happi", "margin": "8", "text": "happiness"}
+    assert (rows["dull"]["better"], rows["dull"]["margin"]) == ("bad", "8")
+
+
+def test_of_each_sort_there_are_as_many_words_at_most(tmp_path):
+    assert sorted(row["better"] for row in voted(tmp_path, 1).values()) == ["bad", "good"]
 
 
 def tabular(*codes):
