@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from kolm_build.attest.evidence import FULL_SUMMARY, QUANTISATION, Claims, about, same
-from kolm_build.core import attached, strict_json
+from kolm_build.core import attached_files, strict_json
 from kolm_build.core.archive import MANIFEST
-from kolm_build.core.attached import read_attached
 from kolm_build.core.cost import EMBEDDING, Sizes, Tensors, shapes
 from kolm_build.core.fields import Fields
 from kolm_build.core.manifest import Manifest, bits_per_weight
@@ -25,7 +24,7 @@ CONFIG, TOKENIZER_CONFIG = "model/config.json", "model/tokenizer_config.json"
 WEIGHTS_SUFFIX = ".safetensors"
 WEIGHTS = "model/model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE = (
-    FOLDER + name for name in (attached.CONFIG, attached.TENSORS, attached.BASE)
+    FOLDER + name for name in (attached_files.CONFIG, attached_files.TENSORS, attached_files.BASE)
 )
 
 COUNTED = "FLOPs and bytes of a request: from the configuration and the tensors' shapes"
@@ -77,11 +76,13 @@ def _check_adapter(heads: Mapping[str, bytes], manifest: Manifest) -> None:
     paths = (one.path for one in manifest.members if one.path.startswith(FOLDER))
     names = {path.removeprefix(FOLDER) for path in paths}
     with about(MANIFEST):
-        same("adapter", manifest.adapter is not None, attached.has_adapter(names))
+        same("adapter", manifest.adapter is not None, attached_files.has_adapter(names))
     if manifest.adapter is None:
         return
+    from kolm_build.core.attached import read_attached  # 5 ms that most artifacts do not need
+
     with about(FOLDER.rstrip("/")):
-        attached.check_complete(names)
+        attached_files.check_complete(names)
     with about(ADAPTER_CONFIG):
         said = read_attached(strict_json.loads(heads[ADAPTER_CONFIG]))
     with about(ADAPTER_BASE):

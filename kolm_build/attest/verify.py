@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from kolm_build.attest.container import Container, Hashing
 from kolm_build.core.manifest import Manifest
@@ -98,32 +98,57 @@ def verify_artifact(path: Path, *, trust: TrustPolicy | None) -> Report:
 
 def verify_container(container: Container, *, trust: TrustPolicy | None) -> Report:
     """`verify_artifact` on an open artifact."""
-    small = {path for path in container.entries if _is_evidence(path)}
-    with Hashing(container, container.entries.keys() - small, keep=_kept) as hashing:
+    with Verification(container) as verification:
+        return verification.report(trust)
+
+
+class Verification:
+    """`verify_container` in two parts: as a context, threads hash the large members already.
+
+    What has to be imported and read before there is a trust policy costs no time so.
+
+    Args:
+        container: The open artifact.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._small = sorted(path for path in container.entries if _is_evidence(path))
+        large = container.entries.keys() - self._small
+        self._hashing = Hashing(container, large, keep=_kept)
+
+    def __enter__(self) -> Self:
+        self._hashing.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hashing.__exit__(*error)
+
+    def report(self, trust: TrustPolicy | None) -> Report:
+        """What the artifact is, if it is what it says, to those who trust whom `trust` does."""
         # Imported while the threads hash: a tenth of a second that costs nothing.
         from kolm_build.attest import attestation, evidence, model
 
-        files = {path: _small(container, path) for path in sorted(small)}
+        container, manifest = self._container, self._container.manifest
+        files = {path: _small(container, path) for path in self._small}
         attestations = {path: container.attestation(path) for path in container.attestations}
-        hashing.raise_found()
+        self._hashing.raise_found()
         digests = attestation.Digests.of(container.manifest_bytes)
-        signatures = attestation.check_attestations(
-            attestations, container.manifest, digests, trust
+        signatures = attestation.check_attestations(attestations, manifest, digests, trust)
+        claims = evidence.check_evidence(files, manifest)
+        counted = model.check_model(self._hashing.result(), manifest, claims)
+        if trust is not None:
+            attestation.check_thresholds(signatures, trust)
+        return Report(
+            artifact_id=f"sha256:{digests.sha256}",
+            manifest_b3=f"b3:{digests.b3}",
+            manifest=manifest,
+            size_bytes=container.size,
+            signatures=signatures,
+            trusted=trust is not None,
+            evidenced=(*claims.evidenced, *([model.COUNTED] if counted else [])),
+            not_evidenced=(*claims.not_evidenced, *([] if counted else [model.COUNTED])),
         )
-        claims = evidence.check_evidence(files, container.manifest)
-        counted = model.check_model(hashing.result(), container.manifest, claims)
-    if trust is not None:
-        attestation.check_thresholds(signatures, trust)
-    return Report(
-        artifact_id=f"sha256:{digests.sha256}",
-        manifest_b3=f"b3:{digests.b3}",
-        manifest=container.manifest,
-        size_bytes=container.size,
-        signatures=signatures,
-        trusted=trust is not None,
-        evidenced=(*claims.evidenced, *([model.COUNTED] if counted else [])),
-        not_evidenced=(*claims.not_evidenced, *([] if counted else [model.COUNTED])),
-    )
 
 
 def _is_evidence(path: str) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from unicodedata import category, normalize
 
 from kolm_build.core.name import parse_entry
@@ -194,16 +195,12 @@ def _check_paths(paths: Sequence[str]) -> None:
     if len(paths) > MAX_MEMBERS:
         raise InvalidRecordError("too many members", expected=f"at most {MAX_MEMBERS}")
     files: dict[str, str] = {}
-    folders: dict[str, str] = {}
     for path in paths:
         parse_path(path)
         other = files.setdefault(_folded(path), path)
         if other is not path:
             raise InvalidRecordError("two members of one name", where=path, actual=other)
-        for folder in _folders(path):
-            if folders.setdefault(_folded(folder), folder) != folder:
-                raise InvalidRecordError("two folders that differ only in case", where=path)
-    both = files.keys() & folders.keys()
+    both = files.keys() & _folded_folders(paths)
     if both:
         raise InvalidRecordError("a member is a file and a folder", where=files[min(both)])
 
@@ -212,8 +209,17 @@ def _folded(path: str) -> str:
     return normalize("NFC", path.casefold())
 
 
+def _folded_folders(paths: Iterable[str]) -> set[str]:
+    folders: dict[str, str] = {}
+    inside = {folder: path for path in paths for folder in _folders(path)}
+    for folder, path in inside.items():
+        if folders.setdefault(_folded(folder), folder) != folder:
+            raise InvalidRecordError("two folders that differ only in case", where=path)
+    return set(folders)
+
+
 def _folders(path: str) -> Iterable[str]:
-    return (path[:index] for index, sign in enumerate(path) if sign == "/")
+    return accumulate(path.split("/")[:-1], "{}/{}".format)
 
 
 def _place(member: Member, at: int) -> tuple[Placed, bytes]:

@@ -9,27 +9,18 @@ the standard library alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Self
 
+from kolm_build.core.attached_files import TENSORS, VIRTUAL
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
-
-CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
-BASE = "base.json"
-FILES = (CONFIG, TENSORS, BASE)
-"""What a model folder has beside a model's own files."""
 
 MIXTURE = "KOLM_MOE_LORA"
 TOP, SOFT = "top", "soft"
 """Of a token the likeliest experts speak; all of them do."""
 
 PREFIX, PROMPT = "PREFIX_TUNING", "PROMPT_TUNING"
-VIRTUAL = "prompt_embeddings"
-"""The one tensor of virtual tokens, a row each."""
-
 PARTS = ("down", "router", "up")
 """The matrices beside a layer, as they are named in the file."""
 
@@ -295,22 +286,6 @@ def _check_tensors(wanted: Mapping[str, Shape], found: Mapping[str, tuple[str, S
                 expected="no such tensor" if want is None else f"{list(want)}, of floats",
                 actual=f"{dtype} {list(shape)}" if name in found else "missing",
             )
-
-
-def has_adapter(names: AbstractSet[str]) -> bool:
-    """Whether a model folder with files of these `names` has an adapter, or a part of one."""
-    return not names.isdisjoint(FILES)
-
-
-def check_complete(names: AbstractSet[str]) -> None:
-    """Refuse a model folder that has some of an adapter's files and not all.
-
-    Raises:
-        InvalidRecordError: One is missing.
-    """
-    missing = sorted(set(FILES) - names)
-    if missing:
-        raise InvalidRecordError("a part of the adapter is missing", where=", ".join(missing))
 
 
 def _positive(fields: Fields, name: str) -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 
-from kolm_build.core.attached import SOFT, TOP, VIRTUAL, Mixed, Routing, Shape
+from kolm_build.core.attached import SOFT, TOP, Mixed, Routing, Shape
+from kolm_build.core.attached_files import VIRTUAL
 from kolm_build.core.bounded import Params
 from kolm_build.core.catalogue.algorithm import ALL_LINEAR
 from kolm_build.core.cost import EMBEDDING, HEAD, Config, Sizes, Tensors

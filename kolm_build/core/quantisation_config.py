@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kolm_build.core.config_keys import QUANTISED
 from kolm_build.core.fields import Fields
 from kolm_build.core.quantisation import (
     CHANNEL,
@@ -33,7 +34,7 @@ VERSION = "0.20.0"
 
 STATUS = "compressed"
 MIXED = "mixed-precision"
-KEY = "quantization_config"
+KEY = QUANTISED
 
 Table = Mapping[str, object]
 

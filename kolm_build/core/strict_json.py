@@ -8,13 +8,15 @@ because the verifier and the light steps read with it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from kolm_build.errors import InvalidRecordError
 
 MAX_BYTES = 1 << 28
 MAX_DEPTH = 64
 MAX_INTEGER = (1 << 53) - 1
+_SCALARS = frozenset({str, int, bool, type(None)})
+_ESCAPE = b"\\u"
 
 Value = None | bool | int | str | list["Value"] | dict[str, "Value"]
 
@@ -54,7 +56,8 @@ def loads(data: bytes) -> Value:
         raise _bad(error.msg, f"line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise _bad(f"nested deeper than {MAX_DEPTH} levels") from None
-    _check(value)
+    if _ESCAPE in data or data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        _check(value)  # else there is neither a surrogate nor depth
     return value
 
 
@@ -71,28 +74,46 @@ def _canonical(value: object, depth: int) -> Value:
     """`value` with the keys of every object in order, checked on the way."""
     if depth > MAX_DEPTH:
         raise _bad(f"nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, Mapping):
+    if type(value) not in _SCALARS and isinstance(value, Mapping):
         return _canonical_object(value, depth)
     if isinstance(value, list | tuple):
-        return [_nested(item, depth, f"[{index}]") for index, item in enumerate(value)]
+        return _canonical_list(value, depth)
     _check_scalar(value)
     return value  # type: ignore[return-value]  # checked
 
 
+def _canonical_list(value: Sequence[object], depth: int) -> Value:
+    made: list[Value] = []
+    try:
+        made.extend(_canonical(item, depth + 1) for item in value)
+    except InvalidRecordError as error:
+        raise error.under(f"[{len(made)}]") from None
+    return made
+
+
 def _canonical_object(value: Mapping[object, object], depth: int) -> Value:
-    for name in value:
+    names = _ordered(value)
+    made: dict[str, Value] = {}
+    try:
+        for name in names:
+            made[name] = _canonical(value[name], depth + 1)
+    except InvalidRecordError as error:
+        raise error.under(names[len(made)]) from None
+    return made
+
+
+def _ordered(names: Iterable[object]) -> list[str]:
+    """Keys in the order of RFC 8785, which is that of their letters where those are ASCII."""
+    texts: list[str] = []
+    for name in names:
         if type(name) is not str:
             raise _bad("a key that is not text", repr(name)[:80])
-        _check_scalar(name)
-    names: list[str] = sorted(value, key=_utf16)  # type: ignore[arg-type]  # all text
-    return {name: _nested(value[name], depth, name) for name in names}
-
-
-def _nested(item: object, depth: int, where: str) -> Value:
-    try:
-        return _canonical(item, depth + 1)
-    except InvalidRecordError as error:
-        raise error.under(where) from None
+        texts.append(name)
+    if "".join(texts).isascii():
+        return sorted(texts)
+    for text in texts:
+        _check_scalar(text)
+    return sorted(texts, key=_utf16)
 
 
 def _check_scalar(value: object) -> None:
@@ -143,7 +164,9 @@ def _object(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
 def _integer(text: str) -> int:
     if len(text) > 17 or text == "-0":
         raise _bad("an integer out of range", text[:80])
-    return int(text)
+    value = int(text)
+    _check_scalar(value)
+    return value
 
 
 def _no_float(text: str) -> Value:

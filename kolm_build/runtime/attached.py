@@ -10,17 +10,8 @@ from typing import Any
 import torch
 
 from kolm_build.core import strict_json
-from kolm_build.core.attached import (
-    CONFIG,
-    PREFIX,
-    TENSORS,
-    VIRTUAL,
-    Mixed,
-    Virtual,
-    check_complete,
-    has_adapter,
-    read_attached,
-)
+from kolm_build.core.attached import PREFIX, Mixed, Virtual, read_attached
+from kolm_build.core.attached_files import CONFIG, TENSORS, VIRTUAL, check_complete, has_adapter
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.files import ModelFiles
 from kolm_build.runtime.mixture import Mixture

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from kolm_build.core.attached import has_adapter
+from kolm_build.core.attached_files import has_adapter
 from kolm_build.core.quantisation_config import KEY, LayerGroup, from_config
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.state import DTYPE_NAMES

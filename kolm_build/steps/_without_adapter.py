@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kolm_build.core.attached import has_adapter
+from kolm_build.core.attached_files import has_adapter
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._files import input_folder

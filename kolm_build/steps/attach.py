@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 
 from kolm_build.core import strict_json
-from kolm_build.core.attached import CONFIG, FILES, TENSORS, read_attached
+from kolm_build.core.attached import read_attached
+from kolm_build.core.attached_files import CONFIG, FILES, TENSORS
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._base import FILE, PLAIN, Base

@@ -20,14 +20,8 @@ from blake3 import blake3
 
 from kolm_build.core import strict_json
 from kolm_build.core.archive import MANIFEST, layout, order
-from kolm_build.core.attached import (
-    BASE,
-    CONFIG,
-    TENSORS,
-    check_complete,
-    has_adapter,
-    read_attached,
-)
+from kolm_build.core.attached import read_attached
+from kolm_build.core.attached_files import BASE, CONFIG, TENSORS, check_complete, has_adapter
 from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import KScore

@@ -77,11 +77,14 @@ def refuse_below(least: str, heard: Iterable[Claimed], trust: TrustPolicy) -> No
         )
 
 
-def check_artifact_grade(file: Path, claims: Path | None, trust: TrustPolicy) -> str | None:
+def check_artifact_grade(
+    container: Container, file: Path, claims: Path | None, trust: TrustPolicy
+) -> str | None:
     """Refuse an artifact of which a store's claims show less than its lock asks for.
 
     Args:
-        file: The artifact, everything else of which holds.
+        container: The artifact, everything else of which holds.
+        file: Where it is, for messages: it is not opened again, since it may be another by now.
         claims: The store; None where none was named.
         trust: Whose claims count.
 
@@ -91,22 +94,19 @@ def check_artifact_grade(file: Path, claims: Path | None, trust: TrustPolicy) ->
     Raises:
         UntrustedError: It is not shown.
     """
-    from kolm_build.attest.container import Container
-
-    with Container.open(file) as container:
-        least = _least(container)
-        if least is None:
-            return None
-        if claims is None:
-            raise UntrustedError(
-                "its lock asks for a grade, and an artifact holds no claims that show one",
-                file=str(file),
-                expected=f"the grade {least}",
-                actual="no claims",
-                advice="Name a store that has the builders' claims by --claims.",
-            )
-        refuse_below(least, _heard_of(container, claims, trust), trust)
-        return least
+    least = _least(container)
+    if least is None:
+        return None
+    if claims is None:
+        raise UntrustedError(
+            "its lock asks for a grade, and an artifact holds no claims that show one",
+            file=str(file),
+            expected=f"the grade {least}",
+            actual="no claims",
+            advice="Name a store that has the builders' claims by --claims.",
+        )
+    refuse_below(least, _heard_of(container, claims, trust), trust)
+    return least
 
 
 def _least(container: Container) -> str | None:

@@ -6,7 +6,8 @@ import pytest
 
 from kolm_build.attest.verify import verify_artifact
 from kolm_build.core import strict_json
-from kolm_build.core.attached import FILES, read_attached
+from kolm_build.core.attached import read_attached
+from kolm_build.core.attached_files import FILES
 from kolm_build.core.manifest import ATTACHED_FORMAT, FORMAT, AdapterClaim, Manifest, Quantisation
 from kolm_build.core.request import StepRequest
 from kolm_build.core.safetensors import encode_header

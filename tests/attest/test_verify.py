@@ -225,6 +225,21 @@ def test_without_trust_nothing_is_trusted(signed, unsigned):
     assert not verify_artifact(unsigned, trust=None).trusted
 
 
+def test_threads_hash_in_pieces_and_leave_the_interpreter_as_it_was(signed, tmp_path, monkeypatch):
+    """Members large enough for threads, of more than one piece each, are checked no less."""
+    monkeypatch.setattr("kolm_build.attest.container.PIECE_BYTES", 16)
+    monkeypatch.setattr("kolm_build.attest.container.HASHED_BYTES", 24)
+    interval_s = sys.getswitchinterval()
+    verify_artifact(signed, trust=trust(CI))
+    path = "model/model.safetensors"
+    weights, changed = members(signed)[path], tmp_path / "changed.kolm"
+    changed.write_bytes(signed.read_bytes().replace(weights, weights[:-1] + b"?"))
+    with pytest.raises(ContentError) as caught:
+        verify_artifact(changed, trust=trust(CI))
+    assert caught.value.file == path
+    assert sys.getswitchinterval() == interval_s
+
+
 def test_an_unsigned_artifact_is_untrusted(unsigned):
     """TRUST-4; case 19."""
     with pytest.raises(UntrustedError) as caught:

@@ -123,6 +123,7 @@ def test_verify_of_a_signed_artifact_reads_no_recipe_and_opens_no_store(tmp_path
     assert "kolm_build.attest.trust" in found
     assert not found & HEAVY
     assert not found & {"blake3", "kolm_build.core.recipe", "kolm_build.core.lock"}
+    assert not found & {"kolm_build.core.quantisation", "kolm_build.core.attached"}
     assert not [name for name in found if name.startswith(("kolm_build.store", "kolm_build.eng"))]
 
 

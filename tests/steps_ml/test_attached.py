@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kolm_build.core import cost, strict_json
-from kolm_build.core.attached import FILES
+from kolm_build.core.attached_files import FILES
 from kolm_build.core.request import Circumstances
 from kolm_build.core.safetensors import PREFIX_BYTES, header_length, parse_header
 from kolm_build.errors import InvalidRecordError

@@ -11,6 +11,7 @@ from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from kolm_build.attest.container import Container
     from kolm_build.attest.trust import TrustPolicy
     from kolm_build.attest.verify import Report
 
@@ -43,12 +44,15 @@ def describe(parser: Parser) -> None:
 
 def run(args: Namespace, terminal: Terminal) -> int:
     """Check it, or raise."""
-    from kolm_build.attest.verify import verify_artifact
-    from kolm_build.surfaces.trusting import read_trust
+    from kolm_build.attest.container import Container
+    from kolm_build.attest.verify import Verification
 
-    trust = None if args.no_trust else read_trust(args.trust)
-    report = verify_artifact(args.file, trust=trust)
-    grade = None if trust is None else _grade(args, trust)
+    with Container.open(args.file) as container, Verification(container) as verification:
+        from kolm_build.surfaces.trusting import read_trust
+
+        trust = None if args.no_trust else read_trust(args.trust)
+        report = verification.report(trust)
+        grade = None if trust is None else _grade(container, args, trust)
     if args.json:
         terminal.give(report.to_value() | ({} if grade is None else {"grade_shown": grade}))
     else:
@@ -58,11 +62,11 @@ def run(args: Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _grade(args: Namespace, trust: TrustPolicy) -> str | None:
+def _grade(container: Container, args: Namespace, trust: TrustPolicy) -> str | None:
     """The grade that the artifact's lock asks for, which claims show; None where none is."""
     from kolm_build.surfaces.grading import check_artifact_grade
 
-    return check_artifact_grade(args.file, args.claims, trust)
+    return check_artifact_grade(container, args.file, args.claims, trust)
 
 
 def _tell(report: Report, terminal: Terminal) -> None:
