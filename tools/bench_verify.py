@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from kolm_build.attest.keys import create, load  # noqa: E402
 from kolm_build.attest.sign import sign_artifact  # noqa: E402
+from tools.bench_noop import ENVIRONMENT  # noqa: E402
 
 FACTOR, PLUS_S = 1.2, 0.2
 
@@ -69,7 +70,7 @@ def verify_once(path: Path, trust: Path) -> tuple[float, int]:
     """Seconds of a whole process of `kolm verify`, and its most memory in KiB."""
     command = [sys.executable, "-m", "kolm_build", "verify", str(path), "--trust", str(trust)]
     start = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - start

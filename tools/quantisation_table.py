@@ -2,10 +2,11 @@
 
 `python tools/quantisation_table.py MODEL` takes a model folder. Every row is quantised twice, in
 processes that differ in PYTHONHASHSEED, threads and instruction set; answers the held-out rows of
-examples/icd-triage; and is asked for the perplexity of Python's own reference text. A row that is
-there (--place) is not made again, so the table may be stopped and gone on with; --methods and
---schemes choose rows. The rows of the data set are taken from a store in which the example was
-built (`kolm build`, then --store). Exits with 1 where two runs gave other bytes.
+a recipe (--recipe, else examples/icd-triage); and is asked for the perplexity of Python's own
+reference text. A row that is there (--place) is not made again, so the table may be stopped and
+gone on with; --methods and --schemes choose rows. The rows of the data set are taken from a store
+in which the recipe was built (`kolm build`, then --store), by what it notes of that (--outputs,
+else lockfiles/NAME.outputs). Exits with 1 where two runs gave other bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from kolm_build.steps.table import INHERIT, STEPS
 from kolm_build.store.local import LocalStore
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = "icd-triage"
+EXAMPLE = ROOT / "examples" / "icd-triage"
 PLACE = ROOT / "build" / "quantisation"
 BASE = "full"
 METHODS = ("rtn", "gptq", "awq", "smoothquant")
@@ -76,12 +77,14 @@ class Table:
         model: The folder of the model before.
         place: Where everything is kept.
         data: The folders ``train`` and ``holdout``.
+        pipeline: How the recipe evaluates and scores.
         options: What was asked for.
     """
 
     model: Path
     place: Path
     data: Mapping[str, Path]
+    pipeline: Pipeline
     options: argparse.Namespace
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -141,7 +144,7 @@ class Table:
         judged: Row = {"perplexity": perplexity_apart(model)}
         if self.options.no_rows:
             return judged
-        evaluate = pipeline().evaluate
+        evaluate = self.pipeline.evaluate
         inputs = {"model": model, "holdout": self.data["holdout"]}
         params: dict[str, str | int] = {
             "max_new_tokens": evaluate.max_new_tokens,
@@ -158,8 +161,8 @@ class Table:
         return judged | {"evaluation": summary, "evaluation_cpu_s": cpu_s, "k": scored["k"]}
 
     def _scored(self, model: Path, evaluation: Path) -> Row:
-        """The K-score of `model`, by the budgets of the example."""
-        score = pipeline().score
+        """The K-score of `model`, by the budgets of the recipe."""
+        score = self.pipeline.score
         params: dict[str, str | int] = {
             "size_budget_bytes": score.size_budget_bytes,
             "latency_budget_us": score.latency_budget_us,
@@ -176,10 +179,11 @@ class Table:
         return found
 
 
-def pipeline() -> Pipeline:
-    """The example's."""
-    found = parse_recipe((ROOT / "examples" / EXAMPLE / "kolm.toml").read_text()).pipeline
-    assert found is not None, "the example is a pipeline"
+def pipeline_of(recipe: Path) -> Pipeline:
+    """The pipeline of the recipe in the folder `recipe`."""
+    found = parse_recipe((recipe / "kolm.toml").read_text()).pipeline
+    if found is None:
+        raise SystemExit(f"{recipe}: not a pipeline")
     return found
 
 
@@ -341,10 +345,9 @@ def calibration_of(kind: str, train: Path, place: Path) -> Path:
     return folder
 
 
-def data_of(store: Path, place: Path) -> dict[str, Path]:
-    """The example's rows, as its build left them in `store`."""
-    text = (ROOT / "lockfiles" / f"{EXAMPLE}.outputs").read_text()
-    outputs = tomllib.loads(text)["output"]
+def data_of(outputs_file: Path, store: Path, place: Path) -> dict[str, Path]:
+    """The recipe's rows, as its build left them in `store` and noted in `outputs_file`."""
+    outputs = tomllib.loads(outputs_file.read_text())["output"]
     trees = {(row["target"], row["output"]): row["tree"] for row in outputs}
     wanted = {
         "base": ("base-evaluation", "out"),
@@ -395,7 +398,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--embeddings", default="int8", choices=("keep", "int8", "int4"))
     parser.add_argument("--group", type=int, default=0, help="0 for the rule of QUANT-2")
     parser.add_argument("--calibration", default="text", choices=("rows", "text"))
-    parser.add_argument("--store", type=Path, default=ROOT / "store", help="of a built example")
+    parser.add_argument("--recipe", type=Path, default=EXAMPLE, help="the folder of kolm.toml")
+    parser.add_argument("--outputs", type=Path, help="what its build noted")
+    parser.add_argument("--store", type=Path, default=ROOT / "store", help="where it was built")
     parser.add_argument("--place", type=Path, default=PLACE, help="rows that are made stay here")
     parser.add_argument("--once", action="store_true", help="do not build a second time")
     parser.add_argument("--no-rows", action="store_true", help="perplexity alone")
@@ -411,10 +416,17 @@ def main() -> int:
         print(perplexity(options.model))
         return 0
     options.place.mkdir(parents=True, exist_ok=True)
-    data = {} if options.no_rows else data_of(options.store, options.place)
+    outputs = options.outputs or ROOT / "lockfiles" / f"{options.recipe.resolve().name}.outputs"
+    data = {} if options.no_rows else data_of(outputs, options.store, options.place)
     train = data.get("train", options.place)
     data["calibration"] = calibration_of(options.calibration, train, options.place)
-    table = Table(model=options.model, place=options.place, data=data, options=options)
+    table = Table(
+        model=options.model,
+        place=options.place,
+        data=data,
+        pipeline=pipeline_of(options.recipe),
+        options=options,
+    )
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * len(COLUMNS))
     full: Mapping[str, Any] | None = None

@@ -1,8 +1,8 @@
-"""A Llama with weights made by a formula, of the size that the recipe asks for.
+"""A Llama or a Qwen2 with weights made by a formula, of the size that the recipe asks for.
 
-Parameters: `hidden`, `intermediate`, `layers`, `heads`, `kv_heads`. The tokenizer is byte-level
-without merges, with a ChatML template. Weights come from SHAKE-256 of the tensor's name: nothing to
-download and nothing to trust. Standard library only.
+Parameters: `family`, `hidden`, `intermediate`, `layers`, `heads`, `kv_heads`. The tokenizer is
+byte-level without merges, with a ChatML template. Weights come from SHAKE-256 of the tensor's name:
+nothing to download and nothing to trust. Standard library only.
 """
 
 import json
@@ -31,23 +31,38 @@ CHAT_TEMPLATE = (
 def run(_inputs: Mapping[str, Path], out: Path, params: Params) -> None:
     """Write the model folder to `out`."""
     sizes = {name: int(params.get(name, size)) for name, size in SIZES.items()}
-    write(out / "config.json", config(sizes) | IDS)
+    family = str(params.get("family", "llama"))
+    write(out / "config.json", config(family, sizes) | IDS)
     write(out / "generation_config.json", IDS)
     write(out / "tokenizer.json", tokenizer())
     write(out / "tokenizer_config.json", tokenizer_config())
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
     with (out / "model.safetensors").open("wb") as file:
-        file.writelines(safetensors(shapes(sizes)))
+        file.writelines(safetensors(shapes(sizes, biased=family == "qwen2")))
 
 
 def write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def config(sizes: Mapping[str, int]) -> Json:
-    return {
+FAMILIES: Mapping[str, Json] = {
+    "llama": {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
+        "mlp_bias": False,
+        "model_type": "llama",
+    },
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "use_sliding_window": False,
+    },
+}
+"""What is peculiar to each; Qwen2's queries, keys and values have biases."""
+
+
+def config(family: str, sizes: Mapping[str, int]) -> Json:
+    return FAMILIES[family] | {
         "attention_dropout": 0.0,
         "dtype": "float32",
         "head_dim": sizes["hidden"] // sizes["heads"],
@@ -56,8 +71,6 @@ def config(sizes: Mapping[str, int]) -> Json:
         "initializer_range": 0.02,
         "intermediate_size": sizes["intermediate"],
         "max_position_embeddings": WINDOW,
-        "mlp_bias": False,
-        "model_type": "llama",
         "num_attention_heads": sizes["heads"],
         "num_hidden_layers": sizes["layers"],
         "num_key_value_heads": sizes["kv_heads"],
@@ -69,7 +82,7 @@ def config(sizes: Mapping[str, int]) -> Json:
     }
 
 
-def shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def shapes(sizes: Mapping[str, int], *, biased: bool) -> dict[str, tuple[int, ...]]:
     """Name to shape of every tensor, sorted."""
     hidden, wide = sizes["hidden"], sizes["intermediate"]
     keys = sizes["kv_heads"] * hidden // sizes["heads"]
@@ -87,6 +100,9 @@ def shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     table = {"model.embed_tokens.weight": (WORDS, hidden), "model.norm.weight": (hidden,)}
     for index in range(sizes["layers"]):
         table |= {f"model.layers.{index}.{part}.weight": shape for part, shape in layer.items()}
+        for part in ("q_proj", "k_proj", "v_proj") if biased else ():
+            rows = layer[f"self_attn.{part}"][:1]
+            table[f"model.layers.{index}.self_attn.{part}.bias"] = rows
     return dict(sorted(table.items()))
 
 
@@ -105,10 +121,10 @@ def safetensors(table: Mapping[str, tuple[int, ...]]) -> Iterator[bytes]:
 
 
 def weights(name: str, shape: tuple[int, ...]) -> bytes:
-    """Ones for a norm; else uniform values that keep a signal's variance."""
+    """Ones for a norm, zeros for a bias; else uniform values that keep a signal's variance."""
     count = math.prod(shape)
     if len(shape) == 1:
-        return struct.pack(f"<{count}f", *[1.0] * count)
+        return struct.pack(f"<{count}f", *[float(not name.endswith(".bias"))] * count)
     bound = math.sqrt(3 / shape[1])
     draws = struct.unpack(f"<{count}H", shake_256(name.encode()).digest(2 * count))
     return struct.pack(f"<{count}f", *(bound * (draw - 32767.5) / 32768 for draw in draws))
