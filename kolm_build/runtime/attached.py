@@ -21,8 +21,10 @@ from kolm_build.core.attached import (
     has_adapter,
     read_attached,
 )
+from kolm_build.core.gated import Gated
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.files import ModelFiles
+from kolm_build.runtime.gated import attach_gated
 from kolm_build.runtime.mixture import Mixture
 from kolm_build.runtime.virtual import begin_with
 from kolm_build.runtime.weights import Weights
@@ -47,6 +49,9 @@ def attach(network: Any, files: ModelFiles) -> Any:
         if isinstance(said, Virtual):
             _check_keys(network, said)
             begin_with(network, said, beside.tensors[VIRTUAL].float())
+            return network
+        if isinstance(said, Gated):
+            attach_gated(network, said, beside.tensors)
             return network
         for path, matrices in _by_layer(beside).items():
             network.set_submodule(path, _mixture(network, path, said, matrices))

@@ -35,10 +35,15 @@ def inputs(tmp_path_factory):
     }
 
 
-OWN = {"moe-lora": {"lora_r": 4}, "lora-moe": {"lora_r": 4}}
+OWN = {
+    "moe-lora": {"lora_r": 4},
+    "lora-moe": {"lora_r": 4},
+    "x-lora": {"xlora_depth": 2, "xlora_size": 8},
+}
+MIXTURES = tuple(OWN)
 
 
-@pytest.fixture(scope="module", params=["moe-lora", "lora-moe", "prefix-tuning", "prompt-tuning"])
+@pytest.fixture(scope="module", params=[*MIXTURES, "prefix-tuning", "prompt-tuning"])
 def trained(request, inputs, tmp_path_factory):
     """The network that was trained, and the folder of its adapter."""
     return train(request.param, inputs, tmp_path_factory.mktemp("trained"))
@@ -53,6 +58,7 @@ def train(name, inputs, root):
     from kolm_build.steps.adapters.table import ADAPTERS
 
     kept, adapter = [], ADAPTERS[name].__self__
+    mixed = two_adapters(inputs, root) if name == "x-lora" else {}
     write = adapter.write
     given = {"compute_dtype": "fp32", "learning_rate": "5e-2", "max_steps": 3}
     given |= OWN.get(name, {"virtual_tokens": 3})
@@ -66,11 +72,28 @@ def train(name, inputs, root):
         ran = run_step(
             "sft",
             root,
-            inputs={role: inputs[role] for role in ("model", "train")},
+            inputs={role: inputs[role] for role in ("model", "train")} | mixed,
             params={"adapter": name, "batch_size": 4, **given},
             portable=(1, None),
         )
     return kept[0].eval(), ran.folder("adapter")
+
+
+def two_adapters(inputs, root):
+    """Two LoRAs that differ in what is stored and how it is scaled."""
+    given = {"batch_size": 4, "learning_rate": "5e-2", "max_steps": 3, "compute_dtype": "fp32"}
+    given |= {"lora_r": 4}
+    ways = ({"adapter": "lora", "adapter_dtype": "bf16"}, {"adapter": "rslora"})
+    return {
+        f"adapters-{number}": run_step(
+            "sft",
+            root,
+            inputs={role: inputs[role] for role in ("model", "train")},
+            params=given | way,
+            portable=(1, None),
+        ).folder("adapter")
+        for number, way in enumerate(ways, 1)
+    }
 
 
 @pytest.fixture
@@ -180,9 +203,12 @@ def test_all_that_is_computed_is_counted(inputs, trained, attached):
 
     base, whole = (Architecture.of(load(one).network) for one in (inputs["model"], attached))
     beside = sum(prod(one.shape) for one in tensors(attached / "adapter_model.safetensors"))
-    is_mixture = "experts" in json.loads((trained[1] / "adapter_config.json").read_bytes())
-    assert whole.body - base.body == (beside if is_mixture else 0)
+    said = json.loads((trained[1] / "adapter_config.json").read_bytes())
+    is_mixture, is_twice = "experts" in said, "widths" in said
+    if not is_twice:
+        assert whole.body - base.body == (beside if is_mixture else 0)
     assert whole.virtual_tokens == (0 if is_mixture else 3)
+    assert whole.layers == base.layers * (2 if is_twice else 1)
     assert whole.parameters - base.parameters == beside
     assert whole.parameter_bytes - base.parameter_bytes == 4 * beside
     config = json.loads((attached / "config.json").read_bytes())
@@ -250,7 +276,9 @@ def test_transformers_does_not_run_the_base_in_its_place(attached):
     """ALG-21: it finds the adapter's configuration, and refuses the kind."""
     from transformers import AutoModelForCausalLM
 
-    with pytest.raises((KeyError, ValueError), match=r"KOLM_MOE_LORA|does not support prompt"):
+    with pytest.raises(
+        (KeyError, ValueError), match=r"KOLM_MOE_LORA|KOLM_X_LORA|does not support prompt"
+    ):
         AutoModelForCausalLM.from_pretrained(attached)
 
 
