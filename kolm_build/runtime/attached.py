@@ -48,7 +48,7 @@ def attach(network: Any, files: ModelFiles) -> Any:
         said.check(_shapes(files.weights()), _dtypes_and_shapes(beside))
         if isinstance(said, Virtual):
             _check_keys(network, said)
-            begin_with(network, said, beside.tensors[VIRTUAL].float())
+            begin_with(network, said, beside.tensors[VIRTUAL])
             return network
         if isinstance(said, Gated):
             attach_gated(network, said, beside.tensors)
@@ -64,9 +64,7 @@ def _mixture(network: Any, path: str, said: Mixed, matrices: dict[str, torch.Ten
     layer = network.get_submodule(path)
     if type(layer) is not torch.nn.Linear:
         raise InvalidRecordError("an adapter beside what is no plain linear layer", where=path)
-    made = Mixture(layer, said.routing, **{part: one.float() for part, one in matrices.items()})
-    made.requires_grad_(requires_grad=False)
-    return made
+    return Mixture(layer, said.routing, is_trained=False, **matrices)
 
 
 def _check_keys(network: Any, said: Virtual) -> None:

@@ -72,6 +72,8 @@ class GatedLinear(nn.Module):
         self.up = _frozen(up)
         self.gate = _frozen(gate)
         self.gate_bias = _frozen(gate_bias)
+        self.is_even = False
+        """Whether all adapters count alike, as they do before anything is learnt."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """The layer's outputs with the adapters' added: float32, rounded once to the layer's dtype.
@@ -83,6 +85,8 @@ class GatedLinear(nn.Module):
         if self.seen.features is None:
             return told
         logits = affine(self.seen.features, self.gate, self.gate_bias)
+        if self.is_even:
+            logits = torch.zeros_like(logits)
         counts = scalings(logits, self.top_k)
         inputs, whole, at = values.float(), told.float(), 0
         for number, one in enumerate(self.experts):
@@ -120,7 +124,6 @@ class Gating(nn.Module):
         self.seen = seen
         self.weights = nn.ParameterList([_frozen(weight) for weight, _ in layers])
         self.biases = nn.ParameterList([_frozen(bias) for _, bias in layers])
-        self.speaks = True
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """The features that gates read, of a network's last hidden states; float32."""
@@ -131,10 +134,8 @@ class Gating(nn.Module):
 
     def before(
         self, reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Read without the adapters, before `reader`, the network without its head, is called."""
-        if not self.speaks:
-            return None
         cache = kwargs.get("past_key_values")
         if cache is None and _is_cached(reader, kwargs):
             cache = DynamicCache(config=reader.config)

@@ -12,7 +12,14 @@ import torch
 from kolm_build.core import strict_json
 from kolm_build.core.fields import Fields
 from kolm_build.core.gated import Expert, Gated
-from tests.steps_ml.calling import files_of, run_step, write_rows
+from tests.steps_ml.calling import (
+    files_of,
+    pair_row,
+    prompt_row,
+    run_step,
+    write_lines,
+    write_rows,
+)
 from tests.support.models import tiny_llama, tiny_rows
 
 # Importing the trainers takes ten seconds and warns on the way.
@@ -304,22 +311,41 @@ def test_gates_learn_and_the_bytes_are_the_same_in_parts(inputs, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_its_reference_is_the_base(inputs, trained, tmp_path):
-    """ADPT-6."""
-    from transformers import AutoModelForCausalLM
-
+def test_its_reference_is_the_mean_that_it_began_with(inputs, trained, tmp_path):
+    """ALG-5, ADPT-6, MOE-43: neither the base nor what was learnt."""
     from kolm_build.steps.adapters.table import ADAPTERS
 
+    given = {"learning_rate": "0", "max_steps": 1, "xlora_depth": 3, "xlora_size": 8}
+    first = sft(inputs, tmp_path / "first", roles=ALL, adapter="x-lora", **given).folder("adapter")
     change = ADAPTERS["x-lora"](Fields({}))
-    ours = network(inputs, trained, tmp_path)
-    base = AutoModelForCausalLM.from_pretrained(inputs["model"], dtype=torch.float32)
+    ours, begun = network(inputs, trained, tmp_path), network(inputs, first, tmp_path)
     with torch.no_grad():
         spoken = ours(input_ids=IDS).logits
         with change.reference(ours):
-            silent = ours(input_ids=IDS).logits
-        assert torch.equal(silent, base(input_ids=IDS).logits)
+            reference = ours(input_ids=IDS).logits
+        assert torch.equal(reference, begun(input_ids=IDS).logits)
         assert torch.equal(ours(input_ids=IDS).logits, spoken)
-    assert not torch.equal(silent, spoken)
+    assert not torch.equal(reference, spoken)
+
+
+@pytest.mark.parametrize(("step", "rows"), [("dpo", "pairs"), ("grpo", "prompts")])
+def test_any_objective_trains_it(inputs, tmp_path, step, rows):
+    """MOE-44, ALG-3, ALG-5: one with a reference, one that draws what it learns from."""
+    found = {
+        "pairs": [pair_row(at, f"{at} a cough", "lung", "skin") for at in range(1, 5)],
+        "prompts": [prompt_row(at, f"{at} a cough", "lung") for at in range(1, 5)],
+    }
+    train = write_lines(tmp_path / rows, "train.jsonl", found[rows])
+    given = {"compute_dtype": "fp32", "learning_rate": "5e-2", "max_steps": 2, "adapter": "x-lora"}
+    given |= {"reward_by": "exact", "generations": 2} if rows == "prompts" else {}
+
+    def trained(place, **more):
+        roles = {role: inputs[role] for role in ALL} | {"train": train}
+        ran = run_step(step, place, inputs=roles, params=given | more, portable=(1, None))
+        return files_of(ran.folder("adapter")), files_of(ran.folder("metrics"))
+
+    whole = trained(tmp_path / "a", batch_size=4)
+    assert whole == trained(tmp_path / "b", batch_size=2, gradient_accumulation=2)
 
 
 # ------------------------------------------------------------------ what was read is kept

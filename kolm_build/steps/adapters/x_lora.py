@@ -21,7 +21,7 @@ from kolm_build.core.fields import Fields
 from kolm_build.core.gated import TRUNK, Expert, Gated
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
-from kolm_build.runtime.gated import Gating, attach_gated, gated, gating_of
+from kolm_build.runtime.gated import GatedLinear, attach_gated, gated, gating_of
 from kolm_build.runtime.weights import COMPUTE_DTYPES
 from kolm_build.steps._adapter import CONFIG, Adapter
 from kolm_build.steps._adapter_kinds import LORA
@@ -134,19 +134,19 @@ class XLora(Change):
         write_adapter(finite(state), self.said(hidden_size).to_value(), base=base, out=out)
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
-        """The network without its adapters."""
-        gating = gating_of(network)
-        assert gating is not None, "it was attached"
-        return _silent(gating)
+        """The network as the stage began, the mean of its adapters (ALG-5, MOE-43)."""
+        return _even([layer for _, layer in gated(network)])
 
 
 @contextmanager
-def _silent(gating: Gating) -> Iterator[None]:
-    gating.speaks = False
+def _even(layers: Sequence[GatedLinear]) -> Iterator[None]:
+    for layer in layers:
+        layer.is_even = True
     try:
         yield
     finally:
-        gating.speaks = True
+        for layer in layers:
+            layer.is_even = False
 
 
 def adapter_roles(inputs: Mapping[str, str]) -> tuple[str, ...]:
