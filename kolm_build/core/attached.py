@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from kolm_build.core.attached_files import TENSORS, VIRTUAL
+from kolm_build.core.attached_files import VIRTUAL
+from kolm_build.core.beside import Shape, check_names, check_tensors, layers_at, positive
 from kolm_build.core.fields import Fields
+from kolm_build.core.gated import GATED, Gated
 from kolm_build.errors import InvalidRecordError
 
 MIXTURE = "KOLM_MOE_LORA"
@@ -23,10 +25,6 @@ TOP, SOFT = "top", "soft"
 PREFIX, PROMPT = "PREFIX_TUNING", "PROMPT_TUNING"
 PARTS = ("down", "router", "up")
 """The matrices beside a layer, as they are named in the file."""
-
-DTYPES = ("BF16", "F16", "F32")
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +91,11 @@ class Mixed:
         fields.text("peft_type")  # it chose the class
         made = cls(
             routing=Routing(
-                experts=_positive(fields, "experts"),
-                top_k=_positive(fields, "top_k"),
+                experts=positive(fields, "experts"),
+                top_k=positive(fields, "top_k"),
                 routing=fields.text("routing"),
-                rank=_positive(fields, "r"),
-                alpha=_positive(fields, "lora_alpha"),
+                rank=positive(fields, "r"),
+                alpha=positive(fields, "lora_alpha"),
             ),
             target_modules=tuple(map(str, fields.array("target_modules"))),
         )
@@ -106,7 +104,7 @@ class Mixed:
         return made
 
     def _check(self) -> None:
-        names, routing = self.target_modules, self.routing
+        routing = self.routing
         if routing.routing not in (TOP, SOFT):
             raise InvalidRecordError(
                 "unknown value",
@@ -123,10 +121,7 @@ class Mixed:
                 expected=f"at most {routing.experts}, all of them where routing is {SOFT}",
                 actual=str(routing.top_k),
             )
-        if not names or list(names) != sorted(set(names)):
-            raise InvalidRecordError(
-                "not sorted names of layers", where="target_modules", actual=repr(names)[:80]
-            )
+        check_names(self.target_modules)
 
     def wanted(self, base: Mapping[str, Shape]) -> Mapping[str, Shape]:
         """Name and shape of every tensor beside a model whose tensors have the shapes `base`.
@@ -134,20 +129,7 @@ class Mixed:
         Raises:
             InvalidRecordError: The model has no layer of one of the names.
         """
-        layers = {
-            path: shape
-            for name, shape in base.items()
-            for path, _, last in [name.rpartition(".")]
-            if last == "weight" and path.rpartition(".")[2] in self.target_modules
-        }
-        missing = set(self.target_modules) - {path.rpartition(".")[2] for path in layers}
-        if missing or any(len(shape) != 2 for shape in layers.values()):
-            raise InvalidRecordError(
-                "the adapter does not fit the model",
-                where="target_modules",
-                expected="names of its linear layers",
-                actual=", ".join(sorted(missing)) or "a layer whose weight is no matrix",
-            )
+        layers = layers_at(self.target_modules, base)
         return {
             f"{path}.{part}": shape
             for path, (outputs, inputs) in layers.items()
@@ -160,7 +142,7 @@ class Mixed:
         Raises:
             InvalidRecordError: One is missing, not wanted, or of another shape or dtype.
         """
-        _check_tensors(self.wanted(base), found)
+        check_tensors(self.wanted(base), found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,10 +185,10 @@ class Virtual:
         fields = Fields(value)
         made = cls(
             kind=fields.text("peft_type"),
-            tokens=_positive(fields, "num_virtual_tokens"),
-            layers=_positive(fields, "num_layers"),
-            heads=_positive(fields, "num_attention_heads"),
-            width=_positive(fields, "token_dim"),
+            tokens=positive(fields, "num_virtual_tokens"),
+            layers=positive(fields, "num_layers"),
+            heads=positive(fields, "num_attention_heads"),
+            width=positive(fields, "token_dim"),
         )
         for name, want in {**_FIXED, **_SHOWN[made.kind]}.items():
             found = fields.take(name, type(want))
@@ -228,7 +210,7 @@ class Virtual:
         Raises:
             InvalidRecordError: One is missing, not wanted, or of another shape or dtype.
         """
-        _check_tensors({VIRTUAL: self.shape}, found)
+        check_tensors({VIRTUAL: self.shape}, found)
         keys = [shape[0] for name, shape in base.items() if name.endswith("k_proj.weight")]
         words = base.get("model.embed_tokens.weight", (0, self.width))
         fits = words[1] == self.width
@@ -253,7 +235,7 @@ _SHOWN: Mapping[str, Mapping[str, object]] = {
     PROMPT: {"prompt_tuning_init": "RANDOM"},
 }
 
-Attached = Mixed | Virtual
+Attached = Mixed | Gated | Virtual
 
 
 def read_attached(value: object) -> Attached:
@@ -265,31 +247,14 @@ def read_attached(value: object) -> Attached:
     kind = value.get("peft_type") if isinstance(value, Mapping) else None
     if kind == MIXTURE:
         return Mixed.from_value(value)
+    if kind == GATED:
+        return Gated.from_value(value)
     if kind in _SHOWN:
         return Virtual.from_value(value)
     raise InvalidRecordError(
         "an adapter that cannot stand beside the weights",
         where="peft_type",
-        expected=" or ".join((MIXTURE, *_SHOWN)),
+        expected=" or ".join((MIXTURE, GATED, *_SHOWN)),
         actual=repr(kind)[:80],
         advice="Merge it into the weights.",
     )
-
-
-def _check_tensors(wanted: Mapping[str, Shape], found: Mapping[str, tuple[str, Shape]]) -> None:
-    for name in sorted(wanted.keys() | found.keys()):
-        (dtype, shape), want = found.get(name, ("none", ())), wanted.get(name)
-        if shape != want or dtype not in DTYPES:
-            raise InvalidRecordError(
-                "the adapter does not fit the model",
-                where=f"{TENSORS}: {name}",
-                expected="no such tensor" if want is None else f"{list(want)}, of floats",
-                actual=f"{dtype} {list(shape)}" if name in found else "missing",
-            )
-
-
-def _positive(fields: Fields, name: str) -> int:
-    value = fields.integer(name)
-    if value < 1:
-        raise InvalidRecordError("out of range", where=name, expected="above 0", actual=str(value))
-    return value

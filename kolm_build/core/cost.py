@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Self
 
-from kolm_build.core.attached_files import VIRTUAL
+from kolm_build.core.attached_files import VIRTUAL, is_beside, reads_twice
 from kolm_build.core.config_keys import QUANTISED
 from kolm_build.core.fields import Fields
 from kolm_build.core.safetensors import DTYPE_BYTES, TensorEntry
@@ -58,6 +58,7 @@ class Sizes:
         cache_width: Width of all keys and values of a layer together.
         element_bytes: Bytes of an element of the key-value cache.
         parameter_bytes: Bytes of all weights, as stored.
+        again_bytes: Bytes of weights that are read a second time for each token.
         virtual_tokens: Tokens whose keys and values are there before any is read.
     """
 
@@ -68,11 +69,14 @@ class Sizes:
     cache_width: int
     element_bytes: int
     parameter_bytes: int
+    again_bytes: int = 0
     virtual_tokens: int = 0
 
     @classmethod
     def of(cls, config: Config, tensors: Tensors) -> Self:
         """The sizes of a model of the Llama family, quantised or not.
+
+        One that reads each token twice (MOE-47) has its linear layers and its attention twice.
 
         Raises:
             InvalidRecordError: The configuration lacks a size, or its weights are quantised in a
@@ -83,18 +87,21 @@ class Sizes:
         heads = fields.integer("num_attention_heads")
         kv_heads = fields.integer("num_key_value_heads", default=heads)
         width = fields.integer("head_dim", default=fields.integer("hidden_size") // max(heads, 1))
+        linear = {
+            name: prod(shape)
+            for name, shape in weights.items()
+            if len(shape) == 2 and name not in (EMBEDDING, HEAD, VIRTUAL)
+        }
+        again = [name for name in linear if reads_twice(weights) and not is_beside(name)]
         return cls(
-            body=sum(
-                prod(shape)
-                for name, shape in weights.items()
-                if len(shape) == 2 and name not in (EMBEDDING, HEAD, VIRTUAL)
-            ),
+            body=sum(linear.values()) + sum(linear[name] for name in again),
             head=prod(weights.get(HEAD, weights[EMBEDDING])),
-            layers=fields.integer("num_hidden_layers"),
+            layers=fields.integer("num_hidden_layers") * (2 if again else 1),
             query_width=heads * width,
             cache_width=2 * kv_heads * width,
             element_bytes=_element_bytes(tensors),
             parameter_bytes=sum(tensor.end - tensor.begin for tensor in tensors.values()),
+            again_bytes=sum(tensors[name].end - tensors[name].begin for name in again),
             virtual_tokens=weights[VIRTUAL][0] if VIRTUAL in weights else 0,
         )
 
@@ -110,7 +117,8 @@ class Sizes:
         read = prompt_tokens + output_tokens - 1
         cached = read * (read + 1) // 2 - prompt_tokens * (prompt_tokens + 1) // 2
         cached += self.virtual_tokens * output_tokens
-        return self.parameter_bytes * output_tokens + self.cache_row_bytes * (read + cached)
+        weights = self.parameter_bytes + self.again_bytes
+        return weights * output_tokens + self.cache_row_bytes * (read + cached)
 
     @property
     def cache_row_bytes(self) -> int:

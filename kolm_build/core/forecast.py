@@ -8,17 +8,19 @@ real program is slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 
-from kolm_build.core.attached import SOFT, TOP, Mixed, Routing, Shape
+from kolm_build.core.attached import SOFT, TOP, Mixed, Routing
 from kolm_build.core.attached_files import VIRTUAL
+from kolm_build.core.beside import Shape
 from kolm_build.core.bounded import Params
 from kolm_build.core.catalogue.algorithm import ALL_LINEAR
 from kolm_build.core.cost import EMBEDDING, HEAD, Config, Sizes, Tensors
 from kolm_build.core.derivation import Param
+from kolm_build.core.gated import Expert, Gated
 from kolm_build.core.quantisation import (
     INT4,
     INT8,
@@ -42,6 +44,8 @@ PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
 
 _US = 10**6
 _SUFFIX = ".weight"
+_FROZEN = (".down", ".up")
+"""The ends of the names of what was trained by the stages whose adapters are mixed."""
 _STORED = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
@@ -153,16 +157,64 @@ def forecast(
     )
 
 
-def with_adapter(config: Config, tensors: Tensors, params: Params) -> Tensors:
-    """`tensors` with those that a stage with `params` will put beside them (ALG-23, ALG-24)."""
+def with_adapter(
+    config: Config, tensors: Tensors, params: Params, mixed: Sequence[Params] = ()
+) -> Tensors:
+    """`tensors` with those that a stage will put beside them (ALG-23, ALG-24, MOE-46).
+
+    Args:
+        config: The model's configuration.
+        tensors: Its tensors.
+        params: The parameters of the stage.
+        mixed: Those of the stages whose adapters it mixes.
+    """
     given = dict(params)
     dtype = _STORED[str(given["adapter_dtype"])]
-    return {**tensors} | {
-        name: TensorEntry(
-            name=name, dtype=dtype, shape=shape, begin=0, end=prod(shape) * DTYPE_BYTES[dtype]
-        )
-        for name, shape in _beside(config, tensors, given).items()
+    shapes = _gated(tensors, given, mixed) if mixed else _beside(config, tensors, given)
+    stored = {dict(one)["adapter_dtype"] for one in mixed}
+    frozen = _STORED[str(stored.pop())] if len(stored) == 1 else "F32"
+    found = {
+        name: _entry(name, frozen if mixed and name.endswith(_FROZEN) else dtype, shape)
+        for name, shape in shapes.items()
     }
+    return {**tensors, **found}
+
+
+def _entry(name: str, dtype: str, shape: Shape) -> TensorEntry:
+    size = prod(shape) * DTYPE_BYTES[dtype]
+    return TensorEntry(name=name, dtype=dtype, shape=shape, begin=0, end=size)
+
+
+def _gated(
+    tensors: Tensors, given: Mapping[str, Param], mixed: Sequence[Params]
+) -> Mapping[str, Shape]:
+    """Name and shape of what a stage that mixes the adapters of others puts beside the weights."""
+    base = {name: tensor.shape for name, tensor in tensors.items()}
+    size, depth = int(given["xlora_size"]), int(given["xlora_depth"])
+    said = Gated(
+        experts=tuple(Expert(rank=_rank(dict(one)), alpha=1) for one in mixed),
+        top_k=int(given["top_k"]) or len(mixed),
+        hidden_size=base[EMBEDDING][1],
+        widths=(size,) * (depth - 1),
+        target_modules=_targets(base, dict(mixed[0])),
+    )
+    return said.wanted(base)
+
+
+def _rank(given: Mapping[str, Param]) -> int:
+    """The rank of the LoRA that a stage with the parameters `given` writes (ADPT-24, ADPT-42)."""
+    if "adalora_init_r" in given:
+        return int(given["adalora_init_r"])
+    return int(given["lora_r"]) * (2 if given["adapter"] in ("olora", "pissa") else 1)
+
+
+def _targets(base: Mapping[str, Shape], given: Mapping[str, Param]) -> tuple[str, ...]:
+    """The last names of the layers that a stage with the parameters `given` adapts, sorted."""
+    names = str(given["target_modules"])
+    if names != ALL_LINEAR:
+        return tuple(sorted(names.split(",")))
+    layers = {name for name, shape in base.items() if len(shape) == 2} - {EMBEDDING, HEAD}
+    return tuple(sorted({name.removesuffix(_SUFFIX).rpartition(".")[2] for name in layers}))
 
 
 def _beside(config: Config, tensors: Tensors, given: Mapping[str, Param]) -> Mapping[str, Shape]:
@@ -174,10 +226,6 @@ def _beside(config: Config, tensors: Tensors, given: Mapping[str, Param]) -> Map
         width = keys_and_values if is_prefix else tensors[EMBEDDING].shape[1]
         return {VIRTUAL: (int(given["virtual_tokens"]), width)}
     base = {name: tensor.shape for name, tensor in tensors.items()}
-    names = str(given["target_modules"])
-    if names == ALL_LINEAR:
-        layers = {name for name, shape in base.items() if len(shape) == 2} - {EMBEDDING, HEAD}
-        names = ",".join({name.removesuffix(_SUFFIX).rpartition(".")[2] for name in layers})
     experts = int(given["experts"])
     routing = Routing(
         experts=experts,
@@ -186,8 +234,7 @@ def _beside(config: Config, tensors: Tensors, given: Mapping[str, Param]) -> Map
         rank=int(given["lora_r"]),
         alpha=int(given["lora_alpha"]),
     )
-    said = Mixed(routing=routing, target_modules=tuple(sorted(names.split(","))))
-    return said.wanted(base)
+    return Mixed(routing=routing, target_modules=_targets(base, given)).wanted(base)
 
 
 def quantised_bytes(tensors: Tensors, quantise: Quantise) -> int:

@@ -385,6 +385,9 @@ def _add_stage(
     """The node of a stage; its adapter, or its model."""
     name = f"train-{number}"
     inputs: dict[str, Input] = {role: build.node(models[node]) for role, node in stage.models}
+    inputs |= {
+        role: build.node(NodeOutput(node=node, output=ADAPTER)) for role, node in stage.adapters
+    }
     inputs |= {role: build.local(f"{name}.{role}") for role, _ in (*stage.code, *stage.data)}
     if stage.rows is not None:
         inputs["train"] = build.node(NodeOutput(node=stage.rows, output="train"))

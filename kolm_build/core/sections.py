@@ -98,6 +98,7 @@ class Train:
         rows: The node of its rows; None where it has none.
         models: Sorted (input, node) pairs of the models it is given. The node is ``base``,
             ``model-NAME``, or ``train-K`` for what that stage made.
+        adapters: Sorted (input, node) pairs of the stages whose adapters it is given.
         code: Sorted (input, path) pairs of the Python files it is given.
         data: Sorted (input, path) pairs of the other files and folders it is given.
         output: What it makes: ``adapter``, which a node ``merge-K`` puts into the weights, or
@@ -118,6 +119,7 @@ class Train:
     mergeable: bool
     params: Params
     checkpoints: tuple[int, ...] = ()
+    adapters: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_merged(self) -> bool:
@@ -226,6 +228,10 @@ class Pipeline:
             return MERGE
         is_last = number == len(self.train)
         return ATTACH if is_last and not stage.gives_model else ""
+
+    def stage(self, node: str) -> Train:
+        """The stage of the node ``train-K``."""
+        return self.train[int(node.removeprefix("train-")) - 1]
 
     @property
     def attached(self) -> Train | None:

@@ -25,6 +25,7 @@ Given = tuple[Role, str, str]
 """A role, the step's input, and what it is given: a node, or a path."""
 
 _MODELS = ("model", "models")
+_ADAPTERS = "adapters"
 
 
 def read_stages(
@@ -120,8 +121,7 @@ class _Around:
         Raises:
             InvalidRecordError: There is none, or none yet, or it is a base with an adapter apart.
         """
-        stages = {name: number for number, name in enumerate(self.names, 1)}
-        stages |= {f"train-{number}": number for number in range(1, len(self.names) + 1)}
+        stages = self._numbers()
         if text in stages:
             return self._stage(stages[text], text, where)
         if text == BASE:
@@ -130,7 +130,49 @@ class _Around:
             return f"model-{text}"
         raise unknown_name("model", text, self._known(), where=where)
 
+    def adapter(self, text: str, start: str, where: str) -> str:
+        """The node of the stage that `text` names, whose LoRA is of the model `start`.
+
+        Raises:
+            InvalidRecordError: There is none, or none yet; or it gives no LoRA, or one of another
+                model.
+        """
+        stages = self._numbers()
+        if text not in stages:
+            raise unknown_name("stage", text, self.names[: len(self.before)], where=where)
+        stage = self._earlier(stages[text], text, where)
+        adapter = str(dict(stage.params).get("adapter", ""))
+        if stage.output != ADAPTER or not ADAPTERS[adapter].low_rank:
+            raise InvalidRecordError(
+                "this stage gives no LoRA that can be mixed with others",
+                where=where,
+                expected=" or ".join(name for name, row in ADAPTERS.items() if row.low_rank),
+                actual=f"{stage.name!r}, adapter {adapter or stage.algorithm!r}",
+            )
+        trained_on = dict(stage.models)["model"]
+        if trained_on != start:
+            raise InvalidRecordError(
+                "an adapter of another model",
+                where=where,
+                expected=f"a stage that starts from {start}",
+                actual=f"{stage.name!r}, which starts from {trained_on}",
+                advice="Give both stages the same `from`.",
+            )
+        return f"train-{stages[text]}"
+
+    def _numbers(self) -> Mapping[str, int]:
+        """The number of each stage, by its name and as ``train-K``."""
+        stages = {name: number for number, name in enumerate(self.names, 1)}
+        return stages | {f"train-{number}": number for number in range(1, len(self.names) + 1)}
+
     def _stage(self, number: int, text: str, where: str) -> str:
+        stage = self._earlier(number, text, where)
+        if not stage.gives_model:
+            raise _apart(stage, where=where)
+        return f"train-{number}"
+
+    def _earlier(self, number: int, text: str, where: str) -> Train:
+        """The stage `number`, which must stand before this one."""
         if number > len(self.before):
             raise InvalidRecordError(
                 "a stage that does not stand before this one",
@@ -138,10 +180,7 @@ class _Around:
                 expected="one of " + ", ".join(self._known()),
                 actual=repr(text)[:80],
             )
-        stage = self.before[number - 1]
-        if not stage.gives_model:
-            raise _apart(stage, where=where)
-        return f"train-{number}"
+        return self.before[number - 1]
 
     def _known(self) -> Sequence[str]:
         return (BASE, *sorted(self.models), *self.names[: len(self.before)])
@@ -171,15 +210,17 @@ def _stage(value: object, around: _Around) -> Train:
     optimiser = _row(fields, "optimiser", OPTIMISERS, "adamw") if algorithm.trains else None
     rows = _rows(fields, algorithm, around)
     start = around.model(fields.text("from", default=around.last), "from")
-    given = [one for role in algorithm.roles for one in _given(fields, role, around)]
-    params = _params(fields, algorithm, adapter, optimiser)
     used = [one for one in (algorithm, adapter, optimiser) if one is not None]
+    roles = [role for row in used for role in row.roles]
+    given = [one for role in roles for one in _given(fields, role, around, start)]
+    params = _params(fields, algorithm, adapter, optimiser)
     made = Train(
         name=name,
         algorithm=algorithm.id,
         step=algorithm.step,
         rows=rows,
         models=tuple(sorted([("model", start), *_of(_MODELS, given)])),
+        adapters=_of((_ADAPTERS,), given),
         code=_of(("code",), given),
         data=_of(("data",), given),
         output=ADAPTER if adapter is not None and not adapter.whole else MODEL,
@@ -188,7 +229,7 @@ def _stage(value: object, around: _Around) -> Train:
         checkpoints=_checkpoints(fields, params, used),
     )
     fields.done()
-    _check_roles(algorithm, {role.name for role, _, _ in given}, dict(params))
+    _check_roles(roles, {role.name for role, _, _ in given}, dict(params))
     return made
 
 
@@ -265,19 +306,24 @@ def _rows(fields: Fields, algorithm: Algorithm, around: _Around) -> str | None:
     return f"dataset-{name}"
 
 
-def _given(fields: Fields, role: Role, around: _Around) -> Iterator[Given]:
-    """What the stage is given in `role`."""
+def _given(fields: Fields, role: Role, around: _Around, start: str) -> Iterator[Given]:
+    """What the stage, which starts from the model of the node `start`, is given in `role`."""
     if not fields.has(role.name):
         if role.required:
             raise InvalidRecordError("missing value", where=role.name, expected=role.help)
         fields.text(role.name, default="")  # asked for, so that a misspelt role gets a suggestion
-    elif role.kind == "models":
+    elif role.kind in ("models", _ADAPTERS):
         names = texts(fields, role.name, str)
         for number, name in enumerate(names, 1):
-            node = around.model(name, f"{role.name}[{number - 1}]")
+            where = f"{role.name}[{number - 1}]"
+            node = (
+                around.model(name, where)
+                if role.kind == "models"
+                else around.adapter(name, start, where)
+            )
             yield role, f"{role.name}-{number}", node
         if not names:
-            raise InvalidRecordError("no models", where=role.name, expected=role.help)
+            raise InvalidRecordError(f"no {role.kind}", where=role.name, expected=role.help)
     elif role.kind == "model":
         yield role, role.name, around.model(fields.text(role.name), role.name)
     else:
@@ -285,9 +331,11 @@ def _given(fields: Fields, role: Role, around: _Around) -> Iterator[Given]:
         yield role, role.name, fields.parsed(role.name, parse)
 
 
-def _check_roles(algorithm: Algorithm, given: Collection[str], params: Mapping[str, Param]) -> None:
+def _check_roles(
+    roles: Sequence[Role], given: Collection[str], params: Mapping[str, Param]
+) -> None:
     """Refuse a stage that lacks what a parameter asks for, or is given what none uses."""
-    for role in algorithm.roles:
+    for role in roles:
         if role.used_with is None or role.needed(params) == (role.name in given):
             continue
         parameter, value = role.used_with

@@ -12,8 +12,10 @@ import torch
 from kolm_build.core import strict_json
 from kolm_build.core.attached import PREFIX, Mixed, Virtual, read_attached
 from kolm_build.core.attached_files import CONFIG, TENSORS, VIRTUAL, check_complete, has_adapter
+from kolm_build.core.gated import Gated
 from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.files import ModelFiles
+from kolm_build.runtime.gated import attach_gated
 from kolm_build.runtime.mixture import Mixture
 from kolm_build.runtime.virtual import begin_with
 from kolm_build.runtime.weights import Weights
@@ -37,7 +39,10 @@ def attach(network: Any, files: ModelFiles) -> Any:
         said.check(_shapes(files.weights()), _dtypes_and_shapes(beside))
         if isinstance(said, Virtual):
             _check_keys(network, said)
-            begin_with(network, said, beside.tensors[VIRTUAL].float())
+            begin_with(network, said, beside.tensors[VIRTUAL])
+            return network
+        if isinstance(said, Gated):
+            attach_gated(network, said, beside.tensors)
             return network
         for path, matrices in _by_layer(beside).items():
             network.set_submodule(path, _mixture(network, path, said, matrices))
@@ -50,9 +55,7 @@ def _mixture(network: Any, path: str, said: Mixed, matrices: dict[str, torch.Ten
     layer = network.get_submodule(path)
     if type(layer) is not torch.nn.Linear:
         raise InvalidRecordError("an adapter beside what is no plain linear layer", where=path)
-    made = Mixture(layer, said.routing, **{part: one.float() for part, one in matrices.items()})
-    made.requires_grad_(requires_grad=False)
-    return made
+    return Mixture(layer, said.routing, is_trained=False, **matrices)
 
 
 def _check_keys(network: Any, said: Virtual) -> None:

@@ -18,9 +18,10 @@ class Mixture(nn.Module):
     Args:
         layer: The layer.
         routing: What is computed beside it.
-        down: All experts' A, one below the other, shape (experts · rank, inputs), float32.
-        router: Shape (experts, inputs), float32.
-        up: All experts' B, side by side, shape (outputs, experts · rank), float32.
+        down: All experts' A, one below the other, shape (experts · rank, inputs).
+        router: Shape (experts, inputs).
+        up: All experts' B, side by side, shape (outputs, experts · rank).
+        is_trained: Whether the three take gradients; else they may be as they are stored.
     """
 
     def __init__(
@@ -31,13 +32,14 @@ class Mixture(nn.Module):
         down: torch.Tensor,
         router: torch.Tensor,
         up: torch.Tensor,
+        is_trained: bool = True,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.routing = routing
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(up)
-        self.router = nn.Parameter(router)
+        self.down = nn.Parameter(down, requires_grad=is_trained)
+        self.up = nn.Parameter(up, requires_grad=is_trained)
+        self.router = nn.Parameter(router, requires_grad=is_trained)
         self.speaks = True
         self.logits = torch.zeros(0, routing.experts)
 
@@ -51,10 +53,10 @@ class Mixture(nn.Module):
         if not self.speaks:
             return told
         inputs = values.float()
-        self.logits = inputs @ self.router.T
+        self.logits = inputs @ self.router.float().T
         weights = gates(self.logits, self.routing).repeat_interleave(self.routing.rank, dim=-1)
         scale = self.routing.alpha / self.routing.rank
-        change = ((inputs @ self.down.T) * weights) @ self.up.T
+        change = ((inputs @ self.down.float().T) * weights) @ self.up.float().T
         return told + (change * scale).to(told.dtype)
 
 

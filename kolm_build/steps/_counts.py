@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from kolm_build.runtime.gated import gated, gating_of
 from kolm_build.runtime.mixture import mixtures
 from kolm_build.runtime.quantised import QuantisedLinear, quantised_modules
 from kolm_build.runtime.virtual import virtual_tokens
@@ -20,6 +21,7 @@ class Architecture:
     Attributes:
         parameters: Number of weights, tied ones once.
         parameter_bytes: Their number of bytes.
+        again_bytes: Bytes of weights that are read a second time for each token.
         body: Weights of the linear layers and of what is beside them, without the output head.
         head: Weights of the output head.
         layers: Number of attention layers.
@@ -37,30 +39,36 @@ class Architecture:
     query_width: int
     cache_width: int
     element_bytes: int
+    again_bytes: int = 0
     virtual_tokens: int = 0
 
     @classmethod
     def of(cls, network: Any) -> Self:
-        """The sizes of the transformers network `network`, quantised or not."""
+        """The sizes of the transformers network `network`, quantised or not.
+
+        One that reads each token twice (MOE-47) has its linear layers and its attention twice.
+        """
         config, head = network.config.get_text_config(), network.get_output_embeddings()
         heads = config.num_attention_heads
         head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         plain = list(network.parameters())
+        linear = [
+            module
+            for module in network.modules()
+            if isinstance(module, torch.nn.Linear | QuantisedLinear) and module is not head
+        ]
+        again = linear if gating_of(network) is not None else []
         return cls(
             parameters=sum(weight.numel() for weight in plain) + _quantised_weights(network),
             parameter_bytes=sum(_distinct_bytes(network)),
-            body=sum(
-                _weights_of(module)
-                for module in network.modules()
-                if isinstance(module, torch.nn.Linear | QuantisedLinear) and module is not head
-            )
-            + _beside(network),
+            body=sum(map(_weights_of, (*linear, *again))) + _beside(network),
             head=_weights_of(head),
-            layers=config.num_hidden_layers,
+            layers=config.num_hidden_layers * (2 if again else 1),
             query_width=heads * head_width,
             cache_width=2 * kv_heads * head_width,
             element_bytes=_computed(head, plain).element_size(),
+            again_bytes=sum(module.weight.nbytes for module in again),
             virtual_tokens=virtual_tokens(network),
         )
 
@@ -79,7 +87,8 @@ class Architecture:
         tokens = prompt_tokens + output_tokens - 1
         row = self.layers * self.cache_width * self.element_bytes
         read = sum(range(prompt_tokens + 1, tokens + 1)) + self.virtual_tokens * output_tokens
-        return self.parameter_bytes * output_tokens + row * (tokens + read)
+        weights = self.parameter_bytes + self.again_bytes
+        return weights * output_tokens + row * (tokens + read)
 
 
 def _weights_of(layer: torch.nn.Linear | QuantisedLinear) -> int:
@@ -88,9 +97,11 @@ def _weights_of(layer: torch.nn.Linear | QuantisedLinear) -> int:
 
 def _beside(network: Any) -> int:
     """The weights of experts and routers: all of them are multiplied by, whoever speaks."""
-    return sum(
-        matrix.numel() for _, one in mixtures(network) for matrix in (one.down, one.router, one.up)
-    )
+    mixed = [part for _, one in mixtures(network) for part in (one.down, one.router, one.up)]
+    mixed += [part for _, one in gated(network) for part in (one.down, one.gate, one.up)]
+    gating = gating_of(network)
+    mixed += [] if gating is None else list(gating.weights)
+    return sum(matrix.numel() for matrix in mixed)
 
 
 def _quantised_weights(network: Any) -> int:

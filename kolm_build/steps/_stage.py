@@ -179,6 +179,7 @@ def train(
     tokens = Tokeniser(model=model, max_length=stage.training.max_length)
     given = Given(request=request, model=model, tokens=tokens, change=stage.change, events=events)
     examples = stage.objective.examples(given)
+    stage.change.receive(request)
     before = _checkpoint(request)
     trace = TraceCallback(
         request, stage.objective.columns(examples), events, None if before is None else before.trace

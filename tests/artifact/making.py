@@ -16,10 +16,11 @@ from types import MappingProxyType
 from blake3 import blake3
 
 from kolm_build.core import cbor, strict_json
-from kolm_build.core.attached import PREFIX, Mixed, Routing, Virtual
+from kolm_build.core.attached import PREFIX, Attached, Mixed, Routing, Virtual
 from kolm_build.core.derivation import ContentInput, Derivation, OutputInput
 from kolm_build.core.digest import Digest, RecordKind
 from kolm_build.core.environment import Distribution, Environment
+from kolm_build.core.gated import Expert, Gated
 from kolm_build.core.lock import Lock, LockedInput, render_lock
 from kolm_build.core.numerics import Numerics, Platform
 from kolm_build.core.quantisation import SCHEMES
@@ -420,7 +421,26 @@ def _cost_more(made: dict[str, Files], *, flops: int, moved: int) -> None:
     summary_of["summary.json"] = strict_json.dumps(told)
 
 
-def _beside(made: dict[str, Files], said: Mixed | Virtual, tensors: Tensors) -> None:
+GATED = Gated(
+    experts=(Expert(rank=2, alpha=4), Expert(rank=1, alpha=3, is_stabilised=True)),
+    top_k=1,
+    hidden_size=HIDDEN,
+    widths=(5,),
+    target_modules=("q_proj", "up_proj"),
+)
+
+
+def gated(made: dict[str, Files]) -> None:
+    """Change the inputs to those of a model that mixes two adapters, and reads twice for it."""
+    wanted = GATED.wanted({name: shape for name, _, shape in TENSORS})
+    _beside(made, GATED, [(name, "F32", shape) for name, shape in wanted.items()])
+    matrices = sum(_count(shape) for shape in wanted.values() if len(shape) == 2)
+    base, pairs, cache_row = 3 * HIDDEN * HIDDEN, 8 * 9 // 2, 2 * 4 * 2 * LAYERS
+    flops = 2 * 8 * (base + matrices) + 4 * LAYERS * HIDDEN * pairs
+    _cost_more(made, flops=flops, moved=2 * 2 * base + cache_row * (8 + 8))
+
+
+def _beside(made: dict[str, Files], said: Attached, tensors: Tensors) -> None:
     """Put an adapter beside the model, of which a request reads every number at each token said."""
     numbers = sum(_count(shape) for _, _, shape in tensors)
     payload = hashlib.shake_128(b"a").digest(4 * numbers)

@@ -236,3 +236,52 @@ def test_virtual_tokens_verify_with_what_they_cost(tmp_path):
     assert (told.kind, told.parameters) == ("PREFIX_TUNING", 3 * 2 * making.HIDDEN // 2)
     assert any("FLOPs" in text for text in report.evidenced)
     assert read_attached(making.VIRTUAL.to_value()) == making.VIRTUAL
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory):
+    return making.make(tmp_path_factory.mktemp("gated"), making.gated)
+
+
+def test_adapters_that_are_mixed_verify_with_what_two_readings_cost(gated):
+    """ART-13, MOE-46, MOE-47."""
+    report = verify_artifact(gated, trust=None)
+    wanted = making.GATED.wanted({name: shape for name, _, shape in making.TENSORS})
+    numbers = sum(making._count(shape) for shape in wanted.values())
+    told = report.manifest.adapter
+    assert (told.kind, told.parameters) == ("KOLM_X_LORA", numbers)
+    assert any("FLOPs" in text for text in report.evidenced)
+    assert read_attached(making.GATED.to_value()) == making.GATED
+
+
+ONE = {"lora_alpha": 4, "r": 2, "use_rslora": False}
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"experts": []}, "top_k"),
+        ({"experts": [ONE]}, f"{FILES[1]}: model.layers.0.mlp.up_proj.down"),
+        ({"experts": [ONE, ONE | {"r": 0}]}, "experts[1].r"),
+        ({"experts": [ONE, ONE | {"use_dora": True}]}, "experts[1].use_dora"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_k": 3}, "top_k"),
+        ({"widths": []}, f"{FILES[1]}: gating.0.bias"),
+        ({"widths": [0]}, "widths[0].width"),
+        ({"hidden_size": 9}, f"{FILES[1]}: gating.0.weight"),
+        ({"target_modules": ["q_proj"]}, f"{FILES[1]}: model.layers.0.mlp.up_proj.down"),
+        ({"target_modules": ["up_proj", "q_proj"]}, "target_modules"),
+        ({"also": 1}, "also"),
+    ],
+)
+def test_a_mixture_of_other_adapters_is_refused(gated, tmp_path, values, where):
+    """MOE-46, ART-13."""
+
+    def change(files):
+        edit(CONFIG, **values)(files)
+        files[SBOM] = bill_of_materials(files)
+
+    path = forge(gated, tmp_path / "forged.kolm", change, lambda _: None)
+    with pytest.raises(EvidenceError) as caught:
+        verify_artifact(path, trust=None)
+    assert caught.value.where == where

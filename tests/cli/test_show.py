@@ -1,5 +1,16 @@
 """What `kolm show` tells people."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from kolm_build.core.derivation import OutputInput
+from kolm_build.core.digest import Digest
+from kolm_build.errors import MissingObjectError, UsageError
+from kolm_build.store.local import LocalStore
+from kolm_build.surfaces.training import check_has_figures, figures_of
+from tests.artifact import making
 from tests.artifact.making import make
 from tests.cli.command import kolm
 
@@ -12,3 +23,55 @@ def test_an_artifact_is_shown_with_one_line_for_each_deep_folder(tmp_path):
     assert "eval/results.jsonl" in lines
     assert "build/derivations/" in lines
     assert not [line for line in lines if line.startswith("build/derivations/") and "cbor" in line]
+
+
+@pytest.mark.parametrize("what", ["artifact", "b3:" + "0" * 64])
+def test_only_what_trains_can_be_drawn(tmp_path, what):
+    """CLI-34."""
+    if what == "artifact":
+        what = str(make(tmp_path / "artifact"))
+    told = kolm("show", what, "--plot", str(tmp_path / "x.svg"))
+    assert (told.status, told.out) == (2, "")
+    assert "a node that trains" in told.err
+    assert not (tmp_path / "x.svg").exists()
+
+
+@pytest.fixture
+def store(tmp_path):
+    with LocalStore.open(tmp_path / "store") as opened:
+        yield opened
+
+
+def training(outputs=("adapter", "metrics")):
+    found = making.node("train-1", "sft", {})
+    return replace(found, outputs=tuple((name, None) for name in outputs))
+
+
+def plan_of(derivation, content):
+    output = OutputInput(derivation=derivation.digest, output="metrics")
+    return SimpleNamespace(contents={} if content is None else {output: content})
+
+
+def test_figures_are_those_of_the_table_that_was_built(store, tmp_path):
+    """CLI-33."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("step,loss\n1,2.0\n2,1.0\n")
+    found = figures_of(training(), plan_of(training(), store.ingest(folder)), store)
+    assert [(one.name, one.values) for one in found] == [("loss", (2.0, 1.0))]
+    check_has_figures(training(), found)
+
+
+@pytest.mark.parametrize("content", [None, Digest.of_blob(b"collected")])
+def test_what_was_never_built_or_is_gone_has_no_figures_to_draw(store, content):
+    """CLI-34."""
+    found = figures_of(training(), plan_of(training(), content), store)
+    assert found == ()
+    with pytest.raises(MissingObjectError, match="never built"):
+        check_has_figures(training(), found)
+
+
+def test_a_node_that_trains_nothing_has_no_figures_to_draw():
+    """CLI-34."""
+    with pytest.raises(UsageError, match="trains nothing"):
+        check_has_figures(training(("out",)), ())

@@ -50,6 +50,7 @@ JUDGE = Role(name="judge", kind="model", required=False, help="a model that judg
 REWARD = Role(name="reward", kind="code", help="a file with reward functions")
 LOG = Role(name="log", kind="data", required=False, help="what a teacher answered")
 PARENTS = Role(name="parents", kind="models", help="models to merge")
+MIXED = Role(name="adapters", kind="adapters", help="stages whose adapters are mixed")
 RATE = Decimal(name="learning_rate", default="0.5", help="a rate of its own")
 
 BY = Choice(name="reward_by", options=("exact", "file", "model"), default="file", help="whose")
@@ -70,6 +71,7 @@ ROWS = (
     ALGORITHMS["full"],
     row("prefix", axis=ADAPTER, mergeable=False),
     row("mixture", axis=ADAPTER, mergeable=False, attachable=True),
+    row("mixer", axis=ADAPTER, mergeable=False, attachable=True, roles=(MIXED,)),
     row("stateful", axis=ADAPTER, resumable=False),
     ALGORITHMS["adamw"],
     row("sgd", axis=OPTIMISER, parameters=(Decimal(name="momentum", default="0.9", help="m"),)),
@@ -463,6 +465,59 @@ def test_a_misspelt_role_or_model_gets_a_suggestion():
     assert refused(stage("distil", teacher="bigg")).advice == "Did you mean 'big'?"
 
 
+MIX = {"adapter": "mixer", "from_": "base"}
+TWO = stage("sft", name="one") + stage("prefer", rows="votes", from_="base")
+
+
+def test_a_stage_mixes_the_adapters_of_stages_before_it():
+    """MOE-45, RECIPE-22: the adapters themselves, in the recipe's order; nothing is merged."""
+    found = edges(made(TWO + stage("sft", adapters=["train-2", "one"], **MIX)))
+    assert found["train-3"] == {
+        "adapters-1": "train-2.adapter",
+        "adapters-2": "train-1.adapter",
+        "model": "base.out",
+        "train": "dataset.train",
+    }
+    assert found["attach-3"] == {"model": "base.out", "adapter": "train-3.adapter"}
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "reason"),
+    [
+        (stage("sft", **MIX), "train[0].adapters", "missing value"),
+        (TWO + stage("sft", adapters=[], **MIX), "train[2].adapters", "no adapters"),
+        (TWO + stage("sft", adapters=["two"], **MIX), "train[2].adapters[0]", "unknown stage"),
+        (TWO + stage("sft", adapters=["base"], **MIX), "train[2].adapters[0]", "unknown stage"),
+        (
+            stage("sft", adapters=["train-2"], **MIX) + TWO,
+            "train[0].adapters[0]",
+            "does not stand before",
+        ),
+        (
+            stage("sft", adapter="full") + stage("sft", adapters=["train-1"], **MIX),
+            "train[1].adapters[0]",
+            "gives no LoRA",
+        ),
+        (
+            stage("soup", parents=["base"]) + stage("sft", adapters=["train-1"], **MIX),
+            "train[1].adapters[0]",
+            "gives no LoRA",
+        ),
+        (
+            TWO + stage("sft", adapters=["one"], adapter="mixer"),
+            "train[2].adapters[0]",
+            "of another model",
+        ),
+        (stage("sft", adapters=["one"]), "train[0].adapters", "unknown key"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(text, where, reason):
+    """MOE-45."""
+    error = refused(text)
+    assert error.where == where
+    assert reason in error.reason
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [
@@ -613,6 +668,7 @@ def test_every_adapter_and_objective_of_the_catalogue_has_keys_of_its_own():
     shared = stages | {one.name for one in TRAINING}
     for objective in OBJECTIVES.values():
         roles = {role.name for role in objective.roles}
+        roles |= {role.name for adapter in ADAPTERS.values() for role in adapter.roles}
         own = {one.name for one in objective.parameters}
         assert not roles & (shared | own | {"model", "train"}), objective.id
         assert not own & stages, objective.id

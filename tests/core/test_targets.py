@@ -231,6 +231,29 @@ def test_virtual_tokens_are_told_of_too(adapter, width):
     assert moved == 3 * (4 * 5 * width + 5 * one.cache_row_bytes)
 
 
+def test_a_mixture_of_adapters_that_were_trained_before_is_told_of_too():
+    """MOE-46, MOE-47: each adapter as its stage stores it, and the base read twice."""
+    before = tensors(PLAIN)
+    shared = (("adapter_dtype", "bf16"), ("lora_alpha", 4), ("target_modules", "q_proj"))
+    mixed = [
+        (*shared, ("adapter", "lora"), ("lora_r", 2)),
+        (*shared, ("adapter", "pissa"), ("lora_r", 3)),
+        (*shared, ("adapter", "adalora"), ("adalora_init_r", 5)),
+    ]
+    own = (("adapter_dtype", "fp32"), ("top_k", 0), ("xlora_depth", 2), ("xlora_size", 7))
+    after = with_adapter(CONFIG, before, own, mixed)
+    rows, columns = PLAIN["model.layers.0.self_attn.q_proj.weight"]
+    assert after["model.layers.0.self_attn.q_proj.down"].shape == (2 + 6 + 5, columns)
+    frozen, gates = LAYERS * 13 * (rows + columns), LAYERS * 3 * 7
+    trunk, biases = 7 * HIDDEN, LAYERS * 3 + 7
+    assert size(after) - size(before) == 2 * frozen + 4 * (gates + trunk + biases)
+    one, other = Sizes.of(CONFIG, before), Sizes.of(CONFIG, after)
+    assert other.body == 2 * one.body + frozen + gates + trunk
+    assert (other.layers, other.head) == (2 * one.layers, one.head)
+    linear = {name for name in PLAIN if ".layers." in name and len(PLAIN[name]) == 2}
+    assert other.again_bytes == sum(before[name].end - before[name].begin for name in linear)
+
+
 def test_time_is_what_compute_or_memory_takes_the_longer():
     """KS-6: the model of time that the K-score has."""
     sizes = Sizes.of(CONFIG, tensors(PLAIN))

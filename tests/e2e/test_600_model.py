@@ -185,6 +185,28 @@ def _somebody_else(top: Path, home: Path) -> dict[str, object]:
     return user
 
 
+def test_a_trainings_figures_are_told_and_drawn(built, tmp_path):
+    """CLI-33, CLI-34: the same picture twice; nothing is drawn of a node that trains nothing."""
+    told = json.loads(built.ok("show", "train-1", "--json"))["metrics"]
+    loss = told["figures"]["loss"]
+    assert float(loss["last"]) < float(loss["first"]) <= float(loss["greatest"])
+    lines = built.ok("show", "train-1").splitlines()
+    assert f"metrics: {told['steps']} steps" in lines
+    assert any(line.startswith("  loss ") and "█" in line for line in lines)
+    drawn = [tmp_path / name for name in ("a.svg", "b.svg")]
+    for path in drawn:
+        built.ok("show", "train-1", "--plot", str(path))
+    assert drawn[0].read_bytes() == drawn[1].read_bytes()
+    assert drawn[0].read_text().startswith("<svg ")
+    for node in ("dataset", "tiny.kolm"):
+        done = built.kolm("show", node, "--plot", str(tmp_path / "c.svg"))
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+    assert "metrics" not in json.loads(built.ok("show", "dataset", "--json"))
+    assert not (tmp_path / "c.svg").exists()
+    assert built.kolm("show", "train-1", "--plot", str(tmp_path / "no/d.svg")).returncode != 0
+
+
 def test_a_reformatted_script_retrains_nothing(copy):
     copy.ok("build")  # here, so that there is a build to compare with
     before = copy.id()

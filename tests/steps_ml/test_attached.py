@@ -35,10 +35,15 @@ def inputs(tmp_path_factory):
     }
 
 
-OWN = {"moe-lora": {"lora_r": 4}, "lora-moe": {"lora_r": 4}}
+OWN = {
+    "moe-lora": {"lora_r": 4},
+    "lora-moe": {"lora_r": 4},
+    "x-lora": {"xlora_depth": 2, "xlora_size": 8},
+}
+MIXTURES = tuple(OWN)
 
 
-@pytest.fixture(scope="module", params=["moe-lora", "lora-moe", "prefix-tuning", "prompt-tuning"])
+@pytest.fixture(scope="module", params=[*MIXTURES, "prefix-tuning", "prompt-tuning"])
 def trained(request, inputs, tmp_path_factory):
     """The network that was trained, and the folder of its adapter."""
     return train(request.param, inputs, tmp_path_factory.mktemp("trained"))
@@ -49,13 +54,14 @@ def mixture(inputs, tmp_path_factory):
     return train("moe-lora", inputs, tmp_path_factory.mktemp("mixture"))[1]
 
 
-def train(name, inputs, root):
+def train(name, inputs, root, **more):
     from kolm_build.steps.adapters.table import ADAPTERS
 
     kept, adapter = [], ADAPTERS[name].__self__
+    mixed = two_adapters(inputs, root, **more) if name == "x-lora" else {}
     write = adapter.write
     given = {"compute_dtype": "fp32", "learning_rate": "5e-2", "max_steps": 3}
-    given |= OWN.get(name, {"virtual_tokens": 3})
+    given |= OWN.get(name, {"virtual_tokens": 3}) | more
     with pytest.MonkeyPatch.context() as patch:
 
         def writing(self, network, **where):
@@ -66,11 +72,28 @@ def train(name, inputs, root):
         ran = run_step(
             "sft",
             root,
-            inputs={role: inputs[role] for role in ("model", "train")},
+            inputs={role: inputs[role] for role in ("model", "train")} | mixed,
             params={"adapter": name, "batch_size": 4, **given},
             portable=(1, None),
         )
     return kept[0].eval(), ran.folder("adapter")
+
+
+def two_adapters(inputs, root, **more):
+    """Two LoRAs that differ in what is stored and how it is scaled."""
+    given = {"batch_size": 4, "learning_rate": "5e-2", "max_steps": 3, "compute_dtype": "fp32"}
+    given |= {"lora_r": 4}
+    ways = ({"adapter": "lora", "adapter_dtype": "bf16"}, {"adapter": "rslora"})
+    return {
+        f"adapters-{number}": run_step(
+            "sft",
+            root,
+            inputs={role: inputs[role] for role in ("model", "train")},
+            params=given | way | more,
+            portable=(1, None),
+        ).folder("adapter")
+        for number, way in enumerate(ways, 1)
+    }
 
 
 @pytest.fixture
@@ -180,9 +203,12 @@ def test_all_that_is_computed_is_counted(inputs, trained, attached):
 
     base, whole = (Architecture.of(load(one).network) for one in (inputs["model"], attached))
     beside = sum(prod(one.shape) for one in tensors(attached / "adapter_model.safetensors"))
-    is_mixture = "experts" in json.loads((trained[1] / "adapter_config.json").read_bytes())
-    assert whole.body - base.body == (beside if is_mixture else 0)
+    said = json.loads((trained[1] / "adapter_config.json").read_bytes())
+    is_mixture, is_twice = "experts" in said, "widths" in said
+    if not is_twice:
+        assert whole.body - base.body == (beside if is_mixture else 0)
     assert whole.virtual_tokens == (0 if is_mixture else 3)
+    assert whole.layers == base.layers * (2 if is_twice else 1)
     assert whole.parameters - base.parameters == beside
     assert whole.parameter_bytes - base.parameter_bytes == 4 * beside
     config = json.loads((attached / "config.json").read_bytes())
@@ -191,6 +217,24 @@ def test_all_that_is_computed_is_counted(inputs, trained, attached):
     sizes = cost.Sizes.of(config, found)
     assert sizes.flops(7, 3) == whole.flops(7, 3)
     assert sizes.bytes_moved(7, 3) == whole.bytes_moved(7, 3)
+
+
+@pytest.mark.parametrize("name", ["moe-lora", "x-lora", "prefix-tuning"])
+def test_what_is_stored_in_half_is_counted_and_computed_as_it_is_stored(inputs, name, tmp_path):
+    """EVAL-17, GEN-54: the verifier, who sees the files alone, counts the same bytes."""
+    from kolm_build.runtime.loading import load
+    from kolm_build.steps._counts import Architecture
+
+    adapter = train(name, inputs, tmp_path, adapter_dtype="bf16")[1]
+    folder = attach(inputs["model"], adapter, tmp_path).folder()
+    files = ("model.safetensors", "adapter_model.safetensors")
+    found = {one.name: one for path in files for one in tensors(folder / path)}
+    beside = [one for one in tensors(adapter / files[1]) if one.dtype != "BF16"]
+    assert not beside
+    sizes = cost.Sizes.of(json.loads((folder / "config.json").read_bytes()), found)
+    whole = Architecture.of(load(folder).network)
+    assert sizes.bytes_moved(7, 3) == whole.bytes_moved(7, 3)
+    assert sizes.flops(7, 3) == whole.flops(7, 3)
 
 
 def tensors(path):
@@ -250,7 +294,9 @@ def test_transformers_does_not_run_the_base_in_its_place(attached):
     """ALG-21: it finds the adapter's configuration, and refuses the kind."""
     from transformers import AutoModelForCausalLM
 
-    with pytest.raises((KeyError, ValueError), match=r"KOLM_MOE_LORA|does not support prompt"):
+    with pytest.raises(
+        (KeyError, ValueError), match=r"KOLM_MOE_LORA|KOLM_X_LORA|does not support prompt"
+    ):
         AutoModelForCausalLM.from_pretrained(attached)
 
 

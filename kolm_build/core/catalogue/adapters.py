@@ -53,6 +53,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="peft.LoraConfig",
         oracle="peft",
         passes="as the objective's; no gradients of W",
+        low_rank=True,
     ),
     Algorithm(
         id="full",
@@ -93,6 +94,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="peft.LoraConfig(use_rslora)",
         oracle="peft",
         passes="as the objective's; no gradients of W",
+        low_rank=True,
     ),
     Algorithm(
         id="lora-fa",
@@ -106,6 +108,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="peft.LoraConfig, A frozen",
         oracle="peft",
         passes="as the objective's; no gradients of W and A",
+        low_rank=True,
     ),
     Algorithm(
         id="qlora",
@@ -132,6 +135,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="peft.LoraConfig, kolm_build.steps._factorisation",
         oracle="peft, torch.linalg.svd",
         passes="as the objective's; no gradients of W",
+        low_rank=True,
     ),
     Algorithm(
         id="olora",
@@ -145,6 +149,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="peft.LoraConfig, kolm_build.steps._factorisation",
         oracle="peft, torch.linalg.qr",
         passes="as the objective's; no gradients of W",
+        low_rank=True,
     ),
     Algorithm(
         id="vera",
@@ -192,6 +197,7 @@ ROWS: tuple[Algorithm, ...] = (
         backing="peft.AdaLoraConfig (modules), kolm_build.steps.adapters.adalora",
         oracle="peft.tuners.adalora.RankAllocator",
         passes="as the objective's; no gradients of W",
+        low_rank=True,
     ),
     Algorithm(
         id="ia3",

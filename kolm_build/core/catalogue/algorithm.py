@@ -185,8 +185,9 @@ class Role:
     Attributes:
         name: The key in a recipe, and the name of the step's input: ``teacher``, ``reward``.
         kind: ``model`` (``base``, the name of an earlier stage, or a ``[models.NAME]``), ``models``
-            (a list of those; the inputs are NAME-1, NAME-2, …), ``code`` (a Python file of the
-            recipe's folder) or ``data`` (a file or folder of the recipe's folder).
+            (a list of those; the inputs are NAME-1, NAME-2, …), ``adapters`` (a list of earlier
+            stages, whose adapters are the inputs NAME-1, NAME-2, …), ``code`` (a Python file of
+            the recipe's folder) or ``data`` (a file or folder of the recipe's folder).
         required: Whether a recipe must name it, whatever its parameters are.
         used_with: The parameter and its value with which a recipe must name it, and without which
             it may not; None for a role that no parameter decides about.
@@ -235,6 +236,8 @@ class Algorithm:
         attachable: Whether a model can be judged, packaged and run with an adapter that cannot be
             merged beside its weights.
         whole: Whether an adapter's stage gives a whole model, and nothing to be merged.
+        low_rank: Whether an adapter is written as a LoRA, W + s B A, of the model that its stage
+            starts from, so that it can be mixed with others.
     """
 
     id: str
@@ -256,6 +259,7 @@ class Algorithm:
     mergeable: bool = True
     attachable: bool = False
     whole: bool = False
+    low_rank: bool = False
 
 
 def read_parameters(parameters: Sequence[Parameter], fields: Fields) -> Params:

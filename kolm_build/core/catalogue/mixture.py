@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from kolm_build.core.catalogue.adapters import LOW_RANK
-from kolm_build.core.catalogue.algorithm import ADAPTER, Algorithm, Decimal, Integer, Parameter
+from kolm_build.core.catalogue.adapters import LOW_RANK, STORED
+from kolm_build.core.catalogue.algorithm import (
+    ADAPTER,
+    Algorithm,
+    Decimal,
+    Integer,
+    Parameter,
+    Role,
+)
 
 _SHARED: tuple[Parameter, ...] = (
     Decimal(
@@ -45,6 +52,35 @@ ROWS: tuple[Algorithm, ...] = (
         backing="kolm_build.steps.adapters.lora_moe",
         oracle="NumPy",
         passes="as the objective's; all experts are computed",
+        mergeable=False,
+        attachable=True,
+    ),
+    Algorithm(
+        id="x-lora",
+        axis=ADAPTER,
+        family="mixture",
+        title="Mixture of adapters that were trained before",
+        paper="arXiv:2402.07148, section 2.2",
+        minimises="trains the gates of W + sum of p_i s_i B_i A_i; W, A_i and B_i are frozen",
+        schema="any",
+        parameters=(
+            STORED,
+            Integer(name="top_k", default=0, help="adapters that speak of a token; 0 for all"),
+            Integer(name="xlora_depth", default=1, least=1, help="layers of the gating network"),
+            Integer(
+                name="xlora_size", default=64, least=1, help="width of its layers but the last"
+            ),
+        ),
+        roles=(
+            Role(
+                name="adapters",
+                kind="adapters",
+                help="earlier stages from the same model, whose LoRA adapters are mixed",
+            ),
+        ),
+        backing="kolm_build.steps.adapters.x_lora",
+        oracle="peft.XLoraConfig",
+        passes="as the objective's, and one forward before; no gradients of W, A_i and B_i",
         mergeable=False,
         attachable=True,
     ),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._training_params import TrainingParams
 
@@ -30,6 +31,10 @@ class Change(ABC):
     def load_dtype(self, training: TrainingParams) -> torch.dtype:
         """What the base is loaded in."""
         return torch.bfloat16 if training.compute_dtype == "bf16" else torch.float32
+
+    def receive(self, request: StepRequest) -> None:
+        """Read what it needs of the step's inputs, before `attach`; by itself that is nothing."""
+        del request
 
     @abstractmethod
     def attach(self, network: Any) -> Any:

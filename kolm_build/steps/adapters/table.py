@@ -30,6 +30,7 @@ from kolm_build.steps.adapters.prompt_tuning import PromptTuning
 from kolm_build.steps.adapters.qlora import Qlora
 from kolm_build.steps.adapters.rslora import RankStabilisedLora
 from kolm_build.steps.adapters.vera import Vera
+from kolm_build.steps.adapters.x_lora import XLora
 
 ADAPTERS: Mapping[str, Callable[[Fields], Change]] = MappingProxyType(
     {
@@ -56,5 +57,6 @@ ADAPTERS: Mapping[str, Callable[[Fields], Change]] = MappingProxyType(
         "qlora": Qlora.take,
         "rslora": RankStabilisedLora.take,
         "vera": Vera.take,
+        "x-lora": XLora.take,
     }
 )

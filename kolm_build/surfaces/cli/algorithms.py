@@ -159,6 +159,7 @@ def _example(role: Role) -> str:
     return {
         "model": '"base"',
         "models": '["base", "train-1"]',
+        "adapters": '["train-1", "train-2"]',
         "code": f'"{role.name}.py"',
         "data": f'"{role.name}.jsonl"',
     }[role.kind]

@@ -14,6 +14,7 @@ from kolm_build.surfaces.cli.terminal import Terminal
 if TYPE_CHECKING:
     from kolm_build.core.derivation import Derivation
     from kolm_build.core.digest import Digest
+    from kolm_build.core.figures import Figure
     from kolm_build.core.tree import Node
     from kolm_build.store.local import LocalStore
 
@@ -22,11 +23,15 @@ def describe(parser: Parser) -> None:
     """Declare the command."""
     parser.tell_of(
         "Show a node, a tree or derivation by digest, or an artifact.",
-        ("kolm show train-1", "its derivation, its content, who built it and how"),
+        ("kolm show train-1", "its derivation, content, builders, how its loss went"),
+        ("kolm show train-1 --plot loss.svg", "and a picture of its figures at every step"),
         ("kolm show b3:…", "a tree or a derivation in the store"),
         ("kolm show triage.kolm", "members, figures and signatures; checks nothing"),
     )
     parser.add_argument("what", metavar="NODE|DIGEST|FILE.kolm", help="what to show")
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", help="draw what a training's figures were, at every step"
+    )
     add_project(parser)
     add_store(parser)
     add_json(parser, "one JSON object")
@@ -34,18 +39,55 @@ def describe(parser: Parser) -> None:
 
 def run(args: Namespace, terminal: Terminal) -> int:
     """Show it."""
+    figures: tuple[Figure, ...] = ()
     if Path(args.what).is_file():
+        _check_no_plot(args)
         shown = _artifact(Path(args.what))
     elif args.what.startswith("b3:"):
+        _check_no_plot(args)
         shown = _digest(args)
     else:
-        shown = _node(args)
+        shown, figures = _node(args)
     if args.json:
-        terminal.give(shown)
-    else:
-        for line in _lines(_folded(shown), ""):
-            terminal.say(line)
+        terminal.give(shown | _figures_value(figures))
+        return 0
+    for line in (*_lines(_folded(shown), ""), *_figures_lines(figures)):
+        terminal.say(line)
+    if args.plot is not None:
+        terminal.tell(f"drawn in {args.plot}")
     return 0
+
+
+def _check_no_plot(args: Namespace) -> None:
+    """Refuse to draw what is no node."""
+    from kolm_build.errors import UsageError
+
+    if args.plot is not None:
+        raise UsageError(
+            "only the figures of a node that trains can be drawn",
+            where="--plot",
+            expected="a node, such as train-1",
+            actual=args.what,
+        )
+
+
+def _figures_value(figures: tuple[Figure, ...]) -> dict[str, object]:
+    if not figures:
+        return {}
+    told = {one.name: one.to_value() for one in figures}
+    return {"metrics": {"steps": len(figures[0].values), "figures": told}}
+
+
+def _figures_lines(figures: tuple[Figure, ...]) -> Iterator[str]:
+    """The figures for people, drawn in a line each."""
+    from kolm_build.core.plot import told
+
+    if figures:
+        steps = len(figures[0].values)
+        yield f"metrics: {steps} step{'' if steps == 1 else 's'}"
+    wide = max((len(one.name) for one in figures), default=0)
+    for one in figures:
+        yield f"  {one.name:<{wide}}  {told(one)}"
 
 
 def _artifact(path: Path) -> dict[str, object]:
@@ -98,10 +140,12 @@ def _entry(node: Node) -> str:
     return f"folder {node.tree}" if isinstance(node, Folder) else f"link to {node.target}"
 
 
-def _node(args: Namespace) -> dict[str, object]:
+def _node(args: Namespace) -> tuple[dict[str, object], tuple[Figure, ...]]:
+    """What there is to say of a node, and a training's figures; drawn where that is asked for."""
     from kolm_build.surfaces.lookup import Look
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project
+    from kolm_build.surfaces.training import check_has_figures, figures_of
 
     look = Look.at(open_project(args.project, lock=args.lock))
     derivation = look.node(args.what)
@@ -113,7 +157,18 @@ def _node(args: Namespace) -> dict[str, object]:
         shown["outputs"] = {
             output: _claims(resolved, output, store) for output, _ in derivation.outputs
         }
-    return shown
+        figures = figures_of(derivation, plan, store)
+    if args.plot is not None:
+        check_has_figures(derivation, figures)
+        _draw(Path(args.plot), derivation.name, figures)
+    return shown, figures
+
+
+def _draw(path: Path, name: str, figures: tuple[Figure, ...]) -> None:
+    from kolm_build.core.plot import svg
+    from kolm_build.surfaces.files import write_whole
+
+    write_whole(path, svg(name, figures).encode())
 
 
 def _claims(resolved: Digest | None, output: str, store: LocalStore) -> list[dict[str, object]]:
