@@ -84,6 +84,7 @@ DISTILLATION = (
     "kd-skew-reverse",
     "kd-tvd",
     "minilm",
+    "minillm",
     "seq-kd",
     "uld",
 )

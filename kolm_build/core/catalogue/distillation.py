@@ -6,7 +6,7 @@ sum of t log(t / q); each is the mean over the answers' tokens.
 
 from __future__ import annotations
 
-from kolm_build.core.catalogue.algorithm import Algorithm, Decimal, Integer, Parameter, Role
+from kolm_build.core.catalogue.algorithm import Algorithm, Choice, Decimal, Integer, Parameter, Role
 
 TEACHER = Role(name="teacher", kind="model", help="the model to learn from")
 ONE_EACH = "2 forward (1 of the teacher), 1 backward"
@@ -157,5 +157,24 @@ ROWS: tuple[Algorithm, ...] = (
         passes="an answer drawn, 2 forward (1 of the teacher), 1 backward",
         schema="prompts",
         oracle="trl.experimental.gkd",
+    ),
+    _row(
+        "minillm",
+        "Distillation by the policy gradient of the reverse divergence of answers",
+        "arXiv:2306.08543, equations 3 to 7",
+        "KL(q || t) of answers drawn from t and q: w (KL of a token - R log q), mean over tokens",
+        (
+            MAX_NEW_TOKENS,
+            Decimal(name="teacher_mix", default="0.2", most="0.99", help="t's share of the draws"),
+            Choice(
+                name="returns",
+                options=("mean", "sum"),
+                default="mean",
+                help="what R is of log(t / q) at the tokens that follow",
+            ),
+        ),
+        passes="an answer drawn from both, 2 forward (1 of the teacher), 1 backward",
+        schema="prompts",
+        oracle="NumPy; every answer of a small vocabulary",
     ),
 )
