@@ -41,7 +41,7 @@ PARAMS = {
 }
 """Those that can be merged."""
 VIRTUAL = {"prefix-tuning": {"virtual_tokens": 3}, "prompt-tuning": {"virtual_tokens": 3}}
-PARTIAL = {"freeze": {}, "full": {}, "ln-tuning": {}}
+PARTIAL = {"freeze": {}, "full": {}, "ln-tuning": {}, "qat": {}}
 READ_BY_PEFT = sorted(set(PARAMS) - {"boft", "qlora"})
 ROWS = [("a pain", "bone"), ("it is a cough", "lung"), ("sad", "mind"), ("a rash!", "skin")]
 IDS = torch.tensor([[5, 80, 12, 33, 7, 9, 41]])
@@ -174,7 +174,7 @@ def test_a_merge_is_what_peft_makes_of_the_files(name, tmp_path, model):
 
 @pytest.mark.parametrize("name", sorted({**PARAMS, **VIRTUAL, **PARTIAL} | {"full": {}}))
 def test_the_reference_is_the_network_as_it_was(name, model):
-    """ADPT-6: qlora's is the rounded base; the others' the base itself."""
+    """ADPT-6: qlora's and qat's is the rounded base; the others' the base itself."""
     change, network = attached(name, model)
     moved = logits_of(network)
     with change.reference(network):
@@ -183,6 +183,8 @@ def test_the_reference_is_the_network_as_it_was(name, model):
     base = network_of(model)
     if name == "qlora":
         round_linear_layers(base)
+    if name == "qat":
+        base = change_of(name).attach(base)
     torch.testing.assert_close(found, logits_of(base), rtol=1e-4, atol=2e-5)
     assert (moved - found).abs().max() > 1e-3
 

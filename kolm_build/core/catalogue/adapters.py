@@ -35,6 +35,19 @@ WEIGHTS_DTYPE = Choice(
     default="base",
     help="what the result is rounded to, once",
 )
+ROUNDING: tuple[Parameter, ...] = (
+    Choice(
+        name="rounding",
+        options=("fp8", "mxfp4", "nvfp4a16", "w4a16", "w4a16-asym", "w8a16"),
+        default="w4a16",
+        help="the scheme of quantise that follows",
+    ),
+    Integer(
+        name="rounding_group",
+        default=0,
+        help="columns that share a scale: 32, 64 or 128; 0 for the largest that divides",
+    ),
+)
 VIRTUAL: tuple[Parameter, ...] = (
     STORED,
     Integer(name="virtual_tokens", default=20, least=1, help="trained vectors before a row"),
@@ -369,6 +382,29 @@ ROWS: tuple[Algorithm, ...] = (
         backing="kolm_build.steps.adapters.freeze",
         oracle="its definition",
         passes="as the objective's; backward through the last layers",
+        whole=True,
+    ),
+    Algorithm(
+        id="qat",
+        axis=ADAPTER,
+        family="adapter",
+        title="Quantisation-aware training, and with a distillation quantisation-aware distillation",
+        paper="arXiv:2305.17888, section 2.2; arXiv:2601.20088",
+        minimises="trains every weight; linear layers compute with it rounded as quantise would",
+        schema="any",
+        parameters=(
+            *ROUNDING,
+            TARGETS,
+            Choice(
+                name="weights_dtype",
+                options=("bf16", "fp16", "fp32"),
+                default="fp32",
+                help="what the result is rounded to, once; scales are stored in it",
+            ),
+        ),
+        backing="kolm_build.steps.adapters.qat",
+        oracle="the step quantise, rtn; full where nothing is lost by rounding",
+        passes="as the objective's; once in a step every matrix is rounded",
         whole=True,
     ),
 )
