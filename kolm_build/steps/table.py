@@ -85,6 +85,7 @@ DISTILLATION = (
     "kd-tvd",
     "minilm",
     "minillm",
+    "rationale",
     "seq-kd",
     "uld",
 )

@@ -9,10 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kolm_build.core.fields import Fields
+from kolm_build.core.numerics import Numerics
 from kolm_build.core.quantisation import SCHEMES
+from kolm_build.core.request import Circumstances
 from kolm_build.errors import InvalidRecordError
+from kolm_build.numerics.kernels import LIBRARY
 from tests.steps_ml.calling import files_of, run_step, write_rows
-from tests.steps_ml.test_quantise import decoded
+from tests.steps_ml.test_quantise import decoded, in_bfloat16
 from tests.support.models import tiny_llama, tiny_rows
 
 pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]
@@ -23,13 +26,19 @@ LAYERS = 14
 """Linear layers of the tiny model, its head left out."""
 
 
-def change_of(**params):
-    from kolm_build.steps.adapters.qat import Qat
+def change_of(name="qat", **params):
+    from kolm_build.steps.adapters.table import ADAPTERS
 
     fields = Fields(params)
-    change = Qat.take(fields)
+    change = ADAPTERS[name](fields)
     fields.done()
     return change
+
+
+def attached(change, model):
+    """The network of `model` with `change`."""
+    change.look(model)
+    return change.attach(network_of(model))
 
 
 def network_of(model):
@@ -43,13 +52,22 @@ def model(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("qat") / "model")
 
 
-def moved(network):
-    """`network`, off its start by small noise."""
+def moved(network, *only):
+    """`network`, its parameters (those with a part of `only` in their names) off by noise."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for one in network.parameters():
-            one.add_(torch.randn(one.shape, generator=generator) * 0.05)
+        for name, one in network.named_parameters():
+            if not only or any(part in name for part in only):
+                one.add_(torch.randn(one.shape, generator=generator) * 0.05)
     return network
+
+
+def portable():
+    """The portable kernels, in which `merge` adds too."""
+    from kolm_build.numerics.apply import applied
+
+    circumstances = Circumstances(kernels=str(LIBRARY), threads=1)
+    return applied(Numerics(cls="portable-1", seed=3), circumstances)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +85,11 @@ def moved(network):
 )
 def test_what_is_multiplied_with_is_what_quantise_stores(scheme, params, model, tmp_path):
     """DIST-63: bit for bit, the scales in the dtype of the result."""
-    from kolm_build.steps.adapters._rounded import rounded_layers
+    from kolm_build.steps.adapters._rounded import roundings
 
     change = change_of(rounding=scheme, **params)
-    network = moved(change.attach(network_of(model)))
-    rounded = rounded_layers(network)
+    network = moved(attached(change, model))
+    rounded = roundings(network)
     assert len(rounded) == LAYERS
     (tmp_path / "trained").mkdir()
     change.write(network, base=model, out=tmp_path / "trained")
@@ -79,7 +97,57 @@ def test_what_is_multiplied_with_is_what_quantise_stores(scheme, params, model, 
     ran = run_step("quantise", tmp_path, inputs={"model": tmp_path / "trained"}, params=asked)
     stored = decoded(ran.folder())
     for path, layer in rounded.items():
-        assert torch.equal(layer.kept_values(), stored[f"{path}.weight"]), path
+        assert torch.equal(layer.values(), stored[f"{path}.weight"]), path
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("scheme", ["nvfp4a16", "w4a16"])
+def test_behind_an_adapter_it_is_what_quantise_stores_of_the_merged_weight(
+    scheme, dtype, model, tmp_path
+):
+    """DIST-67: through the files of the adapter, `merge` and `quantise`, bit for bit."""
+    from kolm_build.steps.adapters._rounded import roundings
+
+    base = model if dtype == "fp32" else in_bfloat16(tiny_llama(tmp_path / "base"))
+    change = change_of("qat-lora", lora_r=4, lora_alpha=6, rounding=scheme)
+    network = moved(attached(change, base), "lora_")
+    with portable():
+        rounded = {
+            path.removeprefix("base_model.model."): one.values()
+            for path, one in roundings(network).items()
+        }
+    assert len(rounded) == LAYERS
+    (tmp_path / "adapter").mkdir()
+    change.write(network, base=base, out=tmp_path / "adapter")
+    inputs = {"model": base, "adapter": tmp_path / "adapter"}
+    merged = run_step("merge", tmp_path, inputs=inputs, portable=(1, None)).folder()
+    params = {"scheme": scheme}
+    ran = run_step("quantise", tmp_path, inputs={"model": merged}, params=params)
+    stored = decoded(ran.folder())
+    plain = load_file(merged / "model.safetensors")
+    for path, one in rounded.items():
+        assert torch.equal(one, stored[f"{path}.weight"]), path
+        assert not torch.equal(one, plain[f"{path}.weight"].float()), path
+
+
+def test_without_rounding_the_gradients_are_those_of_lora(model, monkeypatch):
+    """DIST-67: of A and B, where the rounded sum is the sum."""
+    from kolm_build.steps.adapters import _rounded
+
+    monkeypatch.setattr(_rounded.Rounding, "round", lambda one: one._weight().detach())
+    gradients = []
+    for name in ("qat-lora", "lora"):
+        change = change_of(name, lora_r=4, lora_alpha=6)
+        torch.manual_seed(2)
+        network = moved(attached(change, model), "lora_")
+        network(input_ids=IDS, labels=IDS).loss.backward()
+        gradients.append(
+            {path: one.grad for path, one in network.named_parameters() if one.requires_grad}
+        )
+    ours, theirs = gradients
+    assert ours.keys() == theirs.keys()
+    for path, one in ours.items():
+        torch.testing.assert_close(one, theirs[path], rtol=1e-4, atol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_rounded_weight_and_reaches_the_kept_one(model):
@@ -167,13 +235,13 @@ def test_a_matrix_is_rounded_once_in_a_step_and_never_later_than_it_moved(
     from kolm_build.steps.adapters import _rounded
 
     seen = []
-    plain = _rounded.RoundedLinear._round
+    plain = _rounded.Rounding.round
 
-    def counted(layer):
-        seen.append(layer.weight.detach().sum().item())
-        return plain(layer)
+    def counted(rounding):
+        seen.append(rounding.stored().sum().item())
+        return plain(rounding)
 
-    monkeypatch.setattr(_rounded.RoundedLinear, "_round", counted)
+    monkeypatch.setattr(_rounded.Rounding, "round", counted)
     trained(tmp_path, model, train[0], max_steps=3, batch_size=4, learning_rate="0.01").folder(
         "model"
     )
@@ -184,7 +252,7 @@ def test_a_matrix_is_rounded_once_in_a_step_and_never_later_than_it_moved(
 def test_the_reference_is_the_rounded_network_as_it_was(model):
     """DIST-66, ADPT-6: and what was rounded of it does not stay."""
     change = change_of()
-    network = change.attach(network_of(model)).eval()
+    network = attached(change, model).eval()
     change.remember(network)
 
     def logits():
@@ -249,23 +317,23 @@ def test_distilled_behind_rounded_weights_a_model_rounds_closer_to_its_teacher(
         ({"rounding_group": 48}, "rounding_group", "not a size of a group"),
         ({"rounding": "fp8", "rounding_group": 32}, "rounding_group", "not a size of a group"),
         ({"rounding_group": 128}, "model.layers.0.self_attn.q_proj", "does not divide"),
-        ({"weights_dtype": "base"}, "weights_dtype", "unknown value"),
+        ({"weights_dtype": "int8"}, "weights_dtype", "unknown value"),
         ({"target_modules": "nothing"}, "target_modules", "no such linear layer"),
     ],
 )
 def test_what_cannot_be_rounded_so_is_refused(params, where, reason, model):
     """DIST-63: by its name, before anything is trained."""
     with pytest.raises(InvalidRecordError, match=reason) as caught:
-        change_of(**params).attach(network_of(model))
+        attached(change_of(**params), model)
     assert caught.value.where == where
 
 
 def test_only_the_layers_that_are_named_are_rounded(model):
     """DIST-63."""
-    from kolm_build.steps.adapters._rounded import rounded_layers
+    from kolm_build.steps.adapters._rounded import roundings
 
-    network = change_of(target_modules="down_proj,q_proj").attach(network_of(model))
-    names = {path.rpartition(".")[2] for path in rounded_layers(network)}
+    network = attached(change_of(target_modules="down_proj,q_proj"), model)
+    names = {path.rpartition(".")[2] for path in roundings(network)}
     assert names == {"down_proj", "q_proj"}
     assert sorted(network.state_dict()) == sorted(network_of(model).state_dict())
 
@@ -273,7 +341,7 @@ def test_only_the_layers_that_are_named_are_rounded(model):
 def test_the_recipe_offers_the_schemes_that_the_step_knows():
     """ALG-2: those of weights alone."""
     from kolm_build.core.catalogue.adapters import ROUNDING
-    from kolm_build.steps.adapters.qat import WEIGHT_ONLY
+    from kolm_build.steps.adapters._rounded import WEIGHT_ONLY
 
     assert ROUNDING[0].options == WEIGHT_ONLY
     assert set(WEIGHT_ONLY) == {name for name, one in SCHEMES.items() if not one.activations}

@@ -34,6 +34,7 @@ def _row(
     oracle: str = "NumPy",
     passes: str = ONE_EACH,
     schema: str = "answers",
+    roles: tuple[Role, ...] = (TEACHER,),
 ) -> Algorithm:
     return Algorithm(
         id=name,
@@ -43,7 +44,7 @@ def _row(
         minimises=minimises,
         schema=schema,
         parameters=parameters,
-        roles=(TEACHER,),
+        roles=roles,
         step=name,
         backing=f"kolm_build.steps.objectives.{name.replace('-', '_')}",
         oracle=oracle,
@@ -176,5 +177,26 @@ ROWS: tuple[Algorithm, ...] = (
         passes="an answer drawn from both, 2 forward (1 of the teacher), 1 backward",
         schema="prompts",
         oracle="NumPy; every answer of a small vocabulary",
+    ),
+    _row(
+        "rationale",
+        "Distillation of answers and of the reasons for them, step by step",
+        "arXiv:2305.02301, equations 1 to 4",
+        "NLL of answers + rationale_weight NLL of rationales, asked for by other words",
+        (
+            Decimal(
+                name="rationale_weight", default="1", most="1000", help="lambda, of the rationales"
+            ),
+            Choice(
+                name="prefixes",
+                options=("both", "rationale"),
+                default="both",
+                help="which prompts begin with [label] or [rationale]",
+            ),
+        ),
+        oracle="NumPy; sft at weight 0",
+        passes="2 forward, 2 backward: of the answer and of the rationale",
+        schema="rationales",
+        roles=(),
     ),
 )

@@ -31,6 +31,10 @@ class Change(ABC):
         """What the base is loaded in."""
         return torch.bfloat16 if training.compute_dtype == "bf16" else torch.float32
 
+    def look(self, base: Path) -> None:
+        """Look at the files of the base, in the folder `base`, before it is loaded."""
+        del base
+
     @abstractmethod
     def attach(self, network: Any) -> Any:
         """`network` with what is trained attached; torch's default generator is seeded."""

@@ -8,62 +8,69 @@ round to nearest in the same scheme, groups and layers, is what was trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Self
 
+import torch
 from transformers import TrainerCallback
 
 from kolm_build.core.fields import Fields
-from kolm_build.core.quantisation import SCHEMES, Scheme
-from kolm_build.runtime.weights import COMPUTE_DTYPES
 from kolm_build.steps._bounds import choice
+from kolm_build.steps._weights import DTYPES, read_weights
 from kolm_build.steps.adapters._change import adapted_layers, check_layers
-from kolm_build.steps.adapters._rounded import Refresher, grid_of, put_rounded, rounding_anew
-from kolm_build.steps.adapters.full import Full
+from kolm_build.steps.adapters._rounded import (
+    Refresher,
+    RoundedLinear,
+    RoundingParams,
+    dtypes_of,
+    rounded_anew,
+    share_scales,
+)
+from kolm_build.steps.adapters.full import AS_BASE, WEIGHTS, Full
 from kolm_build.steps.adapters.lora import modules
-from kolm_build.steps.quantisation.params import take_group
-
-WEIGHT_ONLY = ("fp8", "mxfp4", "nvfp4a16", "w4a16", "w4a16-asym", "w8a16")
-"""The schemes that round weights and nothing else."""
 
 
 class Qat(Full):
     """Every weight, behind rounded ones.
 
     Args:
-        weights_dtype: What the result is rounded to; scales are stored in it too.
-        scheme: What `quantise` will be asked.
-        group: Columns that share a scale; 0 for the rule.
+        weights_dtype: What the result is rounded to, and so what scales are stored in.
+        rounding: How weights are rounded.
         target_modules: Names of the layers that compute with rounded weights; empty for all.
     """
 
+    _dtypes: Mapping[str, torch.dtype]
+
     def __init__(
-        self, weights_dtype: str, scheme: Scheme, group: int, target_modules: tuple[str, ...]
+        self, weights_dtype: str, rounding: RoundingParams, target_modules: tuple[str, ...]
     ) -> None:
         super().__init__(weights_dtype)
-        self.dtype = COMPUTE_DTYPES[weights_dtype]
-        self.scheme = scheme
-        self.group = group
+        self.rounding = rounding
         self.target_modules = target_modules
 
     @classmethod
     def take(cls, fields: Fields) -> Self:
-        """The training that `fields` describe.
+        """The training that `fields` describe."""
+        return cls(
+            choice(fields, "weights_dtype", AS_BASE, (AS_BASE, *DTYPES)),
+            RoundingParams.take(fields),
+            modules(fields, "target_modules"),
+        )
 
-        Raises:
-            InvalidRecordError: A word is unknown, or a group has no meaning in the scheme.
-        """
-        dtype = choice(fields, "weights_dtype", "fp32", tuple(COMPUTE_DTYPES))
-        scheme = SCHEMES[choice(fields, "rounding", "w4a16", WEIGHT_ONLY)]
-        group = take_group(fields, scheme, "rounding_group")
-        return cls(dtype, scheme, group, modules(fields, "target_modules"))
+    def look(self, base: Path) -> None:
+        """Note what each matrix is stored in."""
+        self._dtypes = dtypes_of(read_weights(base / WEIGHTS), self._dtype)
 
     def attach(self, network: Any) -> Any:
         """`network` with rounded layers in place of those that are named."""
         check_layers(network, self.target_modules)
-        layers = adapted_layers(network, self.target_modules)
-        put_rounded(network, layers, grid_of(self.scheme, self.group), self.dtype)
+        for path, layer in adapted_layers(network, self.target_modules):
+            grid = self.rounding.grid(path, layer)
+            rounded = RoundedLinear(layer, grid, self._dtypes[f"{path}.weight"])
+            network.set_submodule(path, rounded)
+        share_scales(network)
         return super().attach(network)
 
     def watchers(self, network: Any) -> Sequence[TrainerCallback]:
@@ -72,10 +79,4 @@ class Qat(Full):
 
     def reference(self, network: Any) -> AbstractContextManager[Any]:
         """The network with the weights that it began with, rounded."""
-        return _before(network, super().reference(network))
-
-
-@contextmanager
-def _before(network: Any, weights: AbstractContextManager[Any]) -> Iterator[None]:
-    with rounding_anew(network), weights:
-        yield
+        return rounded_anew(network, super().reference(network))
