@@ -3,9 +3,9 @@
 A description such as "Fracture of lower end of right radius" says right, left, bilateral or
 unspecified. What a row holds depends on `kind`: `answers`, `pairs` (the side, and a side that is
 not said), `feedback` (a side, and whether it is the one), `praised` (the side, with a weight),
-`prompts` (with the side as the reference), `steps` (two steps of a solution, each right or wrong)
-or `wordings` (the first and the second half of any description). Rows are chosen and ordered by the
-SHA-256 of their text.
+`prompts` (with the side as the reference), `reasons` (the side, and the words that say it), `steps`
+(two steps of a solution, each right or wrong) or `wordings` (the first and the second half of any
+description). Rows are chosen and ordered by the SHA-256 of their text.
 Standard library only.
 """
 
@@ -108,11 +108,19 @@ def steps(row: tuple[str, str, str]) -> Row:
     return answers(row) | {"steps": found, "labels": [True, judged["good"]]}
 
 
+def reasons(row: tuple[str, str, str]) -> Row:
+    """The side, and where the description says it."""
+    found = re.search(rf"\b{row[2]}\b\S*(?: \w+)?", row[1], re.IGNORECASE)
+    assert found is not None, "the side is said"
+    return answers(row) | {"why": f"It says: {found[0]}."}
+
+
 KINDS = {
     "answers": answers,
     "feedback": feedback,
     "pairs": pairs,
     "praised": praised,
     "prompts": answers,
+    "reasons": reasons,
     "steps": steps,
 }

@@ -40,5 +40,6 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
         "feedback": Schema(templates=("prompt", "answer", "good"), optional=(("weight", "1"),)),
         "prompts": Schema(templates=("prompt",), optional=(("reference", ""),), more=True),
         "steps": Schema(templates=("prompt",), columns=("steps", "labels")),
+        "rationales": Schema(templates=("prompt", "answer", "rationale")),
     }
 )

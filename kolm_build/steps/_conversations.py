@@ -229,6 +229,41 @@ class Stepwise:
         return row
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rationale:
+    """A row of the schema ``rationales``: an answer, and why it is right.
+
+    Attributes:
+        id: The row's own digest, as text.
+        messages: The turns before the answer, one or more.
+        answer: The answer.
+        rationale: Why.
+        group: What keeps families of rows on one side of the split; empty for none.
+    """
+
+    id: str
+    messages: Messages
+    answer: str
+    rationale: str
+    group: str
+
+    @classmethod
+    def from_value(cls, value: object) -> Self:
+        """The row in `value`, strict."""
+        fields = Fields(value)
+        row = cls(
+            id=fields.text("id"),
+            messages=_messages(fields),
+            answer=_written(fields, "answer"),
+            rationale=_written(fields, "rationale"),
+            group=fields.text("group"),
+        )
+        fields.done()
+        if not row.messages:
+            raise InvalidRecordError("no turns", where="messages", expected="a prompt")
+        return row
+
+
 def read_conversations(path: Path) -> tuple[Conversation, ...]:
     """The rows of the JSON lines file `path`.
 
@@ -262,6 +297,11 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
 def read_steps(path: Path) -> tuple[Stepwise, ...]:
     """The rows of `path`, of the schema ``steps``; errors as `read_conversations` has them."""
     return _rows(path, Stepwise.from_value)
+
+
+def read_rationales(path: Path) -> tuple[Rationale, ...]:
+    """The rows of `path`, of the schema ``rationales``; errors as `read_conversations` has them."""
+    return _rows(path, Rationale.from_value)
 
 
 def _rows(path: Path, read: Callable[[object], T]) -> tuple[T, ...]:

@@ -29,7 +29,7 @@ from kolm_build.runtime.ragged import joined
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._conversations import Prompt
 from kolm_build.steps._generate import batches
-from kolm_build.steps._sequences import Continuation, answer_logits
+from kolm_build.steps._sequences import Continuation, answer_logits, mixture
 from kolm_build.steps._stage import Given
 
 ROWS_AT_ONCE = 64
@@ -141,18 +141,50 @@ class Sampler:
             seeds: What is random about a prompt's completions follows from its own.
             first: Number of the first completion: other numbers, other draws.
         """
+        times = self.sampling.generations
         return self._said(
             prompts,
-            network,
+            lambda batch: self._read(network, batch, times),
             lambda reader, rows: self._continued(reader, rows, seeds, first),
-            self.sampling.generations,
+            times,
+        )
+
+    def draw_blended(
+        self,
+        network: Any,
+        teacher: Any,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        share: float,
+    ) -> list[list[Completion]]:
+        """Completions of each of `prompts` from share t + (1 - share) q, a seed for each (DIST-61).
+
+        Args:
+            network: The student, whose probabilities are q.
+            teacher: The teacher's network, whose probabilities are t; it is not asked where its
+                share is 0.
+            prompts: Token ids.
+            seeds: What is random about a prompt's completions follows from its own.
+            share: The teacher's weight, 0 to 1.
+        """
+        if share == 0.0:
+            return self.draw(network, prompts, seeds)
+        times = self.sampling.generations
+
+        def read(batch: Sequence[Sequence[int]]) -> Reader:
+            own, other = (self._read(one, batch, times) for one in (network, teacher))
+            return Blend(own, other, share)
+
+        return self._said(
+            prompts, read, lambda reader, rows: self._continued(reader, rows, seeds, 0), times
         )
 
     def greedy(self, network: Any, prompts: Sequence[Sequence[int]]) -> list[Completion]:
         """The likeliest completion of each of `prompts`, token by token."""
         said = self._said(
             prompts,
-            network,
+            lambda batch: self._read(network, batch),
             lambda reader, _rows: self._greedily(reader),
             1,
         )
@@ -161,7 +193,7 @@ class Sampler:
     def _said(
         self,
         prompts: Sequence[Sequence[int]],
-        network: Any,
+        read: Callable[[Sequence[Sequence[int]]], Reader],
         go_on: Callable[[Reader, Sequence[tuple[int, int]]], list[list[int]]],
         times: int,
     ) -> list[list[Completion]]:
@@ -169,7 +201,7 @@ class Sampler:
         size = max(1, ROWS_AT_ONCE // times)
         for batch in batches([len(prompt) for prompt in prompts], size, mixed=self._mixed):
             rows = [(at, number) for at in batch for number in range(times)]
-            reader = self._read(network, [prompts[at] for at in batch], times)
+            reader = read([prompts[at] for at in batch])
             for (at, _), ids in zip(rows, go_on(reader, rows), strict=True):
                 said.setdefault(at, []).append(self.completion(prompts[at], ids))
         return [said[at] for at in range(len(prompts))]
@@ -293,6 +325,28 @@ class Mixture:
 
     def _mix(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return own * (1.0 - self._share) + other * self._share
+
+
+class Blend:
+    """An arithmetic mixture of two models' probabilities, each with a cache of its own.
+
+    Args:
+        own: What the student has read.
+        other: What the teacher has.
+        share: The teacher's weight.
+    """
+
+    def __init__(self, own: Reader, other: Reader, share: float) -> None:
+        self._own, self._other, self._share = own, other, share
+        self.logits = self._blend(own.logits, other.logits)
+
+    def read(self, chosen: torch.Tensor) -> torch.Tensor:
+        """What the mixture expects after one token more, as logarithms of probabilities."""
+        return self._blend(self._own.read(chosen), self._other.read(chosen))
+
+    def _blend(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        student, teacher = (torch.log_softmax(one, dim=-1) for one in (own, other))
+        return mixture(teacher, student, self._share)
 
 
 def tempered_log_probabilities(

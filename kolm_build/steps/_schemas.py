@@ -310,13 +310,53 @@ class Steps:
         return labels
 
 
-SHAPES: Mapping[str, type[Answers | Texts | Pairs | Feedback | Prompts | Steps]] = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rationales:
+    """``rationales``: a prompt, the answer that is right, and why it is."""
+
+    prompt: Template
+    answer: Template
+    rationale: Template
+    twice: str = "two answers to one prompt"
+
+    @classmethod
+    def take(cls, fields: Fields) -> Self:
+        """The templates in `fields`."""
+        return cls(
+            prompt=_template(fields, "prompt"),
+            answer=_template(fields, "answer"),
+            rationale=_template(fields, "rationale"),
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a row must have."""
+        return (*self.prompt.columns, *self.answer.columns, *self.rationale.columns)
+
+    def body(self, cells: Cells) -> Body:
+        """What the row says."""
+        content = cells.content("prompt", self.prompt)
+        answer = cells.needed("answer", self.answer)
+        rationale = cells.needed("rationale", self.rationale)
+        prompt = cells.filled(self.prompt)
+        return Body(
+            prompt=prompt,
+            content=content,
+            fields={"answer": answer, "rationale": rationale},
+            subject=prompt,
+            verdict=(answer, rationale),
+            counted=answer,
+        )
+
+
+SHAPES: Mapping[str, type[Answers | Texts | Pairs | Feedback | Prompts | Steps | Rationales]] = {
     "answers": Answers,
     "texts": Texts,
     "pairs": Pairs,
     "feedback": Feedback,
     "prompts": Prompts,
     "steps": Steps,
+    "rationales": Rationales,
 }
 
 

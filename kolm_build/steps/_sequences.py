@@ -111,3 +111,8 @@ def token_log_probabilities(network: Any, sequence: Continuation) -> torch.Tenso
 def log_probability(network: Any, sequence: Continuation) -> torch.Tensor:
     """Log p of all tokens after the prompt, shape ()."""
     return token_log_probabilities(network, sequence).sum()
+
+
+def mixture(one: torch.Tensor, other: torch.Tensor, weight: float) -> torch.Tensor:
+    """The log-probabilities of weight p_one + (1 - weight) p_other."""
+    return torch.log(weight * torch.exp(one) + (1 - weight) * torch.exp(other))

@@ -174,8 +174,9 @@ def train(
         stage: What to do.
         watchers: Told of every step before the trace is; they may end the training early.
     """
-    dtype = stage.change.load_dtype(stage.training)
-    model = load(plain_model(request), dtype=dtype)
+    dtype, base = stage.change.load_dtype(stage.training), plain_model(request)
+    stage.change.look(base)
+    model = load(base, dtype=dtype)
     tokens = Tokeniser(model=model, max_length=stage.training.max_length)
     given = Given(request=request, model=model, tokens=tokens, change=stage.change, events=events)
     examples = stage.objective.examples(given)

@@ -84,6 +84,8 @@ DISTILLATION = (
     "kd-skew-reverse",
     "kd-tvd",
     "minilm",
+    "minillm",
+    "rationale",
     "seq-kd",
     "uld",
 )

@@ -85,6 +85,7 @@ def dataset_line(vector):
             "reference": said["reference"],
             "fields": {name: row[name] for name in keys["fields"].split("\n") if name},
         },
+        "rationales": lambda: {name: said[name] for name in ("answer", "rationale")},
         "steps": lambda: {"steps": row[keys["steps"]], "labels": vector["row"][keys["labels"]]},
     }
     value = own[vector["schema"]]() | {

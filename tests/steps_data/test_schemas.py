@@ -11,6 +11,7 @@ from kolm_build.steps._conversations import (
     read_feedback,
     read_pairs,
     read_prompts,
+    read_rationales,
     read_steps,
     read_texts,
 )
@@ -24,6 +25,7 @@ READERS = {
     "feedback": read_feedback,
     "prompts": read_prompts,
     "steps": read_steps,
+    "rationales": read_rationales,
 }
 KEYS = {
     "answers": {"prompt": "Q: {text}", "answer": "{label}"},
@@ -32,6 +34,7 @@ KEYS = {
     "feedback": {"prompt": "Q: {text}", "answer": "{yes}", "good": "{up}", "weight": "{by}"},
     "prompts": {"prompt": "Q: {text}", "reference": "{yes}", "fields": "by\nkind"},
     "steps": {"prompt": "Q: {text}", "steps": "work", "labels": "right"},
+    "rationales": {"prompt": "Q: {text}", "answer": "{yes}", "rationale": "{why}"},
 }
 MORE = {
     "yes": "left",
@@ -39,6 +42,7 @@ MORE = {
     "up": True,
     "by": "1e0",
     "kind": 7,
+    "why": "it says so",
     "work": ["a, b", "c"],
     "right": [True, False],
 }
@@ -49,6 +53,7 @@ LINES = {
     "feedback": {"answer": "left", "good": True, "weight": "1"},
     "prompts": {"reference": "left", "fields": {"by": "1e0", "kind": "7"}},
     "steps": {"steps": ["a, b", "c"], "labels": [True, False]},
+    "rationales": {"answer": "left", "rationale": "it says so"},
 }
 
 
@@ -87,7 +92,7 @@ def test_each_schema_keeps_families_on_one_side(tmp_path, schema):
         assert all(is_held_out(group) == (side == "holdout") for group in groups)
 
 
-@pytest.mark.parametrize("schema", ["pairs", "feedback", "prompts", "steps"])
+@pytest.mark.parametrize("schema", ["pairs", "feedback", "prompts", "steps", "rationales"])
 def test_a_system_message_stands_before_the_prompt(tmp_path, schema):
     """DATA-10."""
     (first, *_) = lines(made(tmp_path, schema, system="Be brief."), "train")
@@ -160,6 +165,9 @@ def test_the_formats_give_the_same_bytes(tmp_path, schema):
         ("steps", {"right": [True]}, "row 31, column 'right'", "not one label for each step"),
         ("steps", {"right": [True, 1]}, "row 31, column 'right'", "neither true nor false"),
         ("steps", {"right": {"a": True}}, "row 31, column 'right'", "a value that is not a list"),
+        ("rationales", {"yes": " "}, "row 31", "an empty answer"),
+        ("rationales", {"why": ""}, "row 31", "an empty rationale"),
+        ("rationales", {"why": ["a"]}, "row 31, column 'why'", "a value that is not text"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_with_its_field(tmp_path, schema, change, where, reason):
@@ -189,6 +197,9 @@ def test_a_row_that_cannot_be_used_is_named_with_its_field(tmp_path, schema, cha
         ("steps", {}, "a duplicate row"),
         ("steps", {"right": [True, True]}, "two judgements of one answer"),
         ("steps", {"work": ["a", "c"]}, None),
+        ("rationales", {}, "a duplicate row"),
+        ("rationales", {"why": "no reason"}, "two answers to one prompt"),
+        ("rationales", {"yes": "other"}, "two answers to one prompt"),
     ],
 )
 def test_one_thing_is_said_of_a_subject_once(tmp_path, schema, change, reason):

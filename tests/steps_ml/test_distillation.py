@@ -19,6 +19,9 @@ from tests.support.models import tiny_llama, tiny_rows
 # Importing the trainers takes ten seconds and warns on the way.
 pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]
 
+SAYING = ("gkd", "minillm", "seq-kd")
+"""Those of prompts, to which one of the two says something."""
+
 STUDENT = torch.tensor([[1.0, 0.2, -0.5, 0.3], [0.1, 0.4, 2.0, -1.0]], dtype=torch.float64)
 TEACHER = torch.tensor([[0.5, 1.5, -0.2, 0.0], [-0.3, 0.9, 1.2, 0.6]], dtype=torch.float64)
 
@@ -191,7 +194,7 @@ def prompt_row(number, text):
 
 
 def trained(name, inputs, root, **params):
-    prompts = name in ("gkd", "seq-kd")
+    prompts = name in SAYING
     return run_step(
         name,
         root,
@@ -205,10 +208,10 @@ def trained(name, inputs, root, **params):
     )
 
 
-@pytest.mark.parametrize("name", ["kd", "kd-hidden", "minilm", "uld", "seq-kd", "gkd"])
+@pytest.mark.parametrize("name", ["kd", "kd-hidden", "minilm", "uld", *SAYING])
 def test_a_student_learns_and_the_bytes_are_the_same_in_parts(name, inputs, tmp_path):
     """ALG-3, DIST-6: micro-batches of any size give the same bits."""
-    more = {"max_new_tokens": 6} if name in ("gkd", "seq-kd") else {}
+    more = {"max_new_tokens": 6} if name in SAYING else {}
     whole = trained(name, inputs, tmp_path / "a", batch_size=4, **more)
     split = trained(name, inputs, tmp_path / "b", batch_size=2, gradient_accumulation=2, **more)
     for output in ("adapter", "metrics"):

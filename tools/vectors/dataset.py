@@ -33,6 +33,7 @@ _CASES = (
     ("prompts", _PROMPT, "Be brief.", ""),
     ("prompts", _PROMPT | {"reference": "{a}", "fields": "n\nup"}, "", ""),
     ("steps", _PROMPT | {"steps": "work", "labels": "right"}, "", ""),
+    ("rationales", _PROMPT | {"answer": "{n}", "rationale": "{a}: {b}"}, "Be brief.", "who"),
 )
 
 

@@ -35,6 +35,19 @@ WEIGHTS_DTYPE = Choice(
     default="base",
     help="what the result is rounded to, once",
 )
+ROUNDING: tuple[Parameter, ...] = (
+    Choice(
+        name="rounding",
+        options=("fp8", "mxfp4", "nvfp4a16", "w4a16", "w4a16-asym", "w8a16"),
+        default="w4a16",
+        help="the scheme of quantise that follows",
+    ),
+    Integer(
+        name="rounding_group",
+        default=0,
+        help="columns that share a scale: 32, 64 or 128; 0 for the largest that divides",
+    ),
+)
 VIRTUAL: tuple[Parameter, ...] = (
     STORED,
     Integer(name="virtual_tokens", default=20, least=1, help="trained vectors before a row"),
@@ -376,5 +389,36 @@ ROWS: tuple[Algorithm, ...] = (
         oracle="its definition",
         passes="as the objective's; backward through the last layers",
         whole=True,
+    ),
+    Algorithm(
+        id="qat",
+        axis=ADAPTER,
+        family="adapter",
+        title="Quantisation-aware training; of a teacher, quantisation-aware distillation",
+        paper="arXiv:2305.17888, section 2.2; arXiv:2601.20088",
+        minimises="trains every weight; linear layers compute with it rounded as quantise would",
+        schema="any",
+        parameters=(
+            *ROUNDING,
+            TARGETS,
+            WEIGHTS_DTYPE,
+        ),
+        backing="kolm_build.steps.adapters.qat",
+        oracle="the step quantise, rtn; full where nothing is lost by rounding",
+        passes="as the objective's; once in a step every matrix is rounded",
+        whole=True,
+    ),
+    Algorithm(
+        id="qat-lora",
+        axis=ADAPTER,
+        family="adapter",
+        title="Low-rank adaptation behind rounded weights",
+        paper="arXiv:2402.04902, without learnt scales",
+        minimises="trains A and B; layers compute with W + (alpha / r) B A rounded",
+        schema="any",
+        parameters=(RANK, ALPHA, TARGETS, *ROUNDING),
+        backing="peft.LoraConfig, kolm_build.steps.adapters.qat_lora (forward)",
+        oracle="the steps merge and quantise, rtn; lora without rounding",
+        passes="as the objective's; once in a step every matrix is rounded",
     ),
 )

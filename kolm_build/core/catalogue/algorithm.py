@@ -220,8 +220,8 @@ class Algorithm:
         paper: Where it is from: ``arXiv:2305.18290``, or a citation.
         minimises: The formula of an objective, or what an adapter or optimiser does, in a line.
         schema: What a row of its data holds (spec/dataset.md): ``answers``, ``texts``, ``pairs``,
-            ``feedback``, ``prompts``, ``steps``; ``none`` for one without rows; ``any`` for
-            adapters and optimisers.
+            ``feedback``, ``prompts``, ``steps``, ``rationales``; ``none`` for one without rows;
+            ``any`` for adapters and optimisers.
         parameters: Its own parameters, beside those that its axis shares.
         roles: What else it needs.
         step: The step that runs an objective; empty for adapters and optimisers.

@@ -6,7 +6,7 @@ sum of t log(t / q); each is the mean over the answers' tokens.
 
 from __future__ import annotations
 
-from kolm_build.core.catalogue.algorithm import Algorithm, Decimal, Integer, Parameter, Role
+from kolm_build.core.catalogue.algorithm import Algorithm, Choice, Decimal, Integer, Parameter, Role
 
 TEACHER = Role(name="teacher", kind="model", help="the model to learn from")
 ONE_EACH = "2 forward (1 of the teacher), 1 backward"
@@ -34,6 +34,7 @@ def _row(
     oracle: str = "NumPy",
     passes: str = ONE_EACH,
     schema: str = "answers",
+    roles: tuple[Role, ...] = (TEACHER,),
 ) -> Algorithm:
     return Algorithm(
         id=name,
@@ -43,7 +44,7 @@ def _row(
         minimises=minimises,
         schema=schema,
         parameters=parameters,
-        roles=(TEACHER,),
+        roles=roles,
         step=name,
         backing=f"kolm_build.steps.objectives.{name.replace('-', '_')}",
         oracle=oracle,
@@ -157,5 +158,45 @@ ROWS: tuple[Algorithm, ...] = (
         passes="an answer drawn, 2 forward (1 of the teacher), 1 backward",
         schema="prompts",
         oracle="trl.experimental.gkd",
+    ),
+    _row(
+        "minillm",
+        "Distillation by the policy gradient of the reverse divergence of answers",
+        "arXiv:2306.08543, equations 3 to 7",
+        "KL(q || t) of answers drawn from t and q: w (KL of a token - R log q), mean over tokens",
+        (
+            MAX_NEW_TOKENS,
+            Decimal(name="teacher_mix", default="0.2", most="0.99", help="t's share of the draws"),
+            Choice(
+                name="returns",
+                options=("mean", "sum"),
+                default="mean",
+                help="what R is of log(t / q) at the tokens that follow",
+            ),
+        ),
+        passes="an answer drawn from both, 2 forward (1 of the teacher), 1 backward",
+        schema="prompts",
+        oracle="NumPy; every answer of a small vocabulary",
+    ),
+    _row(
+        "rationale",
+        "Distillation of answers and of the reasons for them, step by step",
+        "arXiv:2305.02301, equations 1 to 4",
+        "NLL of answers + rationale_weight NLL of rationales, asked for by other words",
+        (
+            Decimal(
+                name="rationale_weight", default="1", most="1000", help="lambda, of the rationales"
+            ),
+            Choice(
+                name="prefixes",
+                options=("both", "rationale"),
+                default="both",
+                help="which prompts begin with [label] or [rationale]",
+            ),
+        ),
+        oracle="NumPy; sft at weight 0",
+        passes="2 forward, 2 backward: of the answer and of the rationale",
+        schema="rationales",
+        roles=(),
     ),
 )

@@ -36,6 +36,10 @@ class Change(ABC):
         """Read what it needs of the step's inputs, before `attach`; by itself that is nothing."""
         del request
 
+    def look(self, base: Path) -> None:
+        """Look at the files of the base, in the folder `base`, before it is loaded."""
+        del base
+
     @abstractmethod
     def attach(self, network: Any) -> Any:
         """`network` with what is trained attached; torch's default generator is seeded."""

@@ -27,6 +27,8 @@ from kolm_build.steps.adapters.olora import Olora
 from kolm_build.steps.adapters.pissa import Pissa
 from kolm_build.steps.adapters.prefix_tuning import PrefixTuning
 from kolm_build.steps.adapters.prompt_tuning import PromptTuning
+from kolm_build.steps.adapters.qat import Qat
+from kolm_build.steps.adapters.qat_lora import QatLora
 from kolm_build.steps.adapters.qlora import Qlora
 from kolm_build.steps.adapters.rslora import RankStabilisedLora
 from kolm_build.steps.adapters.vera import Vera
@@ -54,6 +56,8 @@ ADAPTERS: Mapping[str, Callable[[Fields], Change]] = MappingProxyType(
         "pissa": Pissa.take,
         "prefix-tuning": PrefixTuning.take,
         "prompt-tuning": PromptTuning.take,
+        "qat": Qat.take,
+        "qat-lora": QatLora.take,
         "qlora": Qlora.take,
         "rslora": RankStabilisedLora.take,
         "vera": Vera.take,

@@ -17,7 +17,7 @@ from kolm_build.steps._bounds import decimal
 from kolm_build.steps._conversations import read_conversations
 from kolm_build.steps._files import input_folder
 from kolm_build.steps._objective import Share
-from kolm_build.steps._sequences import Continuation, answer_logits
+from kolm_build.steps._sequences import Continuation, answer_logits, mixture
 from kolm_build.steps._stage import Given
 
 TEACHER = "teacher"
@@ -106,11 +106,6 @@ def take_temperature(fields: Fields, default: str = "1") -> float:
 def divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(one || other) at each token, of log-probabilities of shape (tokens, words)."""
     return (torch.exp(one) * (one - other)).sum(dim=-1)
-
-
-def mixture(one: torch.Tensor, other: torch.Tensor, weight: float) -> torch.Tensor:
-    """The log-probabilities of weight p_one + (1 - weight) p_other."""
-    return torch.log(weight * torch.exp(one) + (1 - weight) * torch.exp(other))
 
 
 def jensen_shannon(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:

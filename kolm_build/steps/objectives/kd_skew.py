@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from kolm_build.steps._sequences import mixture
 from kolm_build.steps._stage import Take, stage_main
-from kolm_build.steps.objectives._teaching import SkewObjective, divergence, mixture
+from kolm_build.steps.objectives._teaching import SkewObjective, divergence
 
 
 def main(argv: list[str]) -> int:

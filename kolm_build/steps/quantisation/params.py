@@ -75,7 +75,7 @@ class QuantiseParams:
         parsed = cls(
             scheme=scheme,
             method=method,
-            group=_group(fields, scheme),
+            group=take_group(fields, scheme, "group"),
             embeddings=cast(Embeddings, choice(fields, "embeddings", "keep", EMBEDDINGS)),
             keep=_patterns(fields.text("keep", default="")),
             calibration_rows=rows,
@@ -89,13 +89,18 @@ class QuantiseParams:
         return parsed
 
 
-def _group(fields: Fields, scheme: Scheme) -> int:
-    group = fields.integer("group", default=0)
+def take_group(fields: Fields, scheme: Scheme, name: str) -> int:
+    """The size of a group under `name`; 0, the rule, where nothing is said.
+
+    Raises:
+        InvalidRecordError: `scheme` has no groups, or none of this size.
+    """
+    group = fields.integer(name, default=0)
     allowed = (0, *GROUPS) if scheme.is_grouped else (0,)
     if group not in allowed:
         raise InvalidRecordError(
             "not a size of a group",
-            where="group",
+            where=name,
             expected=" or ".join(map(str, allowed)),
             actual=str(group),
         )
