@@ -27,10 +27,13 @@ from kolm_build.core.digest import Digest
 from kolm_build.core.generic_step import LocalPath, NodeOutput, Reference, Step, parse_reference
 from kolm_build.core.lock import Lock
 from kolm_build.core.numerics import Numerics, Platform
+from kolm_build.core.provenance import CALL_LOG
 from kolm_build.core.recipe import Recipe
 from kolm_build.core.sections import (
     ADAPTER,
     CHECKPOINT,
+    LOGITS,
+    TEACHER_LOGITS,
     Base,
     Data,
     Origin,
@@ -269,6 +272,7 @@ def _pipeline_steps(pipeline: Pipeline) -> set[str]:
     used = {"dataset", "evaluate", "score", "gate", "package"}
     used |= {_importer(base) for base in bases}
     used |= {stage.step for stage in pipeline.train}
+    used |= {TEACHER_LOGITS for stage in pipeline.train if stage.taught is not None}
     used |= {pipeline.joined_by(number) for number in range(1, len(pipeline.train) + 1)} - {""}
     if pipeline.quantise is not None:
         used.add("quantise")
@@ -347,12 +351,15 @@ def _add_set(build: _Build, split: Split, name: str, data: Data) -> None:
     rows = _add_origin(build, f"data-{name}", data.origin, script=f"rows-{name}")
     against = build.node(NodeOutput(node="dataset", output="compared"))
     inputs = {"rows": rows, "against": against}
+    if data.provenance is not None:
+        inputs[CALL_LOG] = build.local(f"data-{name}.{CALL_LOG}")
     build.add(f"dataset-{name}", "dataset", inputs=inputs, params=_data_params(data, split))
 
 
 def _data_params(data: Data, split: Split) -> dict[str, Param]:
     return {
         **dict(data.parts),
+        **({} if data.provenance is None else data.provenance.teacher.params),
         "format": data.format,
         "schema": data.schema,
         "system": data.system,
@@ -370,27 +377,47 @@ def _add_stages(build: _Build, pipeline: Pipeline, base: NodeOutput) -> NodeOutp
     model = base
     for number, stage in enumerate(pipeline.train, start=1):
         start = build.node(models[dict(stage.models)["model"]])
-        made = _add_stage(build, number, stage, models)
+        inputs: dict[str, Input] = {
+            role: build.node(models[node]) for role, node in stage.models if role != LOGITS
+        }
+        inputs |= _add_logits(build, pipeline.logits_of(number), stage, models)
+        made = _add_stage(build, number, stage, inputs)
         joined = pipeline.joined_by(number)
         if joined:
-            inputs: dict[str, Input] = {"model": start, "adapter": build.node(made)}
-            made = build.add(f"{joined}-{number}", joined, inputs=inputs, params={})
+            parts: dict[str, Input] = {"model": start, "adapter": build.node(made)}
+            made = build.add(f"{joined}-{number}", joined, inputs=parts, params={})
         models[f"train-{number}"] = model = made
     return model
 
 
-def _add_stage(
-    build: _Build, number: int, stage: Train, models: Mapping[str, NodeOutput]
-) -> NodeOutput:
-    """The node of a stage; its adapter, or its model."""
+def _add_logits(
+    build: _Build, name: str, stage: Train, models: Mapping[str, NodeOutput]
+) -> Mapping[str, Input]:
+    """What a teacher's logits over the stage's rows are to it, kept once for all its students."""
+    if stage.taught is None:
+        return {}
+    teacher, rows, params = stage.taught
+    if name not in build.nodes:
+        inputs = {"model": build.node(models[teacher]), "train": _train_rows(build, rows)}
+        build.add(name, TEACHER_LOGITS, inputs=inputs, params=dict(params))
+    return {LOGITS: build.node(NodeOutput(node=name))}
+
+
+def _train_rows(build: _Build, node: str | None) -> OutputInput:
+    assert node is not None, "what learns from a teacher's logits has rows"
+    return build.node(NodeOutput(node=node, output="train"))
+
+
+def _add_stage(build: _Build, number: int, stage: Train, given: Mapping[str, Input]) -> NodeOutput:
+    """The node of a stage, `given` the models that it names; its adapter, or its model."""
     name = f"train-{number}"
-    inputs: dict[str, Input] = {role: build.node(models[node]) for role, node in stage.models}
+    inputs: dict[str, Input] = dict(given)
     inputs |= {
         role: build.node(NodeOutput(node=node, output=ADAPTER)) for role, node in stage.adapters
     }
     inputs |= {role: build.local(f"{name}.{role}") for role, _ in (*stage.code, *stage.data)}
     if stage.rows is not None:
-        inputs["train"] = build.node(NodeOutput(node=stage.rows, output="train"))
+        inputs["train"] = _train_rows(build, stage.rows)
     shape, _ = build.shape(name, stage.step)
     outputs = [stage.output if one == ADAPTER else one for one in shape.outputs]
     params = dict(stage.params)

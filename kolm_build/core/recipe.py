@@ -21,6 +21,7 @@ from kolm_build.core.generic_step import LocalPath, Step, check_graph, read_step
 from kolm_build.core.name import parse_label
 from kolm_build.core.numerics import PORTABLE, Numerics
 from kolm_build.core.plain import plain
+from kolm_build.core.provenance import CALL_LOG, Provenance
 from kolm_build.core.quorum import parse_grade
 from kolm_build.core.section_reader import SECTIONS, read_pipeline
 from kolm_build.core.sections import Origin, Pipeline
@@ -88,6 +89,7 @@ def _pipeline_sources(pipeline: Pipeline) -> Iterator[Source]:
     yield from _origin_sources("data", "data", "data", pipeline.data.origin)
     for name, rows in pipeline.sets:
         yield from _origin_sources(f"data-{name}", "data", "sets", rows.origin)
+        yield from _provenance_sources(f"data-{name}", rows.provenance)
     for name, model in pipeline.models:
         yield from _origin_sources(f"model-{name}", "weights", "models", model.origin)
     for number, stage in enumerate(pipeline.train, 1):
@@ -117,6 +119,18 @@ def _origin_sources(name: str, kind: str, section: str, origin: Origin) -> Itera
             section=section,
             text=PATH + origin.script,
             licence=owed,
+        )
+
+
+def _provenance_sources(name: str, provenance: Provenance | None) -> Iterator[Source]:
+    """The log of the calls; it carries the licence of the answers in it."""
+    if provenance is not None:
+        yield Source(
+            name=f"{name}.{CALL_LOG}",
+            kind="data",
+            section="sets",
+            text=PATH + provenance.call_log,
+            licence=provenance.teacher.licence,
         )
 
 

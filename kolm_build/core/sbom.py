@@ -6,7 +6,7 @@ packager writes it, the verifier writes it again and compares.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kolm_build.core import strict_json
 from kolm_build.core.manifest import ManifestMember
@@ -26,8 +26,9 @@ def render_sbom(name: str, story: Story, model: Iterable[ManifestMember]) -> byt
         story: Its story; the lock names the inputs and the environment.
         model: The members below ``model/``.
     """
+    teachers = {f"b3:{log.hex()}": said for log, said in story.teachers.items()}
     components = [
-        *(_input(entry) for entry in story.inputs),
+        *(_input(entry, teachers.get(str(entry.get("tree")), {})) for entry in story.inputs),
         *(_distribution(entry) for entry in story.distributions),
         *(_file(member) for member in model),
     ]
@@ -45,15 +46,18 @@ def render_sbom(name: str, story: Story, model: Iterable[ManifestMember]) -> byt
     )
 
 
-def _input(entry: Table) -> dict[str, object]:
+def _input(entry: Table, teacher: Mapping[str, str]) -> dict[str, object]:
+    """A locked input; of a log of calls with what is said of the teacher that answered."""
     name = str(entry.get("name", ""))
+    told = {"from": str(entry.get("from", ""))}
+    told |= {f"teacher-{key}": value for key, value in teacher.items()}
     return _with_licence(
         {
             "bom-ref": f"input/{name}",
             "name": name,
             "type": _MODEL if entry.get("kind") == "weights" else "data",
             "hashes": _hashes(entry.get("tree")),
-            "properties": [{"name": "kolm:from", "value": str(entry.get("from", ""))}],
+            "properties": [{"name": f"kolm:{key}", "value": text} for key, text in told.items()],
         },
         str(entry.get("licence", "")),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from kolm_build.core.decimals import render_decimal
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import Thresholds
 from kolm_build.core.name import parse_part
+from kolm_build.core.provenance import read_provenance
 from kolm_build.core.schemas import ANSWERS, SCHEMAS, Schema
 from kolm_build.core.sections import (
     BASE,
@@ -150,17 +152,25 @@ def _model_name(text: str) -> str:
 
 
 def _data(value: object) -> Data:
-    return _rows(Fields(value), (ANSWERS,), ANSWERS)
+    fields = Fields(value)
+    made = _rows(fields, (ANSWERS,), ANSWERS)
+    fields.done()
+    return made
 
 
 def _set(value: object) -> Data:
-    return _rows(Fields(value), tuple(SCHEMAS), None)
+    fields = Fields(value)
+    made = _rows(fields, tuple(SCHEMAS), None)
+    if fields.has("provenance"):
+        made = replace(made, provenance=fields.record("provenance", read_provenance))
+    fields.done()
+    return made
 
 
 def _rows(fields: Fields, schemas: tuple[str, ...], default: str | None) -> Data:
     name = choice(fields, "schema", schemas, default=default)
     schema = SCHEMAS[name]
-    made = Data(
+    return Data(
         origin=_origin(fields),
         format=choice(fields, "format", ("jsonl", "csv", "parquet"), default="jsonl"),
         schema=name,
@@ -168,8 +178,6 @@ def _rows(fields: Fields, schemas: tuple[str, ...], default: str | None) -> Data
         parts=tuple(sorted(_parts(fields, schema))),
         group=fields.text("group", default=""),
     )
-    fields.done()
-    return made
 
 
 def _parts(fields: Fields, schema: Schema) -> Iterator[tuple[str, str]]:

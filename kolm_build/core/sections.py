@@ -6,11 +6,16 @@ import re
 from dataclasses import dataclass
 
 from kolm_build.core.bounded import Params
+from kolm_build.core.provenance import Provenance
 
 ADAPTER = "adapter"
 MODEL = "model"
 CHECKPOINT = "checkpoint"
 MERGE, ATTACH = "merge", "attach"
+LOGITS, TEACHER_LOGITS = "logits", "teacher-logits"
+"""The input of a stage that learns from a teacher's kept logits, and the step that keeps them."""
+LOGITS_PARAMS = ("teacher_top_k", "temperature")
+"""The stage's parameters that are those of that step too."""
 BASE = "base"
 NUMBERED = re.compile(r"train-[0-9]+")
 """How a stage is called by its number."""
@@ -62,6 +67,7 @@ class Data:
         parts: What the schema asks for, sorted by name: templates with columns in braces, and
             names of columns.
         group: Column whose values never cross the split; empty for none.
+        provenance: Who answered, where the rows are recorded answers of some teacher.
     """
 
     origin: Origin
@@ -70,6 +76,7 @@ class Data:
     system: str
     parts: tuple[tuple[str, str], ...]
     group: str
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +104,8 @@ class Train:
         step: The step that runs it.
         rows: The node of its rows; None where it has none.
         models: Sorted (input, node) pairs of the models it is given. The node is ``base``,
-            ``model-NAME``, or ``train-K`` for what that stage made.
+            ``model-NAME``, or ``train-K`` for what that stage made. The input ``logits`` is not
+            the model itself, but what the step ``teacher-logits`` keeps of it.
         adapters: Sorted (input, node) pairs of the stages whose adapters it is given.
         code: Sorted (input, path) pairs of the Python files it is given.
         data: Sorted (input, path) pairs of the other files and folders it is given.
@@ -125,6 +133,14 @@ class Train:
     def is_merged(self) -> bool:
         """Whether a node ``merge-K`` puts what it made into the weights."""
         return self.output == ADAPTER and self.mergeable
+
+    @property
+    def taught(self) -> tuple[str, str | None, Params] | None:
+        """Whose kept logits it learns from: the teacher's node, the rows', the parameters."""
+        teacher = dict(self.models).get(LOGITS)
+        if teacher is None:
+            return None
+        return teacher, self.rows, tuple(one for one in self.params if one[0] in LOGITS_PARAMS)
 
     @property
     def gives_model(self) -> bool:
@@ -233,6 +249,17 @@ class Pipeline:
         """The stage of the node ``train-K``."""
         return self.train[int(node.removeprefix("train-")) - 1]
 
+    def logits_of(self, number: int) -> str:
+        """The node of the logits that the stage `number` learns from; empty for none.
+
+        Stages that learn from the same ones share a node, called after the first of them.
+        """
+        taught = self.train[number - 1].taught
+        if taught is None:
+            return ""
+        same = (at for at, stage in enumerate(self.train, 1) if stage.taught == taught)
+        return f"{LOGITS}-{next(same)}"
+
     @property
     def attached(self) -> Train | None:
         """The last stage, where its adapter is put beside the weights; else None."""
@@ -258,8 +285,10 @@ class Pipeline:
     def _stage(self, number: int) -> tuple[str, ...]:
         """The nodes of the stage `number`."""
         stage, joined = self.train[number - 1], self.joined_by(number)
+        own = f"{LOGITS}-{number}"
+        first = (own,) if self.logits_of(number) == own else ()
         aside = tuple(segment(number, step) for step in stage.checkpoints)
-        return (*aside, f"train-{number}", *([f"{joined}-{number}"] if joined else []))
+        return (*first, *aside, f"train-{number}", *([f"{joined}-{number}"] if joined else []))
 
 
 def segment(number: int, step: int) -> str:

@@ -16,7 +16,7 @@ from kolm_build.core.derivation import Param
 from kolm_build.core.fields import Fields
 from kolm_build.core.name import parse_part
 from kolm_build.core.schemas import ANSWERS, NO_ROWS
-from kolm_build.core.sections import ADAPTER, BASE, MODEL, NUMBERED, Data, Train
+from kolm_build.core.sections import ADAPTER, BASE, LOGITS, MODEL, NUMBERED, Data, Train
 from kolm_build.core.source import PATH, parse_path, parse_script
 from kolm_build.errors import InvalidRecordError
 
@@ -24,7 +24,7 @@ Pairs = tuple[tuple[str, str], ...]
 Given = tuple[Role, str, str]
 """A role, the step's input, and what it is given: a node, or a path."""
 
-_MODELS = ("model", "models")
+_MODELS = ("model", "models", "logits")
 _ADAPTERS = "adapters"
 
 
@@ -286,6 +286,9 @@ def _rows(fields: Fields, algorithm: Algorithm, around: _Around) -> str | None:
     """The node of the stage's rows."""
     if algorithm.schema == NO_ROWS:
         return None
+    for role in algorithm.roles:
+        if role.recorded and not fields.has(role.name):
+            return _recorded_rows(fields, role, around)
     name = fields.text("rows", default="")
     if not name and algorithm.schema == ANSWERS:
         return "dataset"
@@ -306,10 +309,29 @@ def _rows(fields: Fields, algorithm: Algorithm, around: _Around) -> str | None:
     return f"dataset-{name}"
 
 
+def _recorded_rows(fields: Fields, role: Role, around: _Around) -> str:
+    """The node of the recorded answers that stand in the place of a model for `role`."""
+    name = fields.text("rows", default="")
+    expected = f"a model to ask, or rows of recorded answers: schema = {ANSWERS!r} and a provenance"
+    if name and name not in around.sets:
+        raise unknown_name("set of rows", name, around.sets, where="rows")
+    if not name or around.sets[name].schema != ANSWERS:
+        actual = f"none, and {name!r} has another schema" if name else "neither"
+        raise InvalidRecordError("missing value", where=role.name, expected=expected, actual=actual)
+    if around.sets[name].provenance is None:
+        raise InvalidRecordError(
+            "recorded answers of nobody",
+            where="rows",
+            expected=f"[sets.{name}.provenance] with vendor, model, date, licence and call_log",
+            actual=f"{name!r} has none",
+        )
+    return f"dataset-{name}"
+
+
 def _given(fields: Fields, role: Role, around: _Around, start: str) -> Iterator[Given]:
     """What the stage, which starts from the model of the node `start`, is given in `role`."""
     if not fields.has(role.name):
-        if role.required:
+        if role.required and not role.recorded:
             raise InvalidRecordError("missing value", where=role.name, expected=role.help)
         fields.text(role.name, default="")  # asked for, so that a misspelt role gets a suggestion
     elif role.kind in ("models", _ADAPTERS):
@@ -324,8 +346,9 @@ def _given(fields: Fields, role: Role, around: _Around, start: str) -> Iterator[
             yield role, f"{role.name}-{number}", node
         if not names:
             raise InvalidRecordError(f"no {role.kind}", where=role.name, expected=role.help)
-    elif role.kind == "model":
-        yield role, role.name, around.model(fields.text(role.name), role.name)
+    elif role.kind in ("model", "logits"):
+        name = LOGITS if role.kind == "logits" else role.name
+        yield role, name, around.model(fields.text(role.name), role.name)
     else:
         parse = parse_script if role.kind == "code" else _path
         yield role, role.name, fields.parsed(role.name, parse)

@@ -21,6 +21,7 @@ DERIVATIONS = "derivations/"
 
 _SCRIPT_OF_A_MODEL = re.compile("(base|model-.+)-script")
 _AGAINST = "against"
+_CALL_LOG, _PROVENANCE = "call_log", "provenance_"
 _EXACT = "exact-1"
 _FILE = re.compile(DERIVATIONS + r"[0-9a-f]{64}\.cbor")
 _DIGEST = re.compile("b3:[0-9a-f]{64}")
@@ -119,6 +120,19 @@ class Story:
         return code, frozenset(_digest(each, "tree") for each in self.inputs), cbor.encode(record)
 
     @property
+    def teachers(self) -> Mapping[bytes, Mapping[str, str]]:
+        """Of the raw digest of each log of calls what is said of the teacher that answered."""
+        return {
+            log: {
+                name.removeprefix(_PROVENANCE): str(value)
+                for name, value in sorted(_params(record).items())
+                if name.startswith(_PROVENANCE)
+            }
+            for record in self._of("dataset")
+            for log in _raw(_only(record.get("inputs"), _CALL_LOG), "content")
+        }
+
+    @property
     def distributions(self) -> tuple[Table, ...]:
         """The lock's ``[[distribution]]`` tables."""
         return _tables(self.lock, "distribution")
@@ -131,6 +145,11 @@ def _params(record: Table) -> Params:
 def _has_input(record: Table, role: str) -> bool:
     inputs = record.get("inputs")
     return isinstance(inputs, dict) and role in inputs
+
+
+def _only(table: object, name: str) -> object:
+    """`table` with the entry `name` alone."""
+    return {name: table[name]} if isinstance(table, dict) and name in table else {}
 
 
 def needed_derivations(record: Table) -> Iterator[bytes]:

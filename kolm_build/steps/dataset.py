@@ -14,9 +14,11 @@ from typing import Self, TypeVar
 
 from kolm_build.core import merkle, strict_json
 from kolm_build.core.fields import Fields
+from kolm_build.core.provenance import Teacher
 from kolm_build.core.request import StepRequest
 from kolm_build.core.split import MODULUS
 from kolm_build.errors import InvalidDataError, InvalidRecordError
+from kolm_build.steps._call_log import provenance_of
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._examples import Example, read_examples, split
 from kolm_build.steps._files import input_folder, only_file, output_folder
@@ -47,6 +49,7 @@ class DatasetParams:
         split_seed: Seed of the split.
         modulus: One key in this many is held out.
         drop_leaks: Whether a leaking training row is dropped; if not, it is an error.
+        teacher: Who answered, where the rows are recorded answers.
     """
 
     form: str
@@ -57,6 +60,7 @@ class DatasetParams:
     split_seed: str
     modulus: int
     drop_leaks: bool
+    teacher: Teacher | None
 
     @classmethod
     def from_value(cls, value: object) -> Self:
@@ -72,6 +76,7 @@ class DatasetParams:
             split_seed=fields.text("split_seed", default=""),
             modulus=fields.integer("modulus", default=MODULUS),
             drop_leaks=_one_of(fields, "leakage", ("refuse", "drop")) == "drop",
+            teacher=Teacher.of_params(fields),
         )
         fields.done()
         return made
@@ -91,6 +96,7 @@ def run(request: StepRequest, events: Events) -> None:
         suffixes=[end for end, form in SUFFIXES.items() if params.form in ("", form)],
     )
     against = _against(request)
+    provenance = provenance_of(request, params.teacher)
     try:
         made = _made(file, params, against)
     except InvalidRecordError as error:
@@ -107,6 +113,7 @@ def run(request: StepRequest, events: Events) -> None:
         "source": {"file": file.name, "rows": made.rows},
         "split": {"group": params.group, "modulus": params.modulus, "seed": params.split_seed},
         "dropped": made.dropped,
+        **provenance,
         **{name: side.to_value() for name, side in sides.items()},
     }
     (output_folder(request, "report") / "report.json").write_bytes(strict_json.dumps(report))

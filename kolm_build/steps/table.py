@@ -76,6 +76,7 @@ PREFERENCE = (
 DISTILLATION = (
     "gkd",
     "kd",
+    "kd-cached",
     "kd-hidden",
     "kd-jeffreys",
     "kd-jsd",
@@ -137,6 +138,7 @@ STEPS: Mapping[str, StepSpec] = MappingProxyType(
         **_trained(SUPERVISED),
         **_trained(PREFERENCE),
         **_trained(DISTILLATION),
+        "teacher-logits": StepSpec(module="teacher_logits", numerics=INHERIT),
         "federated-start": StepSpec(module="federated.start", outputs=("adapter", "state")),
         "federated-update": StepSpec(
             module="federated.update",

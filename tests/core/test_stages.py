@@ -23,6 +23,7 @@ from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, ALGORITHMS, OBJECTIVES, OPTIMISERS
 from kolm_build.core.lock import check
 from kolm_build.core.pipeline import instantiate
+from kolm_build.core.plain import plain
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.core.schemas import SCHEMAS
 from kolm_build.errors import InvalidRecordError, StaleLockError
@@ -49,12 +50,16 @@ TEACHER = Role(name="teacher", kind="model", help="a model to learn from")
 JUDGE = Role(name="judge", kind="model", required=False, help="a model that judges")
 REWARD = Role(name="reward", kind="code", help="a file with reward functions")
 LOG = Role(name="log", kind="data", required=False, help="what a teacher answered")
+KEPT = Role(name="teacher", kind="logits", help="a model that reads once for all students")
+ASKED = Role(name="teacher", kind="model", recorded=True, help="a model to ask")
 PARENTS = Role(name="parents", kind="models", help="models to merge")
 MIXED = Role(name="adapters", kind="adapters", help="stages whose adapters are mixed")
 RATE = Decimal(name="learning_rate", default="0.5", help="a rate of its own")
 
 BY = Choice(name="reward_by", options=("exact", "file", "model"), default="file", help="whose")
 AGAIN = Integer(name="iterations", default=1, least=1, help="steps with the same completions")
+HEAT = Decimal(name="temperature", default="2", most="100", help="of both")
+TOP_K = Integer(name="teacher_top_k", default=64, least=1, help="tokens that are kept")
 BY_ROLES = (
     replace(REWARD, required=False, used_with=("reward_by", "file")),
     replace(JUDGE, used_with=("reward_by", "model")),
@@ -64,6 +69,8 @@ ROWS = (
     row("sft", step="sft"),
     row("prefer", step="prefer", schema="pairs", parameters=(RATE,), roles=(JUDGE,)),
     row("distil", step="distil", roles=(TEACHER, LOG)),
+    row("listen", step="distil", roles=(KEPT,), parameters=(HEAT, TOP_K)),
+    row("repeat", step="distil", roles=(ASKED,), schema="prompts"),
     row("reward", step="reward", schema="prompts", roles=(REWARD,)),
     row("reinforce", step="reward", schema="prompts", parameters=(BY, AGAIN), roles=BY_ROLES),
     row("soup", step="soup", schema="none", trains=False, roles=(PARENTS,)),
@@ -329,6 +336,129 @@ def test_a_stage_that_is_not_named_is_not_depended_on():
     after = made(text.replace('"sft"', '"sft"\nepochs = 2', 1))
     assert before.digests["train-2"] == after.digests["train-2"]
     assert before.digests["train-1"] != after.digests["train-1"]
+
+
+def test_students_of_one_teacher_share_its_logits():
+    """RECIPE-29: one derivation, which whoever asks first is named after."""
+    text = (
+        stage("sft", name="taught")
+        + stage("listen", teacher="taught", from_="big", adapter="full")
+        + stage("listen", teacher="taught", from_="base", adapter="full", epochs=3)
+        + stage("listen", teacher="taught", from_="base", adapter="full", teacher_top_k=8)
+        + stage("listen", teacher="big", from_="base", adapter="full")
+        + stage("listen", teacher="taught", from_="base", adapter="full", rows="more")
+    )
+    instance = made(text)
+    found = edges(instance)
+    kept = [name for name, node in instance.nodes.items() if node.step == "teacher-logits"]
+    assert kept == ["logits-2", "logits-4", "logits-5", "logits-6"]
+    assert found["logits-2"] == {"model": "merge-1.out", "train": "dataset.train"}
+    assert found["logits-6"]["train"] == "dataset-more.train"
+    assert found["logits-5"]["model"] == "model-big.out"
+    for student in ("train-2", "train-3"):
+        assert found[student]["logits"] == "logits-2.out"
+        assert "teacher" not in found[student]
+    assert instance.nodes["logits-2"].params == (("teacher_top_k", 64), ("temperature", "2"))
+    assert instance.nodes["logits-4"].params == (("teacher_top_k", 8), ("temperature", "2"))
+    assert instance.nodes.keys() <= set(read(text).pipeline.nodes)
+    assert "teacher-logits" in lock(read(text), steps=TABLE).code
+    assert "teacher-logits" not in lock(read(), steps=TABLE).code
+
+
+def test_a_segment_of_a_student_learns_from_the_same_logits():
+    """RECIPE-24, RECIPE-29."""
+    found = edges(made(stage("listen", teacher="big", max_steps=9, checkpoint_steps=5)))
+    assert found["train-1-after-5"]["logits"] == found["train-1"]["logits"] == "logits-1.out"
+
+
+RECORDED = """
+[sets.said]
+from = "path:./said.jsonl"
+schema = "answers"
+prompt = "{q}"
+answer = "{a}"
+
+[sets.said.provenance]
+vendor = "Example Ltd"
+model = "example-large-2"
+date = "2026-03-31"
+licence = "LicenseRef-example-terms"
+call_log = "path:./calls.jsonl"
+"""
+
+
+def test_recorded_answers_stand_in_the_place_of_a_teacher():
+    """DATA-61, DIST-89: all that is said of them is in the derivation."""
+    instance = made(stage("repeat", rows="said"), HEAD + RECORDED)
+    assert edges(instance)["train-1"] == {"model": "base.out", "train": "dataset-said.train"}
+    assert edges(instance)["dataset-said"]["call_log"] == "path:./calls.jsonl"
+    given = dict(instance.nodes["dataset-said"].params)
+    assert {name: value for name, value in given.items() if name.startswith("provenance_")} == {
+        "provenance_date": "2026-03-31",
+        "provenance_licence": "LicenseRef-example-terms",
+        "provenance_model": "example-large-2",
+        "provenance_vendor": "Example Ltd",
+    }
+    recipe = read(stage("repeat", rows="said"), HEAD + RECORDED)
+    (log,) = [one for one in recipe.sources if one.name == "data-said.call_log"]
+    assert (log.kind, log.licence) == ("data", "LicenseRef-example-terms")
+    later = RECORDED.replace("2026-03-31", "2026-04-01")
+    other = made(stage("repeat", rows="said"), HEAD + later)
+    assert other.digests["train-1"] != instance.digests["train-1"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "where", "reason"),
+    [
+        ({}, "train[0].teacher", "missing value"),
+        ({"rows": "asked"}, "train[0].teacher", "missing value"),
+        ({"rows": "sad"}, "train[0].rows", "unknown set of rows"),
+        ({"rows": "more"}, "train[0].rows", "recorded answers of nobody"),
+        ({"rows": "said", "teacher": "base"}, "train[0].rows", "rows of another schema"),
+    ],
+)
+def test_a_stage_without_a_teacher_needs_recorded_answers(keys, where, reason):
+    """DIST-89."""
+    error = refused(stage("repeat", **keys), HEAD + RECORDED)
+    assert error.where == where
+    assert reason in error.reason
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "where"),
+    [
+        ('vendor = "Example Ltd"\n', "", "vendor"),
+        ("Example Ltd", "", "vendor"),
+        ("Example Ltd", " Example", "vendor"),
+        ("example-large-2", "a\\nb", "model"),
+        ("2026-03-31", "2026-02-30", "date"),
+        ("2026-03-31", "31.3.2026", "date"),
+        ("2026-03-31", "20260331", "date"),
+        ('"2026-03-31"', "2026-03-31", "date"),
+        ("LicenseRef-example-terms", "x" * 201, "licence"),
+        ('call_log = "path:./calls.jsonl"', "", "call_log"),
+        ("path:./calls.jsonl", "/calls.jsonl", "call_log"),
+        ("vendor =", "vendors =", "vendors"),
+    ],
+)
+def test_a_provenance_that_is_not_whole_is_refused_at_its_path(before, after, where):
+    """DATA-60."""
+    error = refused(stage("repeat", rows="said"), HEAD + RECORDED.replace(before, after))
+    assert error.where in (f"sets.said.provenance.{where}", "sets.said.provenance.vendor")
+
+
+def test_the_data_that_models_are_measured_on_has_no_provenance():
+    """DATA-60."""
+    head = HEAD.replace('answer = "{label}" }', 'answer = "{label}", provenance = {} }')
+    assert refused(STAGES, head).where == "data.provenance"
+
+
+def test_what_a_recipe_does_not_say_is_in_no_digest_of_its_sections():
+    """RECIPE-28: a lock from before there was a provenance is no stale one."""
+    for _, rows in read().pipeline.sets:
+        assert plain(rows).keys() == {"origin", "format", "schema", "system", "parts", "group"}
+    (said,) = [rows for name, rows in read(head=HEAD + RECORDED).pipeline.sets if name == "said"]
+    assert "provenance" in plain(said)
 
 
 @st.composite
@@ -640,7 +770,10 @@ def test_a_step_may_use_what_a_set_a_model_or_a_stage_gives():
 def test_the_recipe_of_the_docs_is_a_recipe(monkeypatch):
     monkeypatch.undo()
     page = (Path(__file__).parents[2] / "docs" / "stages.md").read_text("utf-8")
-    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    text, more = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert [one.algorithm for one in parse_recipe(text + more).pipeline.train] == [
+        *("sft", "dpo", "kd", "kd-cached", "seq-kd")
+    ]
     pipeline = parse_recipe(text).pipeline
     assert [one.name for one in pipeline.train] == ["taught", "train-2"]
     rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}

@@ -13,7 +13,7 @@ PARAMS = {"prompt": "Diagnosis: {text}?", "answer": "{label}", "split_seed": "ko
 OUTPUTS = ("train", "holdout", "compared", "report")
 
 
-def ran(tmp_path, rows, *, name="rows.jsonl", against=None, **changes):
+def ran(tmp_path, rows, *, name="rows.jsonl", against=None, call_log=None, **changes):
     """The step on `rows`: dicts for JSON lines, or the file's text or bytes."""
     folder = tmp_path / f"rows-{len(list(tmp_path.glob('rows-*')))}"
     folder.mkdir()
@@ -21,7 +21,8 @@ def ran(tmp_path, rows, *, name="rows.jsonl", against=None, **changes):
         rows = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / name).write_bytes(rows.encode() if isinstance(rows, str) else rows)
     params = {key: value for key, value in (PARAMS | changes).items() if value is not None}
-    inputs = {"rows": folder} | ({} if against is None else {"against": against})
+    more = {"against": against, "call_log": call_log}
+    inputs = {"rows": folder} | {role: path for role, path in more.items() if path is not None}
     return run_step(dataset, tmp_path, inputs=inputs, params=params, outputs=OUTPUTS)
 
 
@@ -343,3 +344,64 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     for side, name in (("train", "train.jsonl"), ("report", "report.json")):
         first, second = ((done.outputs[side] / name).read_bytes() for done in runs)
         assert first == second
+
+
+TEACHER = {
+    "provenance_vendor": "Example Ltd",
+    "provenance_model": "example-large-2",
+    "provenance_date": "2026-03-31",
+    "provenance_licence": "LicenseRef-example-terms",
+}
+
+
+def calls(tmp_path, **files):
+    folder = tmp_path / f"calls-{len(list(tmp_path.glob('calls-*')))}"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_the_report_names_who_answered_and_the_log_of_the_calls(tmp_path):
+    """DATA-62; nothing else of the output is another."""
+    log = calls(tmp_path, second="to be read by people\n", first='{"asked": 1}\n')
+    plain, done = ran(tmp_path, distinct(40)), ran(tmp_path, distinct(40), call_log=log, **TEACHER)
+    told = report(done).pop("provenance")
+    assert told == {
+        **{name.removeprefix("provenance_"): value for name, value in TEACHER.items()},
+        "call_log": [
+            {
+                "file": name,
+                "sha256": f"sha256:{hashlib.sha256((log / name).read_bytes()).hexdigest()}",
+                "size": (log / name).stat().st_size,
+            }
+            for name in ("first", "second")
+        ],
+    }
+    assert report(plain) == {
+        name: value for name, value in report(done).items() if name != "provenance"
+    }
+    assert lines(plain, "train") == lines(done, "train")
+
+
+def test_a_teacher_without_a_log_and_a_log_without_a_teacher_are_refused(tmp_path):
+    """DATA-60, DATA-62."""
+    log = calls(tmp_path, log="{}")
+    refusals = {
+        "inputs.call_log": [
+            ran(tmp_path, distinct(40), **TEACHER),
+            ran(tmp_path, distinct(40), call_log=log),
+            ran(tmp_path, distinct(40), call_log=calls(tmp_path), **TEACHER),
+            ran(tmp_path, distinct(40), call_log=calls(tmp_path, log=""), **TEACHER),
+        ],
+        "params.provenance_date": [
+            ran(tmp_path, distinct(40), call_log=log, **TEACHER | {"provenance_date": "2026-13-01"})
+        ],
+        "params.provenance_model": [
+            ran(tmp_path, distinct(40), call_log=log, **TEACHER | {"provenance_model": None})
+        ],
+    }
+    for where, found in refusals.items():
+        for done in found:
+            assert done.status != 0
+            assert done.events[-1]["where"] == where

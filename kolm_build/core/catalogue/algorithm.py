@@ -186,11 +186,15 @@ class Role:
         name: The key in a recipe, and the name of the step's input: ``teacher``, ``reward``.
         kind: ``model`` (``base``, the name of an earlier stage, or a ``[models.NAME]``), ``models``
             (a list of those; the inputs are NAME-1, NAME-2, …), ``adapters`` (a list of earlier
-            stages, whose adapters are the inputs NAME-1, NAME-2, …), ``code`` (a Python file of
-            the recipe's folder) or ``data`` (a file or folder of the recipe's folder).
+            stages, whose adapters are the inputs NAME-1, NAME-2, …), ``logits`` (a model, whose
+            logits over the stage's rows are kept by a step of their own and are the input
+            ``logits``), ``code`` (a Python file of the recipe's folder) or ``data`` (a file or
+            folder of the recipe's folder).
         required: Whether a recipe must name it, whatever its parameters are.
         used_with: The parameter and its value with which a recipe must name it, and without which
             it may not; None for a role that no parameter decides about.
+        recorded: Whether a recipe may leave it out, and bring recorded answers with a provenance
+            as the stage's rows instead (spec/dataset.md).
         help: What it is, in a few words.
     """
 
@@ -198,6 +202,7 @@ class Role:
     kind: str
     required: bool = True
     used_with: tuple[str, str] | None = None
+    recorded: bool = False
     help: str
 
     def needed(self, params: Mapping[str, Param]) -> bool:

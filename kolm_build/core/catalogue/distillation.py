@@ -9,6 +9,15 @@ from __future__ import annotations
 from kolm_build.core.catalogue.algorithm import Algorithm, Choice, Decimal, Integer, Parameter, Role
 
 TEACHER = Role(name="teacher", kind="model", help="the model to learn from")
+KEPT_TEACHER = Role(
+    name="teacher", kind="logits", help="the model to learn from; it runs once for all students"
+)
+ASKED_TEACHER = Role(
+    name="teacher",
+    kind="model",
+    recorded=True,
+    help="the model to ask; without it the rows are recorded answers with a provenance",
+)
 ONE_EACH = "2 forward (1 of the teacher), 1 backward"
 
 MAX_NEW_TOKENS = Integer(
@@ -60,6 +69,22 @@ ROWS: tuple[Algorithm, ...] = (
         "(1 - h) T^2 KL(t || q) at temperature T + h NLL",
         (_hard("0.1"), _temperature("2")),
         oracle="trl.experimental.gkd, beta 0",
+    ),
+    _row(
+        "kd-cached",
+        "Distillation of soft targets that were kept, forward divergence over the likeliest tokens",
+        "arXiv:1503.02531, section 2",
+        "(1 - h) T^2 KL(t || q), all but t's likeliest tokens taken as one, + h NLL",
+        (
+            _hard("0.1"),
+            _temperature("2"),
+            Integer(
+                name="teacher_top_k", default=64, least=1, help="tokens that are kept at each place"
+            ),
+        ),
+        oracle="kd, where every token is kept",
+        passes="1 forward, 1 backward; once for all students, 1 forward of the teacher",
+        roles=(KEPT_TEACHER,),
     ),
     _row(
         "kd-reverse",
@@ -138,11 +163,12 @@ ROWS: tuple[Algorithm, ...] = (
         "seq-kd",
         "Distillation of sequences",
         "arXiv:1606.07947, section 3.2",
-        "NLL of the teacher's likeliest answer",
+        "NLL of the teacher's likeliest answer, or of its recorded one",
         (MAX_NEW_TOKENS,),
         passes="1 forward, 1 backward; once, the teacher answers",
         schema="prompts",
         oracle="sft",
+        roles=(ASKED_TEACHER,),
     ),
     _row(
         "gkd",

@@ -23,8 +23,8 @@ from kolm_build.steps._stage import Given
 TEACHER = "teacher"
 
 
-class TeachingObjective(AnswerMean):
-    """The mean over a step's answer tokens of a distance of the student from the teacher.
+class TaughtObjective(AnswerMean):
+    """The mean over a step's answer tokens of a distance of the student from what it is taught.
 
     With `hard_weight` h it is (1 - h) of that and h of the answers' own likelihood.
 
@@ -40,6 +40,27 @@ class TeachingObjective(AnswerMean):
         self.hard_weight = hard_weight
         self.temperature = temperature
 
+    @abstractmethod
+    def taught(self, example: Any) -> Any:
+        """What the teacher expects at each of the answer's tokens."""
+
+    @abstractmethod
+    def _distance(self, logits: torch.Tensor, taught: Any) -> torch.Tensor:
+        """The distance at each token, shape (tokens,), of logits of shape (tokens, words)."""
+
+    def share(self, network: Any, example: Continuation, context: int) -> Share:
+        """The row's part of the mean."""
+        taught = self.taught(example)
+        logits, ids = answer_logits(network, example)
+        distance = self._distance(logits, taught).sum() / context
+        nll = cross_entropy(logits, ids, reduction="sum") / context
+        loss = (1 - self.hard_weight) * distance + self.hard_weight * nll
+        return Share(loss=loss, figures=(distance.detach(), nll.detach()))
+
+
+class TeachingObjective(TaughtObjective):
+    """A distance from a teacher that reads every row beside the student."""
+
     def examples(self, given: Given) -> Sequence[Continuation]:
         """Prompt and answer of every row."""
         self.teacher = load_teacher(given)
@@ -49,15 +70,10 @@ class TeachingObjective(AnswerMean):
             for at, row in rows
         ]
 
-    def share(self, network: Any, example: Continuation, context: int) -> Share:
-        """The row's part of the mean."""
+    def taught(self, example: Continuation) -> torch.Tensor:
+        """The teacher's logits, shape (tokens, words), without gradients."""
         with torch.no_grad():
-            taught, _ = answer_logits(self.teacher.network, example)
-        logits, ids = answer_logits(network, example)
-        distance = self._distance(logits, taught).sum() / context
-        nll = cross_entropy(logits, ids, reduction="sum") / context
-        loss = (1 - self.hard_weight) * distance + self.hard_weight * nll
-        return Share(loss=loss, figures=(distance.detach(), nll.detach()))
+            return answer_logits(self.teacher.network, example)[0]
 
     def _distance(self, logits: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         student, teacher = (

@@ -10,11 +10,11 @@ from torch.nn.functional import cross_entropy
 from kolm_build.core.fields import Fields
 from kolm_build.steps._answers import AnswerMean
 from kolm_build.steps._bounds import count
-from kolm_build.steps._conversations import read_prompts
+from kolm_build.steps._conversations import read_conversations, read_prompts
 from kolm_build.steps._objective import Share
 from kolm_build.steps._sequences import Continuation, answer_logits
 from kolm_build.steps._stage import Given, Take, stage_main
-from kolm_build.steps.objectives._teaching import load_teacher
+from kolm_build.steps.objectives._teaching import TEACHER, load_teacher
 
 
 def main(argv: list[str]) -> int:
@@ -23,10 +23,12 @@ def main(argv: list[str]) -> int:
 
 
 class SeqKd(AnswerMean):
-    """The NLL of what the teacher answers, always its likeliest next token, to each prompt.
+    """The NLL of what the teacher answers to each prompt: always its likeliest next token.
+
+    Without a teacher the rows are its recorded answers.
 
     Args:
-        max_new_tokens: The longest answer of the teacher.
+        max_new_tokens: The longest answer of a teacher that is asked.
     """
 
     figures = ("teacher_tokens",)
@@ -41,6 +43,9 @@ class SeqKd(AnswerMean):
 
     def examples(self, given: Given) -> Sequence[Continuation]:
         """Every prompt with the teacher's answer."""
+        return self._asked(given) if TEACHER in given.request.inputs else _recorded(given)
+
+    def _asked(self, given: Given) -> Sequence[Continuation]:
         teacher = load_teacher(given)
         rows = read_prompts(given.rows())
         given.events.log(f"the teacher answers {len(rows)} prompts")
@@ -57,6 +62,13 @@ class SeqKd(AnswerMean):
         logits, ids = answer_logits(network, example)
         loss = cross_entropy(logits, ids, reduction="sum") / context
         return Share(loss=loss, figures=(loss.new_tensor(float(example.tokens)),))
+
+
+def _recorded(given: Given) -> Sequence[Continuation]:
+    rows = enumerate(read_conversations(given.rows()), start=1)
+    return [
+        given.tokens.sequence(row.messages, row.answer, f"row {at} ({row.id})") for at, row in rows
+    ]
 
 
 TAKE: Take = SeqKd.take

@@ -114,6 +114,8 @@ def _role_line(role: Role) -> str:
     need = "" if role.required else ", optional"
     if role.used_with is not None:
         need = ", with {} = {}".format(*role.used_with)
+    if role.recorded:
+        need = ", or recorded answers"
     return f"{role.name} ({role.kind}{need}): {role.help}"
 
 
@@ -157,6 +159,7 @@ def _recipe(row: Algorithm) -> Iterator[str]:
 
 def _example(role: Role) -> str:
     return {
+        "logits": '"base"',
         "model": '"base"',
         "models": '["base", "train-1"]',
         "adapters": '["train-1", "train-2"]',
