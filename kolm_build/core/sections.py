@@ -106,7 +106,8 @@ class Train:
         models: Sorted (input, node) pairs of the models it is given. The node is ``base``,
             ``model-NAME``, or ``train-K`` for what that stage made. The input ``logits`` is not
             the model itself, but what the step ``teacher-logits`` keeps of it.
-        adapters: Sorted (input, node) pairs of the stages whose adapters it is given.
+        adapters: Sorted (input, node) pairs of the stages whose adapters it is given; None for
+            none, as it was in locks before a stage could be given any.
         code: Sorted (input, path) pairs of the Python files it is given.
         data: Sorted (input, path) pairs of the other files and folders it is given.
         output: What it makes: ``adapter``, which a node ``merge-K`` puts into the weights, or
@@ -127,7 +128,7 @@ class Train:
     mergeable: bool
     params: Params
     checkpoints: tuple[int, ...] = ()
-    adapters: tuple[tuple[str, str], ...] = ()
+    adapters: tuple[tuple[str, str], ...] | None = None
 
     @property
     def is_merged(self) -> bool:
