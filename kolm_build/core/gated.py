@@ -196,4 +196,8 @@ def is_beside(name: str) -> bool:
 
 
 def _width(value: object) -> int:
-    return positive(Fields({"width": value}), "width")
+    if type(value) is not int or value < 1:
+        raise InvalidRecordError(
+            "not a width", expected="an integer above 0", actual=repr(value)[:80]
+        )
+    return value

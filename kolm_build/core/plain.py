@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
+
+LATER: Mapping[str, bool] = MappingProxyType({"later": True})
+"""Metadata of a field that records did not have at first: it is left out where it is empty, so
+that what was digested before it came has the digest that it had."""
 
 
 def plain(value: object) -> object:
@@ -10,5 +16,7 @@ def plain(value: object) -> object:
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        found = {field.name: getattr(value, field.name) for field in fields(value)}
+        later = {field.name for field in fields(value) if field.metadata == LATER}
+        return {name: plain(one) for name, one in found.items() if one or name not in later}
     return value

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kolm_build.core.bounded import Params
+from kolm_build.core.plain import LATER
 
 ADAPTER = "adapter"
 MODEL = "model"
@@ -119,7 +120,7 @@ class Train:
     mergeable: bool
     params: Params
     checkpoints: tuple[int, ...] = ()
-    adapters: tuple[tuple[str, str], ...] = ()
+    adapters: tuple[tuple[str, str], ...] = field(default=(), metadata=LATER)
 
     @property
     def is_merged(self) -> bool:

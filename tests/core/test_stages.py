@@ -23,6 +23,7 @@ from kolm_build.core.catalogue.common import TRAINING
 from kolm_build.core.catalogue.table import ADAPTERS, ALGORITHMS, OBJECTIVES, OPTIMISERS
 from kolm_build.core.lock import check
 from kolm_build.core.pipeline import instantiate
+from kolm_build.core.plain import plain
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.core.schemas import SCHEMAS
 from kolm_build.errors import InvalidRecordError, StaleLockError
@@ -479,6 +480,17 @@ def test_a_stage_mixes_the_adapters_of_stages_before_it():
         "train": "dataset.train",
     }
     assert found["attach-3"] == {"model": "base.out", "adapter": "train-3.adapter"}
+
+
+def test_locks_from_before_adapters_were_mixed_stay_good():
+    """LOCK-4: what a stage could not say then is no part of its digest."""
+    alone, mixed = read(TWO), read(TWO + stage("sft", adapters=["one"], **MIX))
+    shown = [plain(one) for one in mixed.pipeline.train]
+    assert "adapters" not in shown[0]
+    assert shown[2]["adapters"] == [["adapters-1", "train-1"]]
+    assert shown[:2] == [plain(one) for one in alone.pipeline.train]
+    other = read(TWO + stage("sft", adapters=["train-2"], **MIX))
+    assert other.sections["train"] != mixed.sections["train"]
 
 
 @pytest.mark.parametrize(
