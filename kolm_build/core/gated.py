@@ -180,4 +180,8 @@ class Gated:
 
 
 def _width(value: object) -> int:
-    return positive(Fields({"width": value}), "width")
+    if type(value) is not int or value < 1:
+        raise InvalidRecordError(
+            "not a width", expected="an integer above 0", actual=repr(value)[:80]
+        )
+    return value

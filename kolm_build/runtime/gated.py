@@ -2,7 +2,7 @@
 
 A network reads every token twice. First without its adapters; what it makes of the token, its last
 hidden state, is read by a gating network, which says of each layer how much each adapter counts
-(arXiv:2402.07148, section 2.2). Then it reads with them. A token's counts follow from that token
+(arXiv:2402.07148). Then it reads with them. A token's counts follow from that token
 and those before it, so what was read can be kept, and read on from: the keys and values of the
 first reading lie behind those of the second, as those of further layers.
 

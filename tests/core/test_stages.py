@@ -611,6 +611,17 @@ def test_a_stage_mixes_the_adapters_of_stages_before_it():
     assert found["attach-3"] == {"model": "base.out", "adapter": "train-3.adapter"}
 
 
+def test_locks_from_before_adapters_were_mixed_stay_good():
+    """LOCK-4: what a stage could not say then is no part of its digest."""
+    alone, mixed = read(TWO), read(TWO + stage("sft", adapters=["one"], **MIX))
+    shown = [plain(one) for one in mixed.pipeline.train]
+    assert "adapters" not in shown[0]
+    assert shown[2]["adapters"] == [["adapters-1", "train-1"]]
+    assert shown[:2] == [plain(one) for one in alone.pipeline.train]
+    other = read(TWO + stage("sft", adapters=["train-2"], **MIX))
+    assert other.sections["train"] != mixed.sections["train"]
+
+
 @pytest.mark.parametrize(
     ("text", "where", "reason"),
     [

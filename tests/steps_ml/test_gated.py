@@ -20,6 +20,7 @@ from tests.steps_ml.calling import (
     write_lines,
     write_rows,
 )
+from tests.steps_ml.test_attached import portable
 from tests.support.models import tiny_llama, tiny_rows
 
 # Importing the trainers takes ten seconds and warns on the way.
@@ -349,6 +350,18 @@ def test_any_objective_trains_it(inputs, tmp_path, step, rows):
 
 
 # ------------------------------------------------------------------ what was read is kept
+
+
+def test_said_token_by_token_or_read_at_once_it_has_one_set_of_bits(inputs, trained, tmp_path):
+    """MOE-40, MOE-44: a token's counts follow from it and those before it alone."""
+    from kolm_build.runtime.generate import read_prompts
+
+    ours, ids = network(inputs, trained, tmp_path), IDS[0].tolist()
+    with portable(), torch.no_grad():
+        whole = ours(input_ids=IDS, use_cache=False).logits[0].float()
+        said = read_prompts(ours, [ids[:1]])
+        logits = [said.logits, *(said.read(torch.tensor([token])) for token in ids[1:])]
+    assert torch.equal(torch.cat(logits), whole)
 
 
 def test_what_was_read_without_the_adapters_is_no_beginning(inputs, trained, tmp_path):

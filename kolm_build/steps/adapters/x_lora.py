@@ -1,8 +1,8 @@
 """``x-lora``: adapters that were trained before, mixed by a gating network (arXiv:2402.07148).
 
-Equations 1 to 3 of section 2.2: a token's counts are the softmax of what a small network makes of
-its last hidden state, read without adapters; each layer has counts of its own. The gating network
-alone is trained. It begins with equal counts, the mean of the adapters' changes.
+A token's counts are the softmax of what a small network makes of its last hidden state, read
+without adapters; each layer has counts of its own. The gating network alone is trained. It begins
+with equal counts, the mean of the adapters' changes.
 """
 
 from __future__ import annotations

@@ -155,6 +155,8 @@ def _recipe(row: Algorithm) -> Iterator[str]:
     for role in row.roles:
         if role.needed(defaults):
             yield f"{role.name} = {_example(role)}"
+    if any(role.kind == "adapters" for role in row.roles):
+        yield 'from = "base"  # what those stages start from'
 
 
 def _example(role: Role) -> str:
