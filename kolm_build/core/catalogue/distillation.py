@@ -43,7 +43,7 @@ def _row(
     oracle: str = "NumPy",
     passes: str = ONE_EACH,
     schema: str = "answers",
-    teacher: Role = TEACHER,
+    roles: tuple[Role, ...] = (TEACHER,),
 ) -> Algorithm:
     return Algorithm(
         id=name,
@@ -53,7 +53,7 @@ def _row(
         minimises=minimises,
         schema=schema,
         parameters=parameters,
-        roles=(teacher,),
+        roles=roles,
         step=name,
         backing=f"kolm_build.steps.objectives.{name.replace('-', '_')}",
         oracle=oracle,
@@ -84,7 +84,7 @@ ROWS: tuple[Algorithm, ...] = (
         ),
         oracle="kd, where every token is kept",
         passes="1 forward, 1 backward; once for all students, 1 forward of the teacher",
-        teacher=KEPT_TEACHER,
+        roles=(KEPT_TEACHER,),
     ),
     _row(
         "kd-reverse",
@@ -168,7 +168,7 @@ ROWS: tuple[Algorithm, ...] = (
         passes="1 forward, 1 backward; once, the teacher answers",
         schema="prompts",
         oracle="sft",
-        teacher=ASKED_TEACHER,
+        roles=(ASKED_TEACHER,),
     ),
     _row(
         "gkd",
