@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from types import MappingProxyType
+
+LATER: Mapping[str, bool] = MappingProxyType({"later": True})
+"""Metadata of a field that records did not have at first: it is left out where it is empty, so
+that what was digested before it came has the digest that it had."""
 
 
 def plain(value: object) -> object:
-    """`value` as a plain value: records as maps, tuples as arrays.
-
-    A field that is None by default and is None is left out, so that a record has the form that it
-    had before there was such a field.
-    """
+    """`value` as a plain value: records as maps, tuples as arrays."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     if is_dataclass(value):
-        named = ((field, getattr(value, field.name)) for field in fields(value))
-        return {field.name: plain(one) for field, one in named if not _is_unsaid(field, one)}
+        found = {field.name: getattr(value, field.name) for field in fields(value)}
+        later = {field.name for field in fields(value) if field.metadata == LATER}
+        return {name: plain(one) for name, one in found.items() if one or name not in later}
     return value
-
-
-def _is_unsaid(field: Field[object], value: object) -> bool:
-    return value is None and field.default is None

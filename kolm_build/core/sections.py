@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kolm_build.core.bounded import Params
+from kolm_build.core.plain import LATER
 from kolm_build.core.provenance import Provenance
 
 ADAPTER = "adapter"
@@ -76,7 +77,7 @@ class Data:
     system: str
     parts: tuple[tuple[str, str], ...]
     group: str
-    provenance: Provenance | None = None
+    provenance: Provenance | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,3 +153,48 @@ def test_what_does_not_fit_is_told_with_its_path(project, before, after, said):
     told = _kolm("lock", project)
     assert told.status != 0
     assert f"kolm.toml: {said}" in told.err
+
+
+STUDENT = """algorithm = "kd-cached"
+teacher = "base"
+from = "base"
+adapter = "full"
+"""
+
+
+def test_a_build_with_two_students_runs_their_teacher_once(project):
+    """RECIPE-29."""
+    more = f"{STUDENT}\n[[train]]\n{STUDENT}epochs = 2\n"
+    _edit(project, 'algorithm = "sft"\n', more)
+    assert _kolm("lock", project).status == 0
+    told = _kolm("build", project, "--dry-run")
+    assert told.status == 0, told.err
+    nodes = [word for line in told.out.splitlines() for word in line.split()]
+    assert [one for one in nodes if one.startswith("logits-")] == ["logits-1"]
+    for student in ("train-1", "train-2"):
+        assert nodes.count(student) == 1
+        shown = json.loads(_kolm("show", project, student, "--json").out)
+        assert shown["inputs"]["logits"] == "logits-1.out"
+
+
+def test_a_log_of_calls_that_is_another_is_named(project):
+    """DATA-61, LOCK-7."""
+    said = """
+[sets.said]
+from = "path:./votes.jsonl"
+schema = "answers"
+prompt = "{q}"
+answer = "{a}"
+provenance = { vendor = "V", model = "M", date = "2026-03-31", licence = "L", call_log = "calls" }
+
+[[train]]
+algorithm = "sft"
+"""
+    _edit(project, '\n[[train]]\nalgorithm = "sft"\n', said)
+    (project / "calls").write_text("asked, answered\n")
+    assert _kolm("lock", project).status == 0
+    assert 'name = "data-said.call_log"' in _locked(project)
+    (project / "calls").write_text("asked, answered otherwise\n")
+    told = _kolm("build", project)
+    assert told.status != 0
+    assert "input data-said.call_log of" in told.err

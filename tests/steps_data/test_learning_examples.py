@@ -3,7 +3,9 @@
 import hashlib
 import json
 import struct
+import unicodedata
 
+from kolm_build.core import cbor
 from kolm_build.steps import import_model, script
 from tests.steps_data.calling import run_step
 from tests.support.models import ROOT, example
@@ -129,3 +131,26 @@ def test_wordings_are_descriptions_cut_in_two(tmp_path):
     rows = from_list(tmp_path, params)
     assert {"cat": "M00", "head": "Pain in", "tail": "the left knee"} in rows
     assert len(rows) == len({row["head"] for row in rows})
+
+
+def test_what_the_student_is_told_is_what_the_log_of_the_calls_says():
+    """DATA-11: each call's id is that of the row that was asked about."""
+    folder = LEARNING / "distillation"
+    said, calls = (
+        [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
+        for name in ("said.jsonl", "calls.jsonl")
+    )
+    assert [one["said"] for one in said] == [one["label_output"] for one in calls]
+    for one, call in zip(said, calls, strict=True):
+        asked = f"Diagnosis: {one['text']}\nICD-10-CM chapter (one word)?"
+        row = {
+            "answer": call["answer"],
+            "group": one["cat"],
+            "messages": [
+                {"content": "You are a medical coding assistant.", "role": "system"},
+                {"content": unicodedata.normalize("NFC", asked), "role": "user"},
+            ],
+        }
+        assert call["id"] == f"sha256:{hashlib.sha256(cbor.encode(row)).hexdigest()}"
+    right = sum(one["said"] == call["answer"] for one, call in zip(said, calls, strict=True))
+    assert len(said) // 2 < right < len(said)
