@@ -14,7 +14,7 @@ from kolm_build.core.quantisation import SCHEMES
 from kolm_build.core.request import Circumstances
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.kernels import LIBRARY
-from tests.steps_ml.calling import files_of, run_step, write_rows
+from tests.steps_ml.calling import files_of, prompt_row, run_step, write_lines, write_rows
 from tests.steps_ml.test_quantise import decoded, in_bfloat16
 from tests.support.models import tiny_llama, tiny_rows
 
@@ -309,6 +309,36 @@ def test_distilled_behind_rounded_weights_a_model_rounds_closer_to_its_teacher(
     assert found < rounded(plain) / 2
 
 
+@pytest.mark.parametrize("name", ["qat", "qat-lora"])
+def test_a_student_is_taught_on_what_its_rounded_self_says(name, tmp_path, model):
+    """DIST-66: what was rounded to draw from is trained through, in parts of any size."""
+    prompts = [prompt_row(at, text) for at, text in enumerate(("a", "so?", "what", "b"), 1)]
+    rows = write_lines(tmp_path / "prompts", "train.jsonl", prompts)
+    made = [
+        run_step(
+            "minillm",
+            tmp_path,
+            inputs={"model": model, "teacher": model, "train": rows},
+            params={
+                "adapter": name,
+                "batch_size": size,
+                "gradient_accumulation": 4 // size,
+                "compute_dtype": "fp32",
+                "max_new_tokens": 4,
+                "max_steps": 2,
+                "epochs": 2,
+            },
+            outputs=("model" if name == "qat" else "adapter", "metrics", "trace"),
+            portable=(1, None),
+        )
+        for size in (4, 2)
+    ]
+    first, second = (files_of(one.folder("metrics")) for one in made)
+    assert first == second
+    _, line, _ = first["metrics.csv"].decode().splitlines()
+    assert float(line.split(",")[1]) > 1e-5, "the teacher is not rounded, the student is"
+
+
 @pytest.mark.parametrize(
     ("params", "where", "reason"),
     [
@@ -326,6 +356,18 @@ def test_what_cannot_be_rounded_so_is_refused(params, where, reason, model):
     with pytest.raises(InvalidRecordError, match=reason) as caught:
         attached(change_of(**params), model)
     assert caught.value.where == where
+
+
+@pytest.mark.parametrize("name", ["qat", "qat-lora"])
+def test_it_trains_in_the_native_class_too_and_in_no_fewer_bits(name, tmp_path, model, train):
+    """DIST-64, DIST-67: where TRL runs batches."""
+    inputs = {"model": model, "train": train[0]}
+    output = "model" if name == "qat" else "adapter"
+    params = {"adapter": name, "max_steps": 2}
+    how = {"inputs": inputs, "outputs": (output, "metrics", "trace")}
+    run_step("sft", tmp_path, params={**params, "compute_dtype": "fp32"}, **how).folder(output)
+    refusal = run_step("sft", tmp_path, params={**params, "compute_dtype": "bf16"}, **how).refusal()
+    assert refusal["where"].endswith("compute_dtype")
 
 
 def test_only_the_layers_that_are_named_are_rounded(model):
