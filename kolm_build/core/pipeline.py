@@ -413,8 +413,7 @@ def _add_stage(build: _Build, number: int, stage: Train, given: Mapping[str, Inp
     name = f"train-{number}"
     inputs: dict[str, Input] = dict(given)
     inputs |= {
-        role: build.node(NodeOutput(node=node, output=ADAPTER))
-        for role, node in stage.adapters or ()
+        role: build.node(NodeOutput(node=node, output=ADAPTER)) for role, node in stage.adapters
     }
     inputs |= {role: build.local(f"{name}.{role}") for role, _ in (*stage.code, *stage.data)}
     if stage.rows is not None:

@@ -107,8 +107,7 @@ class Train:
         models: Sorted (input, node) pairs of the models it is given. The node is ``base``,
             ``model-NAME``, or ``train-K`` for what that stage made. The input ``logits`` is not
             the model itself, but what the step ``teacher-logits`` keeps of it.
-        adapters: Sorted (input, node) pairs of the stages whose adapters it is given; None for
-            none, as it was in locks before a stage could be given any.
+        adapters: Sorted (input, node) pairs of the stages whose adapters it is given.
         code: Sorted (input, path) pairs of the Python files it is given.
         data: Sorted (input, path) pairs of the other files and folders it is given.
         output: What it makes: ``adapter``, which a node ``merge-K`` puts into the weights, or
@@ -129,7 +128,7 @@ class Train:
     mergeable: bool
     params: Params
     checkpoints: tuple[int, ...] = ()
-    adapters: tuple[tuple[str, str], ...] | None = None
+    adapters: tuple[tuple[str, str], ...] = field(default=(), metadata=LATER)
 
     @property
     def is_merged(self) -> bool:

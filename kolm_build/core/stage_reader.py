@@ -220,7 +220,7 @@ def _stage(value: object, around: _Around) -> Train:
         step=algorithm.step,
         rows=rows,
         models=tuple(sorted([("model", start), *_of(_MODELS, given)])),
-        adapters=_of((_ADAPTERS,), given) or None,
+        adapters=_of((_ADAPTERS,), given),
         code=_of(("code",), given),
         data=_of(("data",), given),
         output=ADAPTER if adapter is not None and not adapter.whole else MODEL,

@@ -72,7 +72,7 @@ def forecast_of(
                 )
             attached = pipeline.attached
             if attached is not None and basis != f"{ATTACH}-{len(pipeline.train)}":
-                mixed = [pipeline.stage(node).params for _, node in attached.adapters or ()]
+                mixed = [pipeline.stage(node).params for _, node in attached.adapters]
                 tensors = with_adapter(config, tensors, attached.params, mixed)
             return forecast(config, tensors, quantise=pipeline.quantise, target=target, basis=basis)
     return None
