@@ -32,6 +32,7 @@ class RewardFile:
         self._path = path
         self._timeout = timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._calls = 0
 
     def __enter__(self) -> Self:
         """Start the process, and let it load the file."""
@@ -74,6 +75,7 @@ class RewardFile:
         """
         assert self._process is not None, "the process runs inside the context alone"
         assert self._process.stdin is not None
+        self._calls += 1
         request = {
             "prompt": prompt,
             "completion": completion,
@@ -87,7 +89,7 @@ class RewardFile:
         return self._number(self._read(where), where)
 
     def _read(self, where: str) -> dict[str, object]:
-        """One answer; it comes in time, alone, and is a JSON object."""
+        """One answer; it comes in time, alone, and is a JSON object with the call's number."""
         assert self._process is not None
         assert self._process.stdout is not None
         pipe, found = self._process.stdout.fileno(), b""
@@ -110,7 +112,7 @@ class RewardFile:
             answer = json.loads(found)
         except ValueError:
             answer = None
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict) or answer.get("number") != self._calls:
             raise self._error("the reward function's process wrote what is no answer", where)
         return answer
 

@@ -1,7 +1,8 @@
 """The process that runs a recipe's own reward function; the standard library alone (RL-12).
 
 It is started with this file as its program and the recipe's file as its argument, reads one
-request a line and writes one answer a line. What the recipe's file prints goes to the log.
+request a line and writes one answer a line, each with its number: what the recipe's file writes
+into the pipe is nobody's answer. What it prints goes to the log.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def main(path: str) -> None:
     try:
         function = _function(path)
     except BaseException as error:  # noqa: BLE001  # the door to the user's code
-        _say(answers, {"failed": f"{type(error).__name__}: {error}"})
+        _say(answers, 0, {"failed": f"{type(error).__name__}: {error}"})
         return
-    _say(answers, {"ready": True})
-    for line in sys.stdin.buffer:
-        _say(answers, _answer(function, json.loads(line)))
+    _say(answers, 0, {"ready": True})
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        _say(answers, number, _answer(function, json.loads(line)))
 
 
 def _function(path: str) -> Reward:
@@ -61,8 +62,8 @@ def _answer(function: Reward, request: dict[str, object]) -> dict[str, object]:
     return {"kind": type(value).__name__}
 
 
-def _say(answers: IO[str], answer: dict[str, object]) -> None:
-    answers.write(json.dumps(answer) + "\n")
+def _say(answers: IO[str], number: int, answer: dict[str, object]) -> None:
+    answers.write(json.dumps(answer | {"number": number}) + "\n")
     answers.flush()
 
 

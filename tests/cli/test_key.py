@@ -2,6 +2,7 @@ import json
 import stat
 
 from kolm_build.attest.trust import parse_trust
+from tests.artifact import making
 from tests.cli.command import kolm, kolm_process
 
 
@@ -111,8 +112,7 @@ def test_the_trust_file_is_the_option_then_the_variable_then_the_users_own(
 
 
 def test_without_a_trust_file_nothing_is_trusted(tmp_path):
-    (tmp_path / "x.kolm").write_bytes(b"")
-    answer = kolm("verify", str(tmp_path / "x.kolm"))
+    answer = kolm("verify", str(making.make(tmp_path)))
     assert answer.status == 66
     assert "there is no trust file, so nobody is trusted" in answer.err
 

@@ -173,6 +173,7 @@ READS_MODELS = {
     "distribution",
     "draws",
     "files",
+    "gated",
     "generate",
     "loading",
     "mixture",

@@ -67,6 +67,19 @@ def test_anything_else_is_refused_with_its_row_and_completion(tmp_path, body, re
     assert caught.value.file == "reward.py"
 
 
+def test_an_answer_that_the_function_wrote_itself_is_not_that_of_the_next_call(tmp_path):
+    """RL-14: seen alone it has the first call's number, and the true one comes a call late."""
+    forged = strict_json.dumps({"decimal": "7", "number": 1}).decode()
+    body = (
+        "import os, stat\n    for fd in range(3, 9):\n        try:\n"
+        "            if stat.S_ISFIFO(os.fstat(fd).st_mode):\n"
+        f"                os.write(fd, b'{forged}\\n')\n"
+        "        except OSError:\n            pass\n    return 1"
+    )
+    with pytest.raises(StepFailedError, match="more than one answer|what is no answer"):
+        called(tmp_path, body, times=3)
+
+
 def test_a_function_that_hangs_is_ended(tmp_path):
     """RL-14."""
     with pytest.raises(StepFailedError, match="no answer in 1 seconds") as caught:
