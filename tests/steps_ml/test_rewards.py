@@ -76,7 +76,7 @@ def test_an_answer_that_the_function_wrote_itself_is_not_that_of_the_next_call(t
         f"                os.write(fd, b'{forged}\\n')\n"
         "        except OSError:\n            pass\n    return 1"
     )
-    with pytest.raises(StepFailedError, match="more than one answer|what is no answer"):
+    with pytest.raises(StepFailedError, match=r"more than one answer|what is no answer"):
         called(tmp_path, body, times=3)
 
 
