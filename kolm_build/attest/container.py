@@ -8,7 +8,6 @@ is a part of the very bytes that were hashed.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -178,9 +177,7 @@ class Container:
 class Hashing:
     """Members being checked against the manifest by threads, the largest first.
 
-    What is smaller than a piece together is not worth a thread and is checked at once. While
-    threads hash, the interpreter changes threads fifty times as often as it would: a thread that
-    hashes wants the lock for microseconds, and waited 5 ms for it after every piece.
+    What is smaller than a piece together is not worth a thread and is checked at once.
 
     Args:
         container: The open artifact.
@@ -202,19 +199,15 @@ class Hashing:
         self._threads = [Thread(target=self._work, daemon=True) for _ in range(count)]
 
     def __enter__(self) -> Self:
-        self._interval_s = sys.getswitchinterval()
-        if not self._threads:
-            self._work()
-            return self
-        sys.setswitchinterval(self._interval_s / 50)
         for thread in self._threads:
             thread.start()
+        if not self._threads:
+            self._work()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._join()
-        sys.setswitchinterval(self._interval_s)
 
     def result(self) -> Mapping[str, bytes]:
         """The first bytes of every member, once all of them are what the manifest says.

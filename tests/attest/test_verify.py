@@ -225,7 +225,7 @@ def test_without_trust_nothing_is_trusted(signed, unsigned):
     assert not verify_artifact(unsigned, trust=None).trusted
 
 
-def test_threads_hash_in_pieces_and_leave_the_interpreter_as_it_was(signed, tmp_path, monkeypatch):
+def test_threads_hash_in_pieces_and_set_nothing_of_the_interpreter(signed, tmp_path, monkeypatch):
     """Members large enough for threads, of more than one piece each, are checked no less."""
     monkeypatch.setattr("kolm_build.attest.container.PIECE_BYTES", 16)
     monkeypatch.setattr("kolm_build.attest.container.HASHED_BYTES", 24)
