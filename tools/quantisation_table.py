@@ -46,7 +46,6 @@ PLACE = ROOT / "build" / "quantisation"
 BASE = "full"
 METHODS = ("rtn", "gptq", "awq", "smoothquant")
 INTEGER = ("w4a16", "w4a16-asym", "w4a8", "w8a16", "w8a8", "w8a8-static")
-CALIBRATION = {"calibration_rows": 16, "calibration_length": 256}
 WINDOWS, WINDOW = 6, 384
 """Perplexity is of so many pieces of text, of so many tokens."""
 
@@ -123,7 +122,7 @@ class Table:
         if SCHEMES[scheme].is_grouped:
             params["group"] = self.options.group
         if method != "rtn" or SCHEMES[scheme].activations == "static":
-            params |= CALIBRATION
+            params |= self._calibration()
             inputs["calibration"] = self.data["calibration"]
         second = {**WAYS[1], "isa": self._second_isa()}
         ways = WAYS[:1] if self.options.once else (WAYS[0], second)
@@ -162,6 +161,10 @@ class Table:
         shutil.rmtree(ran.outputs["out"].parents[1])
         cpu_s = round(ran.cpu_s, 1)
         return judged | {"evaluation": summary, "evaluation_cpu_s": cpu_s, "k": scored["k"]}
+
+    def _calibration(self) -> Mapping[str, int]:
+        rows, length = self.options.calibration_rows, self.options.calibration_length
+        return {"calibration_rows": rows, "calibration_length": length}
 
     def _second_isa(self) -> str:
         return str(self.options.second_isa or instruction_sets()[0])
@@ -333,14 +336,14 @@ def perplexity(folder: Path) -> float:
     return round(math.exp(total / (WINDOWS * (WINDOW - 1))), 4)
 
 
-def calibration_of(kind: str, train: Path, place: Path) -> Path:
+def calibration_of(options: argparse.Namespace, train: Path, place: Path) -> Path:
     """The folder of calibration rows: those of the data set, or reference text further on."""
-    if kind == "rows":
+    if options.calibration == "rows":
         return train
     folder = place / "calibration"
     folder.mkdir(exist_ok=True)
     text = reference_text()[200_000:]
-    pieces = [text[at : at + 1500] for at in range(0, 1500 * CALIBRATION["calibration_rows"], 1500)]
+    pieces = [text[at : at + 1500] for at in range(0, 1500 * options.calibration_rows, 1500)]
     rows = (
         {"group": "", "id": f"sha256:{sha256(one.encode()).hexdigest()}", "text": one}
         for one in pieces
@@ -401,7 +404,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--embeddings", default="int8", choices=("keep", "int8", "int4"))
     parser.add_argument("--group", type=int, default=0, help="0 for the rule of QUANT-2")
-    parser.add_argument("--calibration", default="text", choices=("rows", "text"))
+    parser.add_argument("--calibration", default="rows", choices=("rows", "text"))
+    parser.add_argument("--calibration-rows", type=int, default=128, help="as [quantise] (128)")
+    parser.add_argument("--calibration-length", type=int, default=512, help="as [quantise] (512)")
     parser.add_argument("--recipe", type=Path, default=EXAMPLE, help="the folder of kolm.toml")
     parser.add_argument("--outputs", type=Path, help="what its build noted")
     parser.add_argument("--store", type=Path, default=ROOT / "store", help="where it was built")
@@ -426,7 +431,7 @@ def main() -> int:
     outputs = options.outputs or ROOT / "lockfiles" / f"{options.recipe.resolve().name}.outputs"
     data = {} if options.no_rows else data_of(outputs, options.store, options.place)
     train = data.get("train", options.place)
-    data["calibration"] = calibration_of(options.calibration, train, options.place)
+    data["calibration"] = calibration_of(options, train, options.place)
     table = Table(
         model=options.model,
         place=options.place,
