@@ -419,7 +419,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--perplexity", action="store_true", help="of this folder, and nothing else"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.no_rows and options.calibration == "rows":
+        parser.error("--no-rows leaves no rows to calibrate with: --calibration text")
+    return options
 
 
 def main() -> int:
