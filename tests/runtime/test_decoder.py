@@ -32,7 +32,7 @@ from kolm_build.runtime.decoder_config import FIXED, read
 from kolm_build.runtime.decoder_loading import decoder_of, decoding_speaker
 from kolm_build.runtime.distribution import Distribution
 from kolm_build.runtime.files import find_model
-from kolm_build.runtime.generate import continue_greedily, read_prompts
+from kolm_build.runtime.generate import continue_greedily, read_prompts, reads
 from kolm_build.runtime.loading import load
 from kolm_build.runtime.prompt_cache import PromptCache
 from kolm_build.runtime.room import RaggedRoom, Room, joined_rooms
@@ -218,7 +218,7 @@ def test_all_logits_are_there_where_they_are_asked_for():
 def test_what_was_read_before_is_read_on_bit_for_bit(dtype):
     """GEN-50, GEN-30."""
     network = network_of(dtype=dtype)
-    cache = PromptCache(decoder(network), Room.keep)
+    cache = PromptCache(reads(decoder(network)), Room.keep)
     begin = prompt(30)
     with computing():
         for ids in (begin + prompt(9, 1), begin + prompt(20, 2), begin + prompt(20, 2), begin[:12]):
