@@ -11,14 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import Circumstances
@@ -39,6 +31,7 @@ from kolm_build.runtime.room import RaggedRoom, Room, joined_rooms
 from kolm_build.runtime.settings import GenerationSettings
 from kolm_build.runtime.weights import map_weights
 from tests.runtime.artifacts import write_artifact
+from tests.runtime.networks import KINDS, LLAMA3, SIZES, network_of, prompt, settings_of
 from tests.support.models import ROOT, tiny_llama
 from tests.support.quantised import quantised
 
@@ -46,14 +39,6 @@ pytestmark = pytest.mark.skipif(
     not kernels.LIBRARY.is_file(), reason="the portable kernels are not compiled"
 )
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 SCHEMES = ("w8a16", "w4a16", "w4a16-asym", "w8a8", "w4a8", "fp8", "nvfp4a16", "nvfp4", "mxfp4")
 
 
@@ -66,43 +51,6 @@ def computing(threads: int = 1):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("source") / "tiny")
-
-
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 96,
-    "intermediate_size": 160,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "initializer_range": 0.2,
-}
-KINDS = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-}
-
-
-def network_of(*, kind="llama", dtype=torch.float32, **changes):
-    """A network of random weights, biases among them, in evaluation mode."""
-    config, network = KINDS[kind]
-    given = SIZES | {"attn_implementation": "sdpa"}
-    torch.manual_seed(5)
-    made = network(config(**given | changes)).to(dtype).eval()
-    rotary = made.model.rotary_emb
-    made.model.rotary_emb = type(rotary)(made.config)  # as a loader has it: float32 in any network
-    for name, one in made.named_parameters():
-        if name.endswith(".bias"):
-            torch.nn.init.normal_(one)
-    return made
-
-
-def settings_of(network):
-    """What config.json would say."""
-    return json.loads(network.config.to_json_string(use_diff=False))
 
 
 def decoder(network):
@@ -119,10 +67,6 @@ def stored(folder):
     return load(folder).network, decoder_of(
         settings, map_weights(folder / "model.safetensors").tensors
     )
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return [(37 * at + 11 * seed + at * at) % 250 + 3 for at in range(length)]
 
 
 def check_equal(network, other, lengths=(1, 17, 70), tokens=3, rows=1):
