@@ -299,4 +299,3 @@ def _environment(actual: str) -> FloatingPointEnvironmentError:
 
 def _no_memory() -> MachineError:
     return MachineError("no memory to read a prompt")
-

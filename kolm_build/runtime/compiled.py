@@ -36,7 +36,9 @@ class CompiledDecoder:
     def read_on(self, room: Room | None, ids: Sequence[int]) -> CompiledPrefix:
         """A prompt, read after what is in `room`, which is used up; from its start if None."""
         rooms = (room or Room(self.reader),)
-        return CompiledPrefix(reader=self.reader, rooms=rooms, logits=self.reader.read(rooms, [ids]))
+        return CompiledPrefix(
+            reader=self.reader, rooms=rooms, logits=self.reader.read(rooms, [ids])
+        )
 
     def keep(self, room: Room) -> KeptRoom:
         """What was read, in the network's dtype; it stays as it is while more is read."""

@@ -191,9 +191,7 @@ class _Described:
         """The network, and what must stay in memory with it."""
         config = self._config
         embedding = self._embedding()
-        matrices = {
-            name: self._linear(name, shape) for name, shape in linears(config).items()
-        }
+        matrices = {name: self._linear(name, shape) for name, shape in linears(config).items()}
         places = {
             name: self._given.take(f"{name}.weight", (config.hidden,)).address
             for name in norms(config)
@@ -236,19 +234,13 @@ class _Described:
     def _embedding(self) -> Matrix:
         shape = (self._config.vocabulary, self._config.hidden)
         group = self._given.group(EMBEDDING)
-        if group is None:
-            return self._plain(EMBEDDING, shape)
-        if not group.grid.symmetric:
-            raise unfit(EMBEDDING, group.grid)
+        found = self._plain(name, shape) if group is None else self._quantised(name, group, shape)
         return self._quantised(EMBEDDING, group, shape)
 
     def _linear(self, name: str, shape: tuple[int, int]) -> Matrix:
         bias = self._given.bias(name, shape[0], self._config.biased)
         group = self._given.group(name)
-        if group is None:
-            found = self._plain(name, shape)
-        else:
-            found = self._quantised(name, group, shape)
+        found = self._plain(name, shape) if group is None else self._quantised(name, group, shape)
         found.bias = None if bias is None else bias.address
         return found
 
@@ -264,9 +256,7 @@ class _Described:
             self._set_integers(name, found, group, parts)
         return found
 
-    def _set_integers(
-        self, name: str, matrix: Matrix, group: LayerGroup, parts: Tensors
-    ) -> None:
+    def _set_integers(self, name: str, matrix: Matrix, group: LayerGroup, parts: Tensors) -> None:
         """What the layer reads is made integers (NUM-132)."""
         if group.grid.kind != "int" or matrix.weight.group > MOST_DOTS:
             raise unfit(name, group.activations)
