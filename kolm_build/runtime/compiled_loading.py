@@ -234,7 +234,10 @@ class _Described:
     def _embedding(self) -> Matrix:
         shape = (self._config.vocabulary, self._config.hidden)
         group = self._given.group(EMBEDDING)
-        found = self._plain(name, shape) if group is None else self._quantised(name, group, shape)
+        if group is None:
+            return self._plain(EMBEDDING, shape)
+        if not group.grid.symmetric:
+            raise unfit(EMBEDDING, group.grid)
         return self._quantised(EMBEDDING, group, shape)
 
     def _linear(self, name: str, shape: tuple[int, int]) -> Matrix:
