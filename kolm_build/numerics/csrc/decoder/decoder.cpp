@@ -18,14 +18,10 @@ namespace kolm::decoder {
 
 namespace {
 
-constexpr int64_t kMore = 64;      // least tokens of room behind what is read
+constexpr int64_t kMore = 64;        // least tokens of room behind what is read
 constexpr int64_t kPositions = 512;  // rotary tables grow by so many
-constexpr int64_t kMostRows = 256;  // tokens that are read at once: more are read in parts (NUM-43)
-constexpr int64_t kBlock = 1024;
-
-const Kernels& kernels_or_best(const Kernels* kernels) {
-  return kernels != nullptr ? *kernels : *available_kernels()[0];
-}
+constexpr int64_t kMostRows = 256;   // tokens read at once: more are read in parts (NUM-43)
+constexpr int64_t kBlock = 1024;     // numbers on the stack; a head has no more (GEN-72)
 
 int64_t all_tokens(const Span* spans, int64_t count) {
   int64_t total = 0;
@@ -118,7 +114,7 @@ const char* Decoder::trouble() const {
 
 Decoder::Decoder(const Network& network, const Kernels& kernels, int threads)
     : network_(network),
-      kernels_(kernels_or_best(&kernels)),
+      kernels_(kernels),
       threads_(std::clamp(threads, 1, 64)),
       norm_(wide(network.norm, network.hidden)),
       head_(product_of(network.head)),
@@ -213,7 +209,7 @@ void Decoder::normalise(const std::vector<float>& weight, int64_t rows, const fl
   });
 }
 
-// x + y, rounded.
+// x + y, rows of hidden states, rounded.
 void Decoder::add(int64_t rows, float* x, const float* y) const {
   const int64_t n = network_.hidden;
   for_rows(rows, [&](int64_t i) {
@@ -275,7 +271,8 @@ void Decoder::read(const Span* spans, int64_t count, const int32_t* ids, float* 
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t left = spans[i].tokens; left > 0;) {
       const Span part{spans[i].room, std::min(left, kMostRows)};
-      read_together(&part, 1, ids, left == part.tokens ? logits + i * network_.vocabulary : nullptr);
+      float* last = left == part.tokens ? logits + i * network_.vocabulary : nullptr;
+      read_together(&part, 1, ids, last);
       ids += part.tokens, left -= part.tokens;
     }
   }
@@ -373,8 +370,9 @@ void Decoder::attend(int64_t number, const Span& span, int64_t first) {
         hidden[t * end + j] = j <= start + t ? 0.0f : -__builtin_inff();
     mask = {hidden, 0, 0, end, 1};
   }
-  const AttentionShape shape{1,         net.heads, net.key_heads, span.tokens, end,
-                             net.width, net.width, net.scale,     mask.data == nullptr && span.tokens > 1};
+  const bool causal = mask.data == nullptr && span.tokens > 1;
+  const AttentionShape shape{1,   net.heads, net.key_heads, span.tokens,
+                             end, net.width, net.width,     net.scale,   causal};
   const Strides4 rows{0, net.width, wide}, kept{0, step, net.width};
   kernels_.attention.forward(shape, q_.data() + first * wide, rows, keys, kept, values, kept, mask,
                              found_.data() + first * wide, rows, pool_of(threads_));

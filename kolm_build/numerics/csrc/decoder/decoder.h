@@ -121,7 +121,7 @@ class Decoder {
   void attend(int64_t number, const Span& span, int64_t first);
   void multiply(const Product& product, int64_t rows, const float* x, float* y) const;
   void normalise(const std::vector<float>& weight, int64_t rows, const float* x, float* y) const;
-  void add(int64_t n, float* x, const float* y) const;
+  void add(int64_t rows, float* x, const float* y) const;
   void turn(int64_t heads, int64_t position, float* x) const;
   void reach(int64_t end);
   template <class Body>
