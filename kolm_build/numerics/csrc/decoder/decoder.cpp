@@ -371,8 +371,8 @@ void Decoder::attend(int64_t number, const Span& span, int64_t first) {
     mask = {hidden, 0, 0, end, 1};
   }
   const bool causal = mask.data == nullptr && span.tokens > 1;
-  const AttentionShape shape{1,   net.heads, net.key_heads, span.tokens,
-                             end, net.width, net.width,     net.scale,   causal};
+  const AttentionShape shape{1,         net.heads, net.key_heads, span.tokens, end,
+                             net.width, net.width, net.scale,     causal};
   const Strides4 rows{0, net.width, wide}, kept{0, step, net.width};
   kernels_.attention.forward(shape, q_.data() + first * wide, rows, keys, kept, values, kept, mask,
                              found_.data() + first * wide, rows, pool_of(threads_));
