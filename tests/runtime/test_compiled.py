@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -194,6 +195,17 @@ def test_rows_of_several_lengths_are_what_they_are_alone(tmp_path):
             for row, prefix in enumerate(alone):
                 assert same(prefix.read(torch.tensor(chosen[row : row + 1]))[0], logits[row])
             chosen = logits.argmax(axis=-1).tolist()
+
+
+def test_threads_of_the_caller_read_one_after_the_other(tmp_path):
+    """GEN-71: calls at the same time, of one network and of another, change no bit."""
+    folder = saved(tmp_path / "model", network_of())
+    readers = [compiled(folder, threads=2), compiled(folder, threads=2)]
+    wanted = [readers[0].read_on(None, prompt(length)).logits for length in range(1, 25)]
+    with ThreadPoolExecutor(4) as pool:
+        asked = [(readers[length % 2], prompt(length)) for length in range(1, 25)] * 4
+        found = list(pool.map(lambda one: one[0].read_on(None, one[1]).logits, asked))
+    assert all(np.array_equal(one, two) for one, two in zip(found, wanted * 4, strict=True))
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.7, 1.0, 1.3, 99.0])

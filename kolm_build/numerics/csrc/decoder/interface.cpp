@@ -1,5 +1,6 @@
 // libkolm_decoder.so: the decoder behind a C interface, for kolm_build/numerics/decoder_library.py.
 #include <cmath>
+#include <mutex>
 #include <new>
 #include <string_view>
 
@@ -17,6 +18,12 @@ namespace {
 
 // What a call says.
 enum Status : int { kDone = 0, kNoNumbers = 1, kEnvironment = 2, kMemory = 3, kNoToken = 4 };
+
+// Held while the pool of threads computes: it has one job at a time, and so has a decoder.
+std::mutex& computing() {
+  static std::mutex mutex;
+  return mutex;
+}
 
 const Kernels* table(const char* isa) {
   const Kernels* const* tables = kolm::available_kernels();
@@ -76,7 +83,10 @@ KOLM_API Decoder* kolm_decoder_new(const Network* network, const char* isa, int 
 KOLM_API void kolm_decoder_delete(Decoder* decoder) { delete decoder; }
 
 // What is wrong with the floating point environment of a thread that computes; null for nothing.
-KOLM_API const char* kolm_decoder_trouble(Decoder* decoder) { return decoder->trouble(); }
+KOLM_API const char* kolm_decoder_trouble(Decoder* decoder) {
+  const std::lock_guard<std::mutex> lock(computing());
+  return decoder->trouble();
+}
 
 KOLM_API Room* kolm_room_new(Decoder* decoder) {
   return new (std::nothrow) Room(decoder->network());
@@ -88,6 +98,7 @@ KOLM_API int64_t kolm_room_length(Room* room) { return room->length(); }
 // Reads tokens[i] tokens into rooms[i]; the logits are [count, vocabulary].
 KOLM_API int kolm_decoder_read(Decoder* decoder, int64_t count, Room* const* rooms,
                                const int64_t* tokens, const int32_t* ids, float* logits) {
+  const std::lock_guard<std::mutex> lock(computing());
   return status_of([&] {
     if (Decoder::trouble_here() != nullptr) return kEnvironment;
     std::vector<Span> spans;
