@@ -48,8 +48,8 @@ void Room::begin(int64_t tokens) {
     const int64_t size = end + std::max(kMore, length_ / 2);
     std::vector<float> larger(blocks_ * size * width_);
     for (int64_t i = 0; i < blocks_; ++i)
-      std::memcpy(larger.data() + i * size * width_, data_.data() + i * head_step(),
-                  length_ * width_ * sizeof(float));
+      std::copy_n(data_.data() + i * head_step(), length_ * width_,
+                  larger.data() + i * size * width_);
     data_ = std::move(larger);
     capacity_ = size;
   }
