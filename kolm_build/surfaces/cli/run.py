@@ -1,4 +1,4 @@
-"""`kolm run`: the one command that imports torch."""
+"""`kolm run`: the one command that computes with a model, and imports torch where it must."""
 
 from __future__ import annotations
 
