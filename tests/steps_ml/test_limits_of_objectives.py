@@ -21,7 +21,6 @@ from tests.steps_ml.test_preference import (
     example,
 )
 from tests.steps_ml.test_whole_steps import (
-    OTHERS,
     ROWS,
     dpo_rows,
     log_s,
