@@ -1,7 +1,8 @@
 """Quantise one model by every method and scheme, and say what each costs: bits, bytes, accuracy.
 
 `python tools/quantisation_table.py MODEL` takes a model folder. Every row is quantised twice, in
-processes that differ in PYTHONHASHSEED, threads and instruction set; answers the held-out rows of
+processes that differ in PYTHONHASHSEED, threads and instruction set (the best one, then the
+plainest or that of --second-isa, which for GPTQ is worth the choice); answers the held-out rows of
 a recipe (--recipe, else examples/icd-triage); and is asked for the perplexity of Python's own
 reference text. A row that is there (--place) is not made again, so the table may be stopped and
 gone on with; --methods and --schemes choose rows. The rows of the data set are taken from a store
@@ -50,9 +51,10 @@ WINDOWS, WINDOW = 6, 384
 """Perplexity is of so many pieces of text, of so many tokens."""
 
 WAYS: Sequence[Mapping[str, Any]] = (
-    {"threads": 2, "seed": "1", "least": False},
-    {"threads": 1, "seed": "4711", "least": True},
+    {"threads": 2, "seed": "1", "isa": None},
+    {"threads": 1, "seed": "4711", "isa": None},
 )
+"""How a row is made the first and the second time; the second's instruction set is an option's."""
 COLUMNS = (
     "method",
     "scheme",
@@ -123,7 +125,8 @@ class Table:
         if method != "rtn" or SCHEMES[scheme].activations == "static":
             params |= CALIBRATION
             inputs["calibration"] = self.data["calibration"]
-        ways = WAYS[: 1 if self.options.once else 2]
+        second = {**WAYS[1], "isa": self._second_isa()}
+        ways = WAYS[:1] if self.options.once else (WAYS[0], second)
         runs = [run("quantise", inputs, params, self.place, **way) for way in ways]
         report = json.loads((runs[0].outputs["report"] / "quantisation.json").read_text())
         digests = {digest_of(folder.parent) for folder in (one.outputs["out"] for one in runs)}
@@ -159,6 +162,9 @@ class Table:
         shutil.rmtree(ran.outputs["out"].parents[1])
         cpu_s = round(ran.cpu_s, 1)
         return judged | {"evaluation": summary, "evaluation_cpu_s": cpu_s, "k": scored["k"]}
+
+    def _second_isa(self) -> str:
+        return str(self.options.second_isa or instruction_sets()[0])
 
     def _scored(self, model: Path, evaluation: Path) -> Row:
         """The K-score of `model`, by the budgets of the recipe."""
@@ -210,7 +216,7 @@ def run(
     *,
     threads: int,
     seed: str,
-    least: bool,
+    isa: str | None,
 ) -> Ran:
     """Run `step` in a process of its own, as an engine would, but for the sandbox."""
     here = Path(tempfile.mkdtemp(dir=place, prefix=f"{step}-"))
@@ -220,9 +226,7 @@ def run(
         folder.mkdir(parents=True)
     is_portable = spec.numerics == INHERIT
     events = os.open(here / "events", os.O_CREAT | os.O_WRONLY)
-    circumstances = Circumstances(
-        kernels=str(LIBRARY), threads=threads, isa=least_isa() if least else None
-    )
+    circumstances = Circumstances(kernels=str(LIBRARY), threads=threads, isa=isa)
     request = StepRequest(
         step=step,
         params=dict(params),
@@ -268,12 +272,12 @@ def environment(home: Path, seed: str, threads: int) -> dict[str, str]:
     }
 
 
-def least_isa() -> str:
-    """The plainest instruction set that this machine has kernels for."""
+def instruction_sets() -> list[str]:
+    """Those that this machine has kernels for, the plainest first."""
     from kolm_build.numerics import portable
 
     portable.load(LIBRARY)
-    return portable.isas()[-1]
+    return list(reversed(portable.isas()))
 
 
 def digest_of(folder: Path) -> str:
@@ -402,6 +406,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--outputs", type=Path, help="what its build noted")
     parser.add_argument("--store", type=Path, default=ROOT / "store", help="where it was built")
     parser.add_argument("--place", type=Path, default=PLACE, help="rows that are made stay here")
+    parser.add_argument(
+        "--second-isa", metavar="ISA", help="of the second time (default: the plainest here)"
+    )
     parser.add_argument("--once", action="store_true", help="do not build a second time")
     parser.add_argument("--no-rows", action="store_true", help="perplexity alone")
     parser.add_argument(

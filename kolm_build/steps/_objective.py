@@ -23,7 +23,7 @@ from kolm_build.steps._trainer import ROWS, AnswerTrainer, seeded, shard_seed
 from kolm_build.steps.adapters._change import Change
 
 if TYPE_CHECKING:
-    from kolm_build.steps._stage import Given
+    from kolm_build.steps._given import Given
 
 E = TypeVar("E")
 C = TypeVar("C")

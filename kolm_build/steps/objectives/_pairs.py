@@ -12,9 +12,9 @@ import torch
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import decimal
 from kolm_build.steps._conversations import Pair, read_pairs
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, token_log_probabilities
-from kolm_build.steps._stage import Given
 
 C = TypeVar("C")
 
