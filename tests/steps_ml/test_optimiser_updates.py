@@ -88,6 +88,7 @@ def test_adamw_is_its_papers(tmp_path):
         "adapter": "full",
         "compute_dtype": "fp32",
         "learning_rate": str(RATE),
+        "optimiser": "adamw",
         "weight_decay": str(DECAY),
     }
     trainer = make_trainer(
