@@ -485,7 +485,7 @@ def rollouts(made, network):
     return found
 
 
-def test_a_step_of_ppo_is_its_policys_and_its_values():
+def test_a_step_of_ppo_moves_the_policy_and_the_values():
     """RL-48: equations 7, 9, 11 and 12; advantages and returns are held."""
     params = {"beta": 0.2, "gamma": 0.9, "gae_lambda": 0.8, "value_coefficient": 0.3}
     made = objective("ppo", **params)
