@@ -238,7 +238,7 @@ def _example(tokens: Tokeniser, at: int, row: Pair) -> PairExample:
     where = f"row {at + 1} ({row.id})"
     return PairExample(
         number=at,
-        chosen=tokens.sequence(row.messages, row.chosen, where),
-        rejected=tokens.sequence(row.messages, row.rejected, where),
+        chosen=tokens.sequence(row.messages, row.chosen, f"{where}, chosen"),
+        rejected=tokens.sequence(row.messages, row.rejected, f"{where}, rejected"),
         margin=float(row.margin or "0"),
     )

@@ -90,8 +90,10 @@ class Rationales(Objective[Tasks, Tokens]):
     def _tasks(self, tokens: Tokeniser, row: Rationale, where: str) -> Tasks:
         asked = begun(row.messages, ANSWER) if self.prefixes == BOTH else row.messages
         return Tasks(
-            answer=tokens.sequence(asked, row.answer, where),
-            rationale=tokens.sequence(begun(row.messages, WHY), row.rationale, where),
+            answer=tokens.sequence(asked, row.answer, f"{where}, answer"),
+            rationale=tokens.sequence(
+                begun(row.messages, WHY), row.rationale, f"{where}, rationale"
+            ),
         )
 
     def columns(self, examples: Sequence[Tasks]) -> Mapping[str, Sequence[Sequence[int]]]:
