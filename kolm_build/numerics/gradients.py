@@ -69,8 +69,33 @@ class TreeSum:
         return self.take(self._whole)
 
 
+def gradients_of(
+    loss: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    behind: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
+    """The gradients of `loss` as one vector, in the order of `parameters`; +0 where there is none.
+
+    No parameter's own gradient is looked at or changed.
+
+    Args:
+        loss: Shape ().
+        parameters: What to differentiate by.
+        behind: Numbers to put behind the gradients, each shape (), in any dtype.
+
+    Returns:
+        Shape (elements of all parameters + numbers,), float32.
+
+    Raises:
+        InvalidRecordError: A gradient is not float32.
+    """
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pieces = [_piece(*pair) for pair in zip(parameters, found, strict=True)]
+    return torch.cat([*pieces, *(one.detach().float().reshape(1) for one in behind)])
+
+
 def flat_gradients(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The gradients of `parameters` as one vector, in their order; +0 where there is none.
+    """The gradients that `parameters` have, as one vector, in their order; +0 where there is none.
 
     Returns:
         Shape (elements of all parameters,), float32.
@@ -78,16 +103,16 @@ def flat_gradients(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     Raises:
         InvalidRecordError: A gradient is not float32.
     """
-    pieces = []
-    for parameter in parameters:
-        gradient = parameter.grad
-        piece = torch.zeros_like(parameter) if gradient is None else gradient.detach()
-        if piece.dtype != torch.float32:
-            raise InvalidRecordError(
-                "a gradient of another dtype", expected="float32", actual=str(piece.dtype)
-            )
-        pieces.append(piece.reshape(-1))
-    return torch.cat(pieces)
+    return torch.cat([_piece(parameter, parameter.grad) for parameter in parameters])
+
+
+def _piece(parameter: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
+    piece = torch.zeros_like(parameter) if gradient is None else gradient
+    if piece.dtype != torch.float32:
+        raise InvalidRecordError(
+            "a gradient of another dtype", expected="float32", actual=str(piece.dtype)
+        )
+    return piece.detach().reshape(-1)
 
 
 def set_gradients(parameters: Sequence[torch.Tensor], vector: torch.Tensor) -> None:

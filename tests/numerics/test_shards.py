@@ -14,7 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kolm_build.errors import InvalidRecordError
-from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
+from kolm_build.numerics.gradients import (
+    TreeSum,
+    flat_gradients,
+    gradients_of,
+    set_gradients,
+)
 from kolm_build.numerics.shards import Node, cut, parent, sibling, transfers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +158,22 @@ def test_a_gradient_of_another_dtype_is_refused():
     weight.grad = torch.ones_like(weight)
     with pytest.raises(InvalidRecordError, match="dtype"):
         flat_gradients([weight])
+
+
+def test_a_loss_is_differentiated_without_a_look_at_the_gradients_that_are_there():
+    """NUM-112, NUM-114: signs of zeros too."""
+    weights = [
+        torch.nn.Parameter(torch.tensor([-0.0, 2.0, 3.0])),
+        torch.nn.Parameter(torch.ones(2)),
+    ]
+    weights[0].grad = torch.ones(3)
+    loss = (weights[0] * torch.tensor([-0.0, 1.5, -2.0])).sum()
+    vector = gradients_of(loss, weights, (loss, torch.tensor(7, dtype=torch.int64)))
+    wanted = torch.tensor([-0.0, 1.5, -2.0, 0.0, 0.0, -3.0, 7.0])
+    assert vector.view(torch.int32).tolist() == wanted.view(torch.int32).tolist()
+    assert not vector.requires_grad
+    assert weights[0].grad.tolist() == [1.0, 1.0, 1.0]
+    assert weights[1].grad is None
 
 
 WORKER = """
