@@ -69,18 +69,13 @@ class TreeSum:
         return self.take(self._whole)
 
 
-def gradients_of(
-    loss: torch.Tensor,
-    parameters: Sequence[torch.Tensor],
-    behind: Sequence[torch.Tensor] = (),
+def flat_gradients(
+    parameters: Iterable[torch.Tensor], behind: Iterable[torch.Tensor] = ()
 ) -> torch.Tensor:
-    """The gradients of `loss` as one vector, in the order of `parameters`; +0 where there is none.
-
-    No parameter's own gradient is looked at or changed.
+    """The gradients of `parameters` as one vector, in their order; +0 where there is none.
 
     Args:
-        loss: Shape ().
-        parameters: What to differentiate by.
+        parameters: Whose gradients.
         behind: Numbers to put behind the gradients, each shape (), in any dtype.
 
     Returns:
@@ -89,30 +84,26 @@ def gradients_of(
     Raises:
         InvalidRecordError: A gradient is not float32.
     """
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    pieces = [_piece(*pair) for pair in zip(parameters, found, strict=True)]
+    pieces = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        piece = torch.zeros_like(parameter) if gradient is None else gradient.detach()
+        if piece.dtype != torch.float32:
+            raise InvalidRecordError(
+                "a gradient of another dtype", expected="float32", actual=str(piece.dtype)
+            )
+        pieces.append(piece.reshape(-1))
     return torch.cat([*pieces, *(one.detach().float().reshape(1) for one in behind)])
 
 
-def flat_gradients(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The gradients that `parameters` have, as one vector, in their order; +0 where there is none.
-
-    Returns:
-        Shape (elements of all parameters,), float32.
-
-    Raises:
-        InvalidRecordError: A gradient is not float32.
-    """
-    return torch.cat([_piece(parameter, parameter.grad) for parameter in parameters])
-
-
-def _piece(parameter: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
-    piece = torch.zeros_like(parameter) if gradient is None else gradient
-    if piece.dtype != torch.float32:
-        raise InvalidRecordError(
-            "a gradient of another dtype", expected="float32", actual=str(piece.dtype)
-        )
-    return piece.detach().reshape(-1)
+def take_gradients(
+    parameters: Sequence[torch.Tensor], behind: Iterable[torch.Tensor] = ()
+) -> torch.Tensor:
+    """What `flat_gradients` gives; the parameters have no gradients after it."""
+    vector = flat_gradients(parameters, behind)
+    for parameter in parameters:
+        parameter.grad = None
+    return vector
 
 
 def set_gradients(parameters: Sequence[torch.Tensor], vector: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from datasets import Dataset
 
-from kolm_build.numerics.gradients import TreeSum, gradients_of, set_gradients
+from kolm_build.numerics.gradients import TreeSum, set_gradients, take_gradients
 from kolm_build.runtime.loading import Model
 from kolm_build.steps._trainer import ROWS, AnswerTrainer, seeded, shard_seed
 from kolm_build.steps.adapters._change import Change
@@ -218,8 +218,8 @@ class ObjectiveTrainer(AnswerTrainer):
         shard = self._done
         with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
             share = self.objective.share(model, self.examples[number - 1], self._contexts[shard])
-            whole = self._whole(model, share.loss)
-            return gradients_of(whole, self._trained, (share.loss, *share.figures))
+            self._whole(model, share.loss).backward()
+        return take_gradients(self._trained, (share.loss, *share.figures))
 
     def _whole(self, model: Any, loss: torch.Tensor) -> torch.Tensor:
         """A row's `loss` with what the adapter adds for the row."""
