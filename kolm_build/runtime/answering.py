@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from kolm_build.core.numerics import NATIVE
+from kolm_build.errors import MachineError
 from kolm_build.runtime.compiled_loading import compiled_speaker
 from kolm_build.runtime.files import find_model, numerics_of
 from kolm_build.runtime.memory import give_back
@@ -22,16 +23,35 @@ def opened(path: str | Path, *, threads: int = 1) -> OpenedModel:
 
     Determinism:
         Every bit is that of `kolm_build.runtime.modules.opened`.
+
+    Raises:
+        MachineError: PyTorch has to be asked, and is not installed (GEN-75).
     """
     place = Path(path)
-    if numerics_of(place) != NATIVE:
-        found = _compiled(place, threads) or by_decoder(place, threads=threads)
-        if found is not None:
-            return found
+    is_native = numerics_of(place) == NATIVE
+    found = None if is_native else _compiled(place, threads)
+    if found is None:
+        _need_torch(place)
+        found = None if is_native else by_decoder(place, threads=threads)
+    if found is not None:
+        return found
     # Seconds of imports, and only for models that no `Decoder` reads (GEN-60).
     from kolm_build.runtime import modules
 
     return modules.opened(place, threads=threads)
+
+
+def _need_torch(path: Path) -> None:
+    try:
+        import torch  # noqa: F401 -- whether it is there
+    except ImportError:
+        raise MachineError(
+            "a model that PyTorch has to read",
+            where=str(path),
+            expected="the distributions torch and transformers",
+            actual="not installed",
+            advice="pip install 'kolm-build[steps]'",
+        ) from None
 
 
 def _compiled(path: Path, threads: int) -> OpenedModel | None:

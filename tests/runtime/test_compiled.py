@@ -302,6 +302,20 @@ def test_an_answer_needs_no_torch(artifact):
 # --------------------------------------------------------------------------------------- refusals
 
 
+def test_a_model_that_asks_for_torch_says_what_to_install(source, tmp_path):
+    """GEN-75."""
+    pairs = quantised(source, tmp_path / "pairs", "nvfp4")
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, "run", str(pairs), "ward"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip install 'kolm-build[steps]'" in done.stderr
+
+
 def test_what_it_does_not_know_goes_by_torch(source, tmp_path, monkeypatch):
     """GEN-72, GEN-74: activations on NVFP4's grid, wide heads, an unknown setting, no library."""
     good = quantised(source, tmp_path / "good", "w4a16")
