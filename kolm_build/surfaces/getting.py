@@ -15,7 +15,7 @@ from kolm_build.core.plan import Reuse, plan
 from kolm_build.core.tree import File, Folder
 from kolm_build.errors import MissingObjectError, UsageError
 from kolm_build.surfaces.files import sync_folder
-from kolm_build.surfaces.lookup import Look, find_output
+from kolm_build.surfaces.lookup import Look
 from kolm_build.surfaces.placing import (
     check_free,
     check_replaceable,
@@ -25,6 +25,7 @@ from kolm_build.surfaces.placing import (
 )
 
 if TYPE_CHECKING:
+    from kolm_build.core.pipeline import Instance
     from kolm_build.store.local import LocalStore
 
 OpenLook = Callable[[], Look]
@@ -83,7 +84,7 @@ def find(text: str, store: LocalStore, look: OpenLook) -> Source:
     name, _, path = text.partition("/")
     if not name.startswith(Digest.prefix + ":"):
         instance = look().instance
-        output = find_output(instance, name)
+        output = _output_of_node(instance, name)
         return _of_output(output, path, instance.derivations, store)
     digest_text, dot, output_name = name.partition(".")
     digest = Digest.parse(digest_text)
@@ -149,9 +150,22 @@ def _below(digest: Digest, store: LocalStore) -> Derivations:
     return found
 
 
+def _output_of_node(instance: Instance, text: str) -> OutputInput:
+    """The output that ``node`` or ``node.output`` names."""
+    if text in instance.nodes:
+        return _output_of(instance.nodes[text], instance.digests[text], None)
+    return instance.find(text)
+
+
 def _output_of(derivation: Derivation, digest: Digest, name: str | None) -> OutputInput:
-    """The output called `name`; where none is named, ``out`` or the first."""
+    """The output called `name`; where none is named, ``out`` or the only one."""
     names = [one for one, _ in derivation.outputs]
+    if name is None and "out" not in names and len(names) > 1:
+        raise UsageError(
+            "it has several outputs: which one?",
+            file=derivation.name,
+            expected=" or ".join(f"{derivation.name}.{one}" for one in names),
+        )
     chosen = name if name is not None else "out" if "out" in names else names[0]
     if chosen not in names:
         raise UsageError(

@@ -5,10 +5,13 @@ import os
 import shutil
 import stat
 import sys
+from dataclasses import replace
 
 import pytest
 
 from kolm_build.store.local import LocalStore
+from tests.artifact.making import node
+from tests.cli.command import kolm
 from tests.e2e.conftest import FILES, Project
 from tests.e2e.test_200_corrupt import rot
 
@@ -165,6 +168,23 @@ def test_an_output_that_a_derivation_lacks_is_told_with_those_it_has(built, tmp_
     answer = built.kolm("get", shown["derivation"] + ".metrics", str(tmp_path / "out"))
     assert answer.status == 2
     assert "make has no such output\n  expected: out" in answer.err
+
+
+def test_of_several_outputs_none_is_taken(tmp_path):
+    """CLI-36."""
+    made = replace(node("train-1", "sft", {}), outputs=(("adapter", None), ("metrics", None)))
+    with LocalStore.open(tmp_path / "store") as store:
+        digest = store.put_derivation(made)
+    answer = kolm("get", str(digest), str(tmp_path / "out"), "--store", str(tmp_path / "store"))
+    assert answer.status == 2
+    assert "which one?\n  expected: train-1.adapter or train-1.metrics" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_who_names_an_artifact_is_sent_to_export(tmp_path):
+    (tmp_path / "x.kolm").write_bytes(b"")
+    answer = kolm("get", str(tmp_path / "x.kolm"), str(tmp_path / "out"))
+    assert (answer.status, "x.kolm --format safetensors" in answer.err) == (2, True)
 
 
 def test_what_was_never_built_is_not_built_and_the_command_that_does_is_named(project, tmp_path):

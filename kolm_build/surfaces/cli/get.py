@@ -22,9 +22,9 @@ def describe(parser: Parser) -> None:
         "Write what was built to a plain folder or file of yours, every byte checked against its\n"
         "hash on the way. Nothing is built. The destination appears whole or not at all.\n"
         "\n"
-        "WHAT is a node or node.output of the recipe, or the digest of a derivation (its output\n"
-        "behind a dot) or of a tree; a path behind a slash means one folder or file in it.\n"
-        "`kolm build --dry-run` names the nodes, `kolm show NODE` the outputs of one.",
+        "WHAT is a node of the recipe, behind a dot the output meant where it has several, or the\n"
+        "digest of a derivation, likewise, or of a tree; a path behind a slash means one folder or\n"
+        "file in it. `kolm show NODE` tells the outputs, `kolm build --dry-run` the nodes.",
         ("kolm get merge-1 model", "the merged model, a Hugging Face folder"),
         ("kolm get train-1.metrics/metrics.csv x.csv", "one file: figures of a training"),
         ("kolm get dataset.train rows --force", "the rows, in place of what is there"),
@@ -55,6 +55,8 @@ def run(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project
 
+    _check_no_artifact(args.what)
+
     def look() -> Look:
         return Look.at(open_project(args.project, lock=args.lock))
 
@@ -82,3 +84,15 @@ def _kept(args: Namespace, store: LocalStore) -> Iterator[Path]:
         yield Path(find_root(args.project))
     except UsageError:  # a digest needs no project
         return
+
+
+def _check_no_artifact(what: str) -> None:
+    """Send who names an artifact's file to the command that takes one."""
+    from kolm_build.errors import UsageError
+
+    if what.endswith(".kolm") and Path(what).is_file():
+        raise UsageError(
+            "an artifact's file is in no store",
+            file=what,
+            advice=f"`kolm export {what} --format safetensors` writes the model in it.",
+        )
