@@ -112,3 +112,13 @@ def test_a_lock_may_lie_elsewhere_and_has_its_outputs_beside_it(project, tmp_pat
     assert sorted(path.name for path in lock.parent.iterdir()) == ["words.lock", "words.outputs"]
     assert not (project.root / "kolm.lock").exists()
     assert project.ok("rebuild", "--lock", str(lock)).out.count("identical: ") == 2
+
+
+def test_after_a_first_build_of_some_nodes_the_rest_is_said_to_be_unbuilt(project):
+    project.ok("lock")
+    project.ok("build", "count")
+    told = project.ok("explain").out
+    assert told.startswith("nothing changed since the last build, and none before it is known:\n")
+    assert told.endswith(("not built yet: length, top\n", "not built yet: top, length\n"))
+    project.ok("build")
+    assert "not built yet" not in project.ok("explain").out
