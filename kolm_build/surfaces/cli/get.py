@@ -23,8 +23,8 @@ def describe(parser: Parser) -> None:
         "hash on the way. Nothing is built. The destination appears whole or not at all.\n"
         "\n"
         "WHAT is a node of the recipe, behind a dot the output meant where it has several, or the\n"
-        "digest of a derivation, likewise, or of a tree; a path behind a slash means one folder or\n"
-        "file in it. `kolm show NODE` tells the outputs, `kolm build --dry-run` the nodes.",
+        "digest of a derivation, likewise, or of a tree; a path behind a slash means one folder\n"
+        "or file in it. `kolm show NODE` tells the outputs, `kolm build --dry-run` the nodes.",
         ("kolm get merge-1 model", "the merged model, a Hugging Face folder"),
         ("kolm get train-1.metrics/metrics.csv x.csv", "one file: figures of a training"),
         ("kolm get dataset.train rows --force", "the rows, in place of what is there"),
