@@ -266,3 +266,20 @@ def test_nothing_heavy_is_imported_to_copy_bytes(built, tmp_path):
     )
     words = ["-c", program, "get", "make", str(tmp_path / "again")]
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, *words]) == 0
+
+
+def test_a_store_is_only_read_and_none_is_made(built, tmp_path):
+    """CLI-36: so a store that cannot be written gives as well."""
+
+    def found():
+        # SQLite keeps what it shares with other readers beside its file, where it may.
+        files = [path for path in built.store.rglob("*") if "-" not in path.suffix]
+        return {path: path.stat().st_mtime_ns for path in files if path != built.store}
+
+    before = found()
+    built.ok("get", "make", str(tmp_path / "out"))
+    assert found() == before
+    nowhere = tmp_path / "nowhere"
+    answer = built.kolm("get", "make", str(tmp_path / "again"), "--store", str(nowhere))
+    assert (answer.status, "there is no store here" in answer.err) == (4, True)
+    assert not nowhere.exists()

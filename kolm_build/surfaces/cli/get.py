@@ -61,7 +61,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
         return Look.at(open_project(args.project, lock=args.lock))
 
     dest = args.destination
-    with open_store(args) as store:
+    with open_store(args, read_only=True) as store:
         source = find(args.what, store, look)
         get(source, dest, store, force=args.force, kept=[*_kept(args, store)])
     if args.json:
