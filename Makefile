@@ -13,6 +13,7 @@ EXAMPLES := tiny tiny-int4 icd-small icd-triage icd-triage-int4
 QUANTISED := full-evaluation full-score quantise
 NODES := base base-evaluation dataset evaluation gate merge-1 package score train-1
 KERNELS := kolm_build/numerics/libkolm_portable.so
+DECODER := kolm_build/numerics/libkolm_decoder.so
 KERNEL_SOURCES := CMakeLists.txt tools/build_kernels.py $(shell find kolm_build/numerics/csrc -type f)
 
 .PHONY: help kernels demo test check lint types contracts vectors spec readme pytest quick storm kill-training bench conformance exhaustive lockfiles outputs algorithms federated learning portability portability-emulated dev format clean
@@ -111,7 +112,7 @@ format: $(VENV)/.dev ## ruff format, ruff --fix
 	$(BIN)/ruff check --fix .
 
 clean: ## build products; never store/
-	rm -rf $(VENV) $(KERNELS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(KERNELS) $(DECODER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \

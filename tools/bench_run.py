@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +31,7 @@ def main() -> None:
         WORKERS[args.worker](args)
         return
     engines = [Engine("transformers", args.plain, args)]
-    kinds = ("kolm", "modules") if args.modules else ("kolm",)
+    kinds = ["kolm", *args.also]
     engines += [Engine(kind, path, args) for path in args.quantised for kind in kinds]
     engines += [Engine("llama", path, args) for path in args.gguf]
     for engine in engines:
@@ -49,7 +50,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, nargs="*", default=[])
     parser.add_argument("--llama-python", default=sys.executable)
     parser.add_argument(
-        "--modules", action="store_true", help="kolm by the modules of transformers too"
+        "--also",
+        nargs="*",
+        choices=("decoder", "modules"),
+        default=[],
+        help="kolm on torch's operators too, and by the modules of transformers",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=5)
@@ -148,16 +153,12 @@ def show_starts(args: argparse.Namespace) -> None:
         middle = {name: statistics.median(one[name] for one in starts) for name in starts[0]}
         file_mb = size_mb(path)
         print(
-            f"{path.name}: torch {middle['torch_cpu_s']:.2f} s, other imports"
-            f" {middle['imports_cpu_s']:.2f} s, then load to first token"
+            f"{path.name}: imports {middle['imports_cpu_s']:.2f} s, then load to first token"
             f" {middle['first_token_cpu_s']:.2f} s ({middle['first_token_s']:.2f} s by the clock)"
         )
-        more_mb = middle["peak_mb"] - middle["torch_mb"]
         print(
-            f"{path.name}: peak {middle['peak_mb']:.0f} MB: torch alone"
-            f" {middle['torch_mb']:.0f} MB, {more_mb:.0f} MB more, pages of the file among it"
-            f" (file {file_mb:.0f} MB); not of any file, at the end: {middle['own_mb']:.0f} MB,"
-            f" of it torch {middle['torch_own_mb']:.0f} MB;"
+            f"{path.name}: peak {middle['peak_mb']:.0f} MB, pages of the file"
+            f" ({file_mb:.0f} MB) among it; not of any file, at the end: {middle['own_mb']:.0f} MB;"
             f" 1.2 x file + 200 = {1.2 * file_mb + 200:.0f} MB"
         )
 
@@ -196,31 +197,27 @@ def serve(answer: Callable[[list[int], int], None], start: Told) -> None:
 
 
 def kolm(args: argparse.Namespace) -> None:
-    sys.path.insert(0, str(ROOT))
+    """By the compiled decoder, without torch; another is no measurement of it."""
     before = time.process_time()
-    import torch  # noqa: F401 -- by far the largest part of the start
+    model, start = started(args, "answering", before)
+    decoder = model.model.network
+    if "torch" in sys.modules:
+        raise SystemExit(f"{args.plain}: not read by the compiled decoder")
 
-    torch_s, torch_mb, torch_own_mb = time.process_time(), held_mb("VmHWM"), held_mb("RssAnon")
-    if args.worker == "modules":
-        from kolm_build.runtime.modules import opened
-    else:
-        from kolm_build.runtime.answering import opened
+    def answer(prompt: list[int], tokens: int) -> None:
+        prefix = decoder.read_on(None, prompt)
+        logits = prefix.logits
+        for _ in range(tokens - 1):
+            logits = prefix.read([int(logits[0].argmax())])
+
+    serve(answer, start)
+
+
+def on_torch(args: argparse.Namespace) -> None:
+    """By torch's operators, or by the modules of transformers."""
+    before = time.process_time()
+    model, start = started(args, args.worker, before)
     from kolm_build.runtime.generate import continue_greedily, read_prompts
-    from kolm_build.runtime.settings import GenerationSettings
-
-    start = {
-        "torch_cpu_s": torch_s - before,
-        "torch_mb": torch_mb,
-        "torch_own_mb": torch_own_mb,
-        "imports_cpu_s": time.process_time() - torch_s,
-    }
-    before, clock = time.process_time(), time.perf_counter()
-    model = opened(args.plain, threads=args.threads)
-    model.generate("Hello", settings=GenerationSettings(max_new_tokens=1))
-    start |= {
-        "first_token_cpu_s": time.process_time() - before,
-        "first_token_s": time.perf_counter() - clock,
-    }
 
     def answer(prompt: list[int], tokens: int) -> None:
         prefix = read_prompts(model.model.network, [prompt])
@@ -228,6 +225,31 @@ def kolm(args: argparse.Namespace) -> None:
 
     with model.arithmetic():
         serve(answer, start)
+
+
+def started(args: argparse.Namespace, way: str, before: float) -> tuple[Any, Told]:
+    """The model, opened and asked one token; what that took."""
+    sys.path.insert(0, str(ROOT))
+    from kolm_build.runtime import answering
+    from kolm_build.runtime.settings import GenerationSettings
+
+    ways = {"answering": answering.opened, "decoder": answering.by_decoder}
+    if way == "modules":
+        from kolm_build.runtime import modules
+
+        ways["modules"] = modules.opened
+    imports_s = time.process_time() - before
+    before, clock = time.process_time(), time.perf_counter()
+    model = ways[way](args.plain, threads=args.threads)
+    if model is None:
+        raise SystemExit(f"{args.plain}: not read in this way")
+    model.generate("Hello", settings=GenerationSettings(max_new_tokens=1))
+    start = {
+        "imports_cpu_s": imports_s,
+        "first_token_cpu_s": time.process_time() - before,
+        "first_token_s": time.perf_counter() - clock,
+    }
+    return model, start
 
 
 def transformers_(args: argparse.Namespace) -> None:
@@ -274,7 +296,13 @@ def llama(args: argparse.Namespace) -> None:
     serve(answer, {})
 
 
-WORKERS = {"kolm": kolm, "modules": kolm, "llama": llama, "transformers": transformers_}
+WORKERS = {
+    "kolm": kolm,
+    "decoder": on_torch,
+    "modules": on_torch,
+    "llama": llama,
+    "transformers": transformers_,
+}
 
 if __name__ == "__main__":
     main()

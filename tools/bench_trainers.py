@@ -1,11 +1,17 @@
 """What a stage of ours costs beside TRL's own trainer, with the same settings on the same kernels.
 
     python tools/bench_trainers.py
+    python tools/bench_trainers.py --model FOLDER --rows train.jsonl --steps 3 --pairs 3
 
-Both fine-tune one Llama (4 layers, hidden size 256, LoRA on every linear layer) on the tiny
-example's rows under portable-1, one thread. Ours computes each row alone and notes a trace; TRL's
-SFTTrainer pads rows and computes them together. Process CPU time of the training loop and the
-greatest resident memory of the process; medians of interleaved pairs, each run a process.
+Both fine-tune one model with LoRA on every linear layer under portable-1, one thread, batches of
+eight: a Llama of 4 layers and width 256 on the tiny example's rows, or FOLDER on the rows that a
+dataset step wrote. Ours computes each row alone and notes a trace; TRL's SFTTrainer pads rows and
+computes them together. Settings, rows, their order, adapter and optimiser are the same.
+
+TRL's runs twice: `trl` under the guard, whose class fills new memory with NaN before it is used
+(NUM-125), which its large scratch tiles pay for; `bare` on the same kernels without the guard and
+without that. Process CPU time of the training loop and the greatest resident memory of the
+process; medians of rounds in which the sides take turns, each run a process.
 """
 
 from __future__ import annotations
@@ -20,6 +26,8 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +42,10 @@ from tests.support.models import TINY, example, tiny_rows  # noqa: E402
 if TYPE_CHECKING:
     from kolm_build.steps._stage import Stage
 
-OURS, THEIRS = "ours", "trl"
+OURS, THEIRS, BARE = SIDES = ("ours", "trl", "bare")
 NUMERICS = Numerics(cls="portable-1", seed=1)
-STEPS, BATCH = 12, 8
+HERE = Circumstances(kernels=str(LIBRARY), threads=1)
+BATCH = 8
 
 
 def model_folder(root: Path) -> Path:
@@ -48,33 +57,60 @@ def model_folder(root: Path) -> Path:
     return root / "model"
 
 
-def run(side: str, root: Path) -> None:
-    """Train on one side and print what it took."""
-    from kolm_build.numerics.apply import applied
-    from kolm_build.steps import sft
-    from kolm_build.steps._stage import Stage
+def rows_folder(root: Path, rows: Path | None) -> Path:
+    """A folder of train.jsonl: that of `rows`, or the tiny example's rows."""
     from tests.steps_ml.calling import write_rows
 
-    rows = [json.loads(line) for line in tiny_rows(root / "rows").read_text().splitlines()]
-    pairs = [(one["text"], one["ward"]) for one in rows]
+    if rows is not None:
+        return rows.parent
+    lines = [json.loads(line) for line in tiny_rows(root / "rows").read_text().splitlines()]
+    pairs = [(one["text"], one["ward"]) for one in lines]
+    write_rows(root / "train", "train.jsonl", pairs)
+    return root / "train"
+
+
+def run(args: argparse.Namespace, root: Path) -> None:
+    """Train on one side and print what it took."""
+    from kolm_build.steps import sft
+    from kolm_build.steps._stage import Stage
+
     request = StepRequest(
         step="sft",
-        params={"compute_dtype": "fp32", "max_steps": STEPS, "batch_size": BATCH},
+        params={"compute_dtype": "fp32", "max_steps": args.steps, "batch_size": BATCH},
         inputs={
-            "model": str(model_folder(root)),
-            "train": str(write_rows(root / "train", "train.jsonl", pairs)),
+            "model": str(args.model or model_folder(root)),
+            "train": str(rows_folder(root, args.rows)),
         },
         outputs={},
         scratch=str(root),
         numerics=NUMERICS,
         events_fd=1,
-        circumstances=Circumstances(kernels=str(LIBRARY), threads=1),
+        circumstances=HERE,
     )
     stage = Stage.parse(request.params, sft.TAKE)
-    with applied(NUMERICS, request.circumstances):
-        used_s = _ours(request, stage) if side == OURS else _theirs(request, stage)
+    with arithmetic(args.side):
+        used_s = _ours(request, stage) if args.side == OURS else _theirs(request, stage)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"cpu_s": used_s, "peak_mib": peak}))
+
+
+@contextmanager
+def arithmetic(side: str) -> Iterator[None]:
+    """The portable kernels; under the guard, but for `BARE`."""
+    import torch
+
+    from kolm_build.numerics import native, portable
+    from kolm_build.numerics.apply import applied
+
+    if side != BARE:
+        with applied(NUMERICS, HERE):
+            yield
+        return
+    native.set_threads(HERE.threads)
+    native.seed(NUMERICS.seed)
+    portable.activate()
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    yield
 
 
 def _ours(request: StepRequest, stage: Stage) -> float:
@@ -125,10 +161,10 @@ def _theirs(request: StepRequest, stage: Stage) -> float:
     return time.process_time() - start
 
 
-def measure(side: str) -> dict[str, float]:
+def measure(side: str, options: list[str]) -> dict[str, float]:
     """What one run of `side` took, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--side", side],
+        [sys.executable, "-W", "ignore", __file__, "--side", side, *options],
         capture_output=True,
         text=True,
         check=True,
@@ -137,26 +173,36 @@ def measure(side: str) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def show(found: list[dict[str, dict[str, float]]]) -> None:
+    """Print medians, and medians of the rounds' ratios."""
+    for what, unit in (("cpu_s", "s"), ("peak_mib", "MiB")):
+        for side in SIDES:
+            middle = statistics.median(one[side][what] for one in found)
+            ratio = statistics.median(one[OURS][what] / one[side][what] for one in found)
+            print(f"{what:<9} {side:<5} {middle:8.2f} {unit:<4} ours takes {ratio:.2f}x")
+
+
 def main() -> int:
     """Print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=5, metavar="N", help="pairs of runs")
-    parser.add_argument("--side", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", type=int, default=5, metavar="N", help="rounds of runs")
+    parser.add_argument("--steps", type=int, default=12, metavar="N", help="optimiser steps")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="the model to train")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="its rows: a train.jsonl")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.rows is not None and args.rows.name != "train.jsonl":
+        parser.error("--rows is a file train.jsonl, as a dataset step writes it")
     if args.side:
         warnings.simplefilter("ignore")
         with tempfile.TemporaryDirectory() as root:
-            run(args.side, Path(root))
+            run(args, Path(root))
         return 0
-    found = [{side: measure(side) for side in (OURS, THEIRS)} for _ in range(args.pairs)]
-    for what, unit in (("cpu_s", "s"), ("peak_mib", "MiB")):
-        sides = {
-            side: statistics.median(pair[side][what] for pair in found) for side in (OURS, THEIRS)
-        }
-        ratio = statistics.median(pair[OURS][what] / pair[THEIRS][what] for pair in found)
-        print(
-            f"{what:<9} ours {sides[OURS]:.2f} {unit}, trl {sides[THEIRS]:.2f} {unit}: {ratio:.2f}x"
-        )
+    options = ["--steps", str(args.steps)]
+    for name in ("model", "rows"):
+        if getattr(args, name) is not None:
+            options += [f"--{name}", str(getattr(args, name).resolve())]
+    show([{side: measure(side, options) for side in SIDES} for _ in range(args.pairs)])
     return 0
 
 

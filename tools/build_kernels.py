@@ -17,6 +17,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = "kolm_build/numerics/libkolm_portable.so"
+DECODER = "kolm_build/numerics/libkolm_decoder.so"
 VECTORS = "spec/vectors/numerics-conformance.txt"
 
 # The kernels' flags are theirs alone (csrc/flags.cmake): a flag of the environment or of an older
@@ -83,7 +84,7 @@ def _run(command: list[str]) -> bytes:
 
 
 class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]  # the configuration is not ours
-    """Puts the library into a wheel, and makes it a wheel of one platform."""
+    """Puts the libraries into a wheel, and makes it a wheel of one platform."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it packs; `version` is ``standard`` or ``editable``."""
@@ -92,7 +93,7 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]  # the configur
         build(Path(self.root))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-        build_data["artifacts"].append(LIBRARY)
+        build_data["artifacts"] += [LIBRARY, DECODER]
 
 
 def main() -> None:

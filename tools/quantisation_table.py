@@ -1,7 +1,8 @@
 """Quantise one model by every method and scheme, and say what each costs: bits, bytes, accuracy.
 
 `python tools/quantisation_table.py MODEL` takes a model folder. Every row is quantised twice, in
-processes that differ in PYTHONHASHSEED, threads and instruction set; answers the held-out rows of
+processes that differ in PYTHONHASHSEED, threads and instruction set (the best one, then the
+plainest or that of --second-isa, which for GPTQ is worth the choice); answers the held-out rows of
 a recipe (--recipe, else examples/icd-triage); and is asked for the perplexity of Python's own
 reference text. A row that is there (--place) is not made again, so the table may be stopped and
 gone on with; --methods and --schemes choose rows. The rows of the data set are taken from a store
@@ -43,14 +44,14 @@ PLACE = ROOT / "build" / "quantisation"
 BASE = "full"
 METHODS = ("rtn", "gptq", "awq", "smoothquant")
 INTEGER = ("w4a16", "w4a16-asym", "w4a8", "w8a16", "w8a8", "w8a8-static")
-CALIBRATION = {"calibration_rows": 16, "calibration_length": 256}
 WINDOWS, WINDOW = 6, 384
 """Perplexity is of so many pieces of text, of so many tokens."""
 
 WAYS: Sequence[Mapping[str, Any]] = (
-    {"threads": 2, "seed": "1", "least": False},
-    {"threads": 1, "seed": "4711", "least": True},
+    {"threads": 2, "seed": "1", "isa": None},
+    {"threads": 1, "seed": "4711", "isa": None},
 )
+"""How a row is made the first and the second time; the second's instruction set is an option's."""
 COLUMNS = (
     "method",
     "scheme",
@@ -119,9 +120,10 @@ class Table:
         if SCHEMES[scheme].is_grouped:
             params["group"] = self.options.group
         if method != "rtn" or SCHEMES[scheme].activations == "static":
-            params |= CALIBRATION
+            params |= self._calibration()
             inputs["calibration"] = self.data["calibration"]
-        ways = WAYS[: 1 if self.options.once else 2]
+        second = {**WAYS[1], "isa": self._second_isa()}
+        ways = WAYS[:1] if self.options.once else (WAYS[0], second)
         runs = [run("quantise", inputs, params, self.place, **way) for way in ways]
         report = json.loads((runs[0].outputs["report"] / "quantisation.json").read_text())
         digests = {digest_of(folder.parent) for folder in (one.outputs["out"] for one in runs)}
@@ -157,6 +159,13 @@ class Table:
         shutil.rmtree(ran.outputs["out"].parents[1])
         cpu_s = round(ran.cpu_s, 1)
         return judged | {"evaluation": summary, "evaluation_cpu_s": cpu_s, "k": scored["k"]}
+
+    def _calibration(self) -> Mapping[str, int]:
+        rows, length = self.options.calibration_rows, self.options.calibration_length
+        return {"calibration_rows": rows, "calibration_length": length}
+
+    def _second_isa(self) -> str:
+        return str(self.options.second_isa or instruction_sets()[0])
 
     def _scored(self, model: Path, evaluation: Path) -> Row:
         """The K-score of `model`, by the budgets of the recipe."""
@@ -208,7 +217,7 @@ def run(
     *,
     threads: int,
     seed: str,
-    least: bool,
+    isa: str | None,
 ) -> Ran:
     """Run `step` in a process of its own, as an engine would, but for the sandbox."""
     here = Path(tempfile.mkdtemp(dir=place, prefix=f"{step}-"))
@@ -218,9 +227,7 @@ def run(
         folder.mkdir(parents=True)
     is_portable = spec.numerics == INHERIT
     events = os.open(here / "events", os.O_CREAT | os.O_WRONLY)
-    circumstances = Circumstances(
-        kernels=str(LIBRARY), threads=threads, isa=least_isa() if least else None
-    )
+    circumstances = Circumstances(kernels=str(LIBRARY), threads=threads, isa=isa)
     request = StepRequest(
         step=step,
         params=dict(params),
@@ -266,12 +273,12 @@ def environment(home: Path, seed: str, threads: int) -> dict[str, str]:
     }
 
 
-def least_isa() -> str:
-    """The plainest instruction set that this machine has kernels for."""
+def instruction_sets() -> list[str]:
+    """Those that this machine has kernels for, the plainest first."""
     from kolm_build.numerics import portable
 
     portable.load(LIBRARY)
-    return portable.isas()[-1]
+    return list(reversed(portable.isas()))
 
 
 def digest_of(folder: Path) -> str:
@@ -327,14 +334,14 @@ def perplexity(folder: Path) -> float:
     return round(math.exp(total / (WINDOWS * (WINDOW - 1))), 4)
 
 
-def calibration_of(kind: str, train: Path, place: Path) -> Path:
+def calibration_of(options: argparse.Namespace, train: Path, place: Path) -> Path:
     """The folder of calibration rows: those of the data set, or reference text further on."""
-    if kind == "rows":
+    if options.calibration == "rows":
         return train
     folder = place / "calibration"
     folder.mkdir(exist_ok=True)
     text = reference_text()[200_000:]
-    pieces = [text[at : at + 1500] for at in range(0, 1500 * CALIBRATION["calibration_rows"], 1500)]
+    pieces = [text[at : at + 1500] for at in range(0, 1500 * options.calibration_rows, 1500)]
     rows = (
         {"group": "", "id": f"sha256:{sha256(one.encode()).hexdigest()}", "text": one}
         for one in pieces
@@ -395,17 +402,25 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--embeddings", default="int8", choices=("keep", "int8", "int4"))
     parser.add_argument("--group", type=int, default=0, help="0 for the rule of QUANT-2")
-    parser.add_argument("--calibration", default="text", choices=("rows", "text"))
+    parser.add_argument("--calibration", default="rows", choices=("rows", "text"))
+    parser.add_argument("--calibration-rows", type=int, default=128, help="as [quantise] (128)")
+    parser.add_argument("--calibration-length", type=int, default=512, help="as [quantise] (512)")
     parser.add_argument("--recipe", type=Path, default=EXAMPLE, help="the folder of kolm.toml")
     parser.add_argument("--outputs", type=Path, help="what its build noted")
     parser.add_argument("--store", type=Path, default=ROOT / "store", help="where it was built")
     parser.add_argument("--place", type=Path, default=PLACE, help="rows that are made stay here")
+    parser.add_argument(
+        "--second-isa", metavar="ISA", help="of the second time (default: the plainest here)"
+    )
     parser.add_argument("--once", action="store_true", help="do not build a second time")
     parser.add_argument("--no-rows", action="store_true", help="perplexity alone")
     parser.add_argument(
         "--perplexity", action="store_true", help="of this folder, and nothing else"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.no_rows and options.calibration == "rows":
+        parser.error("--no-rows leaves no rows to calibrate with: --calibration text")
+    return options
 
 
 def main() -> int:
@@ -417,7 +432,7 @@ def main() -> int:
     outputs = options.outputs or ROOT / "lockfiles" / f"{options.recipe.resolve().name}.outputs"
     data = {} if options.no_rows else data_of(outputs, options.store, options.place)
     train = data.get("train", options.place)
-    data["calibration"] = calibration_of(options.calibration, train, options.place)
+    data["calibration"] = calibration_of(options, train, options.place)
     table = Table(
         model=options.model,
         place=options.place,

@@ -13,10 +13,11 @@ from math import prod
 from kolm_build.attest.evidence import FULL_SUMMARY, QUANTISATION, Claims, about, same
 from kolm_build.core import attached_files, strict_json
 from kolm_build.core.archive import MANIFEST
-from kolm_build.core.cost import EMBEDDING, Sizes, Tensors, shapes
+from kolm_build.core.cost import Sizes, Tensors, shapes
 from kolm_build.core.fields import Fields
 from kolm_build.core.manifest import Manifest, bits_per_weight
 from kolm_build.core.safetensors import PREFIX_BYTES, TensorEntry, header_length, parse_header
+from kolm_build.core.weight_names import EMBEDDING
 from kolm_build.errors import InvalidRecordError
 
 FOLDER = "model/"

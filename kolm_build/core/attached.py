@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from kolm_build.core.attached_files import VIRTUAL
-from kolm_build.core.beside import Shape, check_tensors, layer_names, positive, tensors_at
+from kolm_build.core.beside import check_tensors, layer_names, positive, tensors_at
 from kolm_build.core.fields import Fields
 from kolm_build.core.gated import GATED, Gated
+from kolm_build.core.weight_names import EMBEDDING, Shape
 from kolm_build.errors import InvalidRecordError
 
 MIXTURE = "KOLM_MOE_LORA"
@@ -206,7 +207,7 @@ class Virtual:
         """
         check_tensors({VIRTUAL: self.shape}, found)
         keys = [shape[0] for name, shape in base.items() if name.endswith("k_proj.weight")]
-        words = base.get("model.embed_tokens.weight", (0, self.width))
+        words = base.get(EMBEDDING, (0, self.width))
         fits = words[1] == self.width
         if self.kind == PREFIX:
             fits = not keys or keys == [self.width] * self.layers

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from kolm_build.core.attached_files import TENSORS
 from kolm_build.core.fields import Fields
+from kolm_build.core.weight_names import Shape
 from kolm_build.errors import InvalidRecordError
 
 DTYPES = ("BF16", "F16", "F32")
 
-Shape = tuple[int, ...]
 Base = Mapping[str, Shape]
 """Name and shape of every tensor of the model."""
 

@@ -16,15 +16,13 @@ from kolm_build.core.attached_files import VIRTUAL, is_beside, reads_twice
 from kolm_build.core.config_keys import QUANTISED
 from kolm_build.core.fields import Fields
 from kolm_build.core.safetensors import DTYPE_BYTES, TensorEntry
+from kolm_build.core.weight_names import EMBEDDING, HEAD, NORM, Shape
 from kolm_build.errors import InvalidRecordError
-
-EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
 Config = Mapping[str, object]
 Tensors = Mapping[str, TensorEntry]
-Shape = tuple[int, ...]
 
 
 def shapes(config: Config, tensors: Tensors) -> Mapping[str, Shape]:

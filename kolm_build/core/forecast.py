@@ -15,10 +15,9 @@ from math import prod
 
 from kolm_build.core.attached import SOFT, TOP, Mixed, Routing
 from kolm_build.core.attached_files import VIRTUAL
-from kolm_build.core.beside import Shape
 from kolm_build.core.bounded import Params
 from kolm_build.core.catalogue.algorithm import ALL_LINEAR
-from kolm_build.core.cost import EMBEDDING, HEAD, Config, Sizes, Tensors
+from kolm_build.core.cost import Config, Sizes, Tensors
 from kolm_build.core.derivation import Param
 from kolm_build.core.gated import Expert, Gated
 from kolm_build.core.quantisation import (
@@ -34,6 +33,7 @@ from kolm_build.core.quantisation import (
 from kolm_build.core.safetensors import DTYPE_BYTES, TensorEntry
 from kolm_build.core.sections import Quantise
 from kolm_build.core.targets import Target
+from kolm_build.core.weight_names import EMBEDDING, HEAD, Shape
 from kolm_build.errors import DoesNotFitError, InvalidRecordError
 
 PROGRAM_BYTES = 200_000_000

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from kolm_build.core.attached_files import GATE, TRUNK
-from kolm_build.core.beside import Base, Shape, check_tensors, layer_names, positive, tensors_at
+from kolm_build.core.beside import Base, check_tensors, layer_names, positive, tensors_at
 from kolm_build.core.fields import Fields
+from kolm_build.core.weight_names import EMBEDDING, Shape
 from kolm_build.errors import InvalidRecordError
 
 GATED = "KOLM_X_LORA"
@@ -163,7 +164,7 @@ class Gated:
                 model has another width.
         """
         check_tensors(self.wanted(base), found)
-        words = base.get("model.embed_tokens.weight", (0, self.hidden_size))
+        words = base.get(EMBEDDING, (0, self.hidden_size))
         if words[1] != self.hidden_size:
             raise InvalidRecordError(
                 "the adapter does not fit the model",

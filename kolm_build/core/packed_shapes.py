@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kolm_build.core.cost import HEAD, Shape
 from kolm_build.core.quantisation import WORD_BITS
 from kolm_build.core.quantisation_config import LayerGroup, from_config
+from kolm_build.core.weight_names import HEAD, Shape
 from kolm_build.errors import InvalidRecordError
 
 _PACKED = "weight_packed"

@@ -294,7 +294,7 @@ def _add_pipeline(build: _Build, pipeline: Pipeline) -> None:
     holdout = build.node(_add_data(build, pipeline))
     for name, rows in pipeline.sets:
         _add_set(build, pipeline.split, name, rows)
-    for name, section in pipeline.models:
+    for name, section in sorted(pipeline.models, key=lambda model: bool(model[1].of)):
         _add_base(build, f"model-{name}", section)
     _add_evaluation(build, pipeline, "base-evaluation", base, holdout)
     model = _add_stages(build, pipeline, base)
@@ -308,14 +308,19 @@ def _add_pipeline(build: _Build, pipeline: Pipeline) -> None:
 
 
 def _add_base(build: _Build, name: str, base: Base) -> NodeOutput:
-    source = _add_origin(build, name, base.origin, script=f"{name}-source")
+    of = build.node(NodeOutput(node=base.of)) if base.of else None
+    source = _add_origin(build, name, base.origin, script=f"{name}-source", given=of)
     params: dict[str, Param] = {} if base.dtype is None else {"dtype": base.dtype}
     return build.add(name, _importer(base), inputs={"source": source}, params=params)
 
 
-def _add_origin(build: _Build, name: str, origin: Origin, *, script: str) -> Input:
-    """What an origin gives: a local path, what is fetched, or what a script makes of either."""
-    given: Input | None = None
+def _add_origin(
+    build: _Build, name: str, origin: Origin, *, script: str, given: Input | None = None
+) -> Input:
+    """What an origin gives: a local path, what is fetched, or what a script makes.
+
+    The script makes it of either, of the model `given`, or of nothing.
+    """
     if origin.source is not None:
         given = _add_source(build, name, origin.source, origin.files)
     if origin.script is None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from kolm_build.core import cbor, strict_json
@@ -173,13 +174,16 @@ def weights_record(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -
         InvalidRecordError: A tensor is bad or named twice.
     """
     rows = sorted(tensors)
-    _checked(row[:3] for row in rows)
-    return cbor.encode(
-        {
-            "v": WEIGHTS_VERSION,
-            "tensors": [[name, dtype, list(shape), b3] for name, dtype, shape, b3 in rows],
-        }
-    )
+    _check_names([name for name, _, _, _ in rows])
+    spelt = cbor.array([_weights_row(*row[:3]) + cbor.encode(row[3]) for row in rows])
+    return cbor.encode({"v": WEIGHTS_VERSION, "tensors": []})[:-1] + spelt
+
+
+@lru_cache(maxsize=8192)
+def _weights_row(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    """A row of the record up to its hash: a training has the same ones after every step."""
+    _check_tensor(name, dtype, shape)
+    return cbor.encode([name, dtype, list(shape), b""])[:-1]
 
 
 def _table(header: bytes) -> dict[str, strict_json.Value]:
@@ -266,12 +270,16 @@ def _checked(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
     given = tuple(tensors)
     for name, dtype, shape in given:
         _check_tensor(name, dtype, shape)
-    twice = _repeated(name for name, _, _ in given)
+    _check_names([name for name, _, _ in given])
+    return data_order(given)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = _repeated(names)
     if twice is not None:
         raise InvalidRecordError("a tensor named twice", where=twice)
-    if len(given) > MAX_TENSORS:
+    if len(names) > MAX_TENSORS:
         raise InvalidRecordError("too many tensors", expected=f"at most {MAX_TENSORS}")
-    return data_order(given)
 
 
 def _check_cover(tensors: Iterable[TensorEntry], data_bytes: int) -> None:

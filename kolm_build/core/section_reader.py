@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from kolm_build.core import strict_json
-from kolm_build.core.bounded import choice, integer, params, texts
+from kolm_build.core.bounded import choice, integer, params, texts, unknown_name
 from kolm_build.core.decimals import render_decimal
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import Thresholds
@@ -61,7 +61,7 @@ def read_pipeline(fields: Fields) -> Pipeline | None:
                 "missing section", where=name, expected=f"[{name}], since there is [{given[0]}]"
             )
     sets = fields.record("sets", partial(_named, parse_part, _set))
-    models = fields.record("models", partial(_named, _model_name, _base))
+    models = fields.record("models", _models)
     made = Pipeline(
         base=fields.record("base", _base),
         data=fields.record("data", _data),
@@ -108,8 +108,33 @@ def _glob(text: str) -> str:
     return text
 
 
-def _base(value: object) -> Base:
+def _models(value: object) -> tuple[tuple[str, Base], ...]:
+    """The further models; one that a script makes of another names one that is made of none."""
+    models = _named(_model_name, _model, value)
+    known = {BASE, *(f"model-{name}" for name, model in models if not model.of)}
+    for name, model in models:
+        if model.of and model.of not in known:
+            names = (one.removeprefix("model-") for one in known)
+            raise unknown_name("model", model.of.removeprefix("model-"), names, where=f"{name}.of")
+    return models
+
+
+def _model(value: object) -> Base:
     fields = Fields(value)
+    of = fields.text("of", default="")
+    made = _read_base(fields)
+    if of and made.origin.script is None:
+        raise InvalidRecordError(
+            "a model of another without a script", where="of", expected="script = … that makes it"
+        )
+    return replace(made, of=of if of in ("", BASE) else f"model-{of}")
+
+
+def _base(value: object) -> Base:
+    return _read_base(Fields(value))
+
+
+def _read_base(fields: Fields) -> Base:
     origin = _origin(fields)
     if origin.source is not None and origin.script is not None:
         raise InvalidRecordError(

@@ -49,11 +49,14 @@ class Base:
         origin: Where the weights come from.
         format: ``gguf`` or ``safetensors``.
         dtype: What the weights become; None keeps what a safetensors model has.
+        of: The node of the model that the script is given, ``base`` or ``model-NAME``; empty for
+            none.
     """
 
     origin: Origin
     format: str
     dtype: str | None
+    of: str = field(default="", metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

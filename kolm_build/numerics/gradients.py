@@ -69,11 +69,17 @@ class TreeSum:
         return self.take(self._whole)
 
 
-def flat_gradients(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+def flat_gradients(
+    parameters: Iterable[torch.Tensor], behind: Iterable[torch.Tensor] = ()
+) -> torch.Tensor:
     """The gradients of `parameters` as one vector, in their order; +0 where there is none.
 
+    Args:
+        parameters: Whose gradients.
+        behind: Numbers to put behind the gradients, each shape (), in any dtype.
+
     Returns:
-        Shape (elements of all parameters,), float32.
+        Shape (elements of all parameters + numbers,), float32.
 
     Raises:
         InvalidRecordError: A gradient is not float32.
@@ -87,7 +93,17 @@ def flat_gradients(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
                 "a gradient of another dtype", expected="float32", actual=str(piece.dtype)
             )
         pieces.append(piece.reshape(-1))
-    return torch.cat(pieces)
+    return torch.cat([*pieces, *(one.detach().float().reshape(1) for one in behind)])
+
+
+def take_gradients(
+    parameters: Sequence[torch.Tensor], behind: Iterable[torch.Tensor] = ()
+) -> torch.Tensor:
+    """What `flat_gradients` gives; the parameters have no gradients after it."""
+    vector = flat_gradients(parameters, behind)
+    for parameter in parameters:
+        parameter.grad = None
+    return vector
 
 
 def set_gradients(parameters: Sequence[torch.Tensor], vector: torch.Tensor) -> None:

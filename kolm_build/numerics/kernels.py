@@ -25,16 +25,21 @@ LIBRARY = HERE / "libkolm_portable.so"
 _ADVICE = "`make kernels` compiles them in a checkout; a wheel brings them along."
 
 
-def sources() -> Sha256:
-    """The digest of the sources beside this module."""
-    found = [path for pattern in CODE_DATA for path in HERE.glob(pattern) if path.is_file()]
+def sources(*folders: str) -> Sha256:
+    """The digest of the sources beside this module, those of `folders` below theirs among them."""
+    patterns = [*CODE_DATA, *(f"csrc/{one}/*.{end}" for one in folders for end in ("cpp", "h"))]
+    found = [path for pattern in patterns for path in HERE.glob(pattern) if path.is_file()]
     return sources_digest(
         {path.relative_to(SOURCES).as_posix(): Sha256.of_blob(path.read_bytes()) for path in found}
     )
 
 
-def load(library: Path) -> CDLL:
-    """The library of compiled kernels; torch must be imported.
+def load(library: Path, *folders: str) -> CDLL:
+    """The library of compiled kernels; for one that links torch, torch must be imported.
+
+    Args:
+        library: Where it is.
+        folders: Folders of sources that it has beside the kernels' own.
 
     Raises:
         KernelsMissingError: It is not there, does not load, or was compiled from other sources.
@@ -52,11 +57,11 @@ def load(library: Path) -> CDLL:
             actual=str(error),
             advice=_ADVICE,
         ) from error
-    _check(loaded, library)
+    _check(loaded, library, str(sources(*folders)))
     return loaded
 
 
-def _check(loaded: CDLL, library: Path) -> None:
+def _check(loaded: CDLL, library: Path, wanted: str) -> None:
     try:
         loaded.kolm_sources.restype = c_char_p
     except AttributeError:
@@ -66,7 +71,6 @@ def _check(loaded: CDLL, library: Path) -> None:
             advice=_ADVICE,
         ) from None
     said = str(loaded.kolm_sources().decode())
-    wanted = str(sources())
     if said != wanted:
         raise KernelsMissingError(
             "the compiled kernels were made from other sources than the step's",

@@ -1,19 +1,20 @@
-"""The door of `kolm run`: a model is read by a `Decoder` where one knows it, else by its modules.
+"""The door of `kolm run`: a model is read in the quickest way that knows all of it.
 
-Steps do not come through here: a step's code holds what reads a model, and how an answer is read
-faster changes no step (GEN-64).
+By the compiled decoder, without torch (GEN-70); by a `Decoder`, on torch; by its modules. Steps do
+not come through here: a step's code holds what reads a model, and how an answer is read faster
+changes no step (GEN-64).
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from kolm_build.core.numerics import NATIVE
-from kolm_build.numerics import portable
-from kolm_build.runtime.decoder_loading import decoding_speaker
+from kolm_build.runtime.compiled_loading import compiled_speaker
 from kolm_build.runtime.files import find_model, numerics_of
 from kolm_build.runtime.memory import give_back
-from kolm_build.runtime.opening import OpenedModel, portable_arithmetic
+from kolm_build.runtime.opening import OpenedModel
 
 
 def opened(path: str | Path, *, threads: int = 1) -> OpenedModel:
@@ -23,16 +24,31 @@ def opened(path: str | Path, *, threads: int = 1) -> OpenedModel:
         Every bit is that of `kolm_build.runtime.modules.opened`.
     """
     place = Path(path)
-    found = _by_decoder(place, threads) if numerics_of(place) != NATIVE else None
-    if found is not None:
-        return found
+    if numerics_of(place) != NATIVE:
+        found = _compiled(place, threads) or by_decoder(place, threads=threads)
+        if found is not None:
+            return found
     # Seconds of imports, and only for models that no `Decoder` reads (GEN-60).
     from kolm_build.runtime import modules
 
     return modules.opened(place, threads=threads)
 
 
-def _by_decoder(path: Path, threads: int) -> OpenedModel | None:
+def _compiled(path: Path, threads: int) -> OpenedModel | None:
+    speaker = compiled_speaker(find_model(path), threads=threads)
+    give_back()
+    if speaker is None:
+        return None
+    # The library looks at the floating point environment itself, whenever it reads (GEN-73).
+    return OpenedModel(model=speaker, arithmetic=nullcontext)
+
+
+def by_decoder(path: Path, *, threads: int = 1) -> OpenedModel | None:
+    """The model at `path`, read by torch's operators; None where no `Decoder` reads it."""
+    from kolm_build.numerics import portable
+    from kolm_build.runtime.arithmetic import portable_arithmetic
+    from kolm_build.runtime.decoder_loading import decoding_speaker
+
     portable.load()
     speaker = decoding_speaker(find_model(path))  # compares, and computes nothing
     give_back()

@@ -6,7 +6,7 @@ what is wrong where something is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -16,18 +16,19 @@ from kolm_build.core.attached_files import has_adapter
 from kolm_build.core.quantisation_config import KEY, LayerGroup, from_config
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.state import DTYPE_NAMES
+from kolm_build.runtime.asked_network import asked
 from kolm_build.runtime.chat import Chat
 from kolm_build.runtime.decoder import Decoder, Map, Parts, plain_product, quantised_product
-from kolm_build.runtime.decoder_config import ATTENTION, MLP, DecoderConfig, read
+from kolm_build.runtime.decoder_config import read
+from kolm_build.runtime.decoder_parts import EMBEDDING, Given, linears, norms, unfit, with_tied
 from kolm_build.runtime.files import ModelFiles
+from kolm_build.runtime.generate import reads
 from kolm_build.runtime.products import Tensors
 from kolm_build.runtime.prompt_cache import PromptCache
-from kolm_build.runtime.quantised import embedded, is_sound, stored_of
+from kolm_build.runtime.quantised import embedded, is_sound
 from kolm_build.runtime.room import Room, joined_rooms
 from kolm_build.runtime.speaker import Speaker
-from kolm_build.runtime.weights import COMPUTE_DTYPES, DTYPES, named_dtype, stored_dtype
-
-_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+from kolm_build.runtime.weights import COMPUTE_DTYPES, named_dtype, stored_dtype
 
 
 def decoding_speaker(files: ModelFiles) -> Speaker | None:
@@ -50,8 +51,8 @@ def decoding_speaker(files: ModelFiles) -> Speaker | None:
         chat=Chat.of(files),
         window=decoder.config.window,
         words=decoder.config.vocabulary,
-        read=PromptCache(decoder, Room.keep).read,
-        join=joined_rooms,
+        read=PromptCache(reads(decoder), Room.keep).read,
+        join=asked(joined_rooms),
     )
 
 
@@ -72,123 +73,44 @@ def decoder_of(settings: Mapping[str, object], tensors: Tensors) -> Decoder:
     if KEY in settings:
         layers, dtype = from_config(settings[KEY]).by_layer(), named_dtype("", settings)
     if dtype not in COMPUTE_DTYPES.values():
-        raise _unfit("dtype", dtype)
-    given = _Given(_with_tied(config, tensors), layers, dtype)
+        raise unfit("dtype", dtype)
+    given = Given(
+        with_tied(config, tensors),
+        layers,
+        DTYPE_NAMES[dtype],
+        described=lambda one: (DTYPE_NAMES[one.dtype], tuple(one.shape)),
+        is_sound=is_sound,
+    )
     parts = Parts(
-        embed=given.embedding(_EMBEDDING, config.vocabulary, config.hidden),
+        embed=_embedding(given, (config.vocabulary, config.hidden), dtype),
         products={
-            name: given.product(name, shape, has_bias=name.rpartition(".")[2] in config.biased)
-            for name, shape in _linears(config).items()
+            name: _product(given, name, shape, config.biased)
+            for name, shape in linears(config).items()
         },
-        norms={name: given.take(f"{name}.weight", (config.hidden,)) for name in _norms(config)},
+        norms={name: given.take(f"{name}.weight", (config.hidden,)) for name in norms(config)},
         dtype=dtype,
     )
     given.done()
     return Decoder(config, parts)
 
 
-def _linears(config: DecoderConfig) -> Mapping[str, tuple[int, int]]:
-    """Rows and columns of each linear layer, by name."""
-    read_rows = config.heads * config.head_width
-    key_rows = config.key_heads * config.head_width
-    rows = dict(zip(ATTENTION, (read_rows, key_rows, key_rows, config.hidden), strict=True))
-    columns = dict.fromkeys(ATTENTION, config.hidden) | {ATTENTION[-1]: read_rows}
-    inner = dict(
-        zip(
-            MLP,
-            ((config.inner, config.hidden),) * 2 + ((config.hidden, config.inner),),
-            strict=True,
-        )
-    )
-    found: dict[str, tuple[int, int]] = {_HEAD: (config.vocabulary, config.hidden)}
-    for number in range(config.layers):
-        name = f"model.layers.{number}"
-        found |= {f"{name}.self_attn.{one}": (rows[one], columns[one]) for one in ATTENTION}
-        found |= {f"{name}.mlp.{one}": shape for one, shape in inner.items()}
-    return found
+def _product(
+    given: Given[torch.Tensor], name: str, shape: tuple[int, int], biased: frozenset[str]
+) -> Map:
+    """The linear layer `name`."""
+    bias, group = given.bias(name, shape[0], biased), given.group(name)
+    if group is None:
+        return plain_product(given.take(f"{name}.weight", shape), bias)
+    return quantised_product(given.parts(name, group, shape), group, bias)
 
 
-def _norms(config: DecoderConfig) -> Sequence[str]:
-    parts = ("input_layernorm", "post_attention_layernorm")
-    names = [f"model.layers.{number}.{part}" for number in range(config.layers) for part in parts]
-    return [*names, "model.norm"]
-
-
-def _with_tied(config: DecoderConfig, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """`tensors`, and the head's, which is the embedding's by a second name and not in the file."""
-    given = dict(tensors)
-    head, embedding = f"{_HEAD}.weight", f"{_EMBEDDING}.weight"
-    if config.is_tied:
-        if head in given or embedding not in given:
-            raise _unfit(head, "there")
-        given[head] = given[embedding]
-    return given
-
-
-class _Given:
-    """The tensors of a file, each to be taken once.
-
-    Args:
-        tensors: By name.
-        layers: How the quantised layers are stored, by name.
-        dtype: What the network computes in; the dtype of everything that is not quantised.
-    """
-
-    def __init__(
-        self, tensors: Tensors, layers: Mapping[str, LayerGroup], dtype: torch.dtype
-    ) -> None:
-        self._left = dict(tensors)
-        self._layers = dict(layers)
-        self._dtype = dtype
-
-    def take(
-        self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None
-    ) -> torch.Tensor:
-        """The tensor `name`."""
-        found = self._left.pop(name, None)
-        if found is None or found.shape != tuple(shape) or found.dtype != (dtype or self._dtype):
-            raise _unfit(name, None if found is None else (found.dtype, tuple(found.shape)))
-        return found
-
-    def product(self, name: str, shape: tuple[int, int], *, has_bias: bool) -> Map:
-        """The linear layer `name`."""
-        bias = self.take(f"{name}.bias", shape[:1]) if has_bias else None
-        group = self._layers.pop(name, None)
-        if group is None:
-            return plain_product(self.take(f"{name}.weight", shape), bias)
-        return quantised_product(self._parts(name, group, shape), group, bias)
-
-    def embedding(self, name: str, rows: int, columns: int) -> Map:
-        """The embedding `name`."""
-        group = self._layers.pop(name, None)
-        if group is None:
-            weight = self.take(f"{name}.weight", (rows, columns))
-            return lambda ids: functional.embedding(ids, weight)
-        if not group.grid.symmetric:
-            raise _unfit(name, group.grid)
-        tensors = self._parts(name, group, (rows, columns))
-        return partial(embedded, tensors=tensors, group=group, columns=columns, dtype=self._dtype)
-
-    def _parts(self, name: str, group: LayerGroup, shape: tuple[int, int]) -> Tensors:
-        """The tensors of a quantised layer, by the last part of their names."""
-        stored = stored_of(group, shape, DTYPE_NAMES[self._dtype])
-        found = {
-            part: self.take(f"{name}.{part}", one.shape, DTYPES[one.dtype])
-            for part, one in stored.items()
-        }
-        for part, tensor in found.items():
-            if not is_sound(part, tensor, shape):
-                raise _unfit(f"{name}.{part}", "no numbers")
-        return found
-
-    def done(self) -> None:
-        """Refuse a tensor or a quantised layer that no part of the network has asked for."""
-        left = sorted(self._left.keys() | self._layers.keys())
-        if left:
-            raise _unfit(left[0], "not asked for")
-
-
-def _unfit(name: str, actual: object) -> InvalidRecordError:
-    return InvalidRecordError(
-        "not what a decoder reads", where=f"model.safetensors: {name}", actual=str(actual)[:200]
-    )
+def _embedding(given: Given[torch.Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Map:
+    """The embedding."""
+    group = given.group(EMBEDDING)
+    if group is None:
+        weight = given.take(f"{EMBEDDING}.weight", shape)
+        return lambda ids: functional.embedding(ids, weight)
+    if not group.grid.symmetric:
+        raise unfit(EMBEDDING, group.grid)
+    tensors = given.parts(EMBEDDING, group, shape)
+    return partial(embedded, tensors=tensors, group=group, columns=shape[1], dtype=dtype)

@@ -12,9 +12,12 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import torch
 
 from kolm_build.runtime.distribution import Distribution
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import torch
 
 WHOLE = 1 << 45
 """What a probability of 1 is as a whole number; a sum of them is exact in binary64 too."""
@@ -36,7 +39,16 @@ def drawn(logits: torch.Tensor, distribution: Distribution, numbers: Sequence[in
         Bitwise, given the probabilities: everything after them is whole numbers (RL-4).
     """
     chances = (logits / distribution.temperature).softmax(dim=-1)
-    weights = _filtered((chances.numpy().astype(np.float64) * WHOLE).astype(np.int64), distribution)
+    return drawn_from(chances.numpy(), distribution, numbers)
+
+
+def drawn_from(
+    chances: np.ndarray[Any, np.dtype[np.float32]],
+    distribution: Distribution,
+    numbers: Sequence[int],
+) -> list[int]:
+    """As `drawn`, given the probabilities, which the temperature has made already."""
+    weights = _filtered((chances.astype(np.float64) * WHOLE).astype(np.int64), distribution)
     below = weights.cumsum(axis=-1)
     return [
         int(np.searchsorted(row, (number * int(row[-1])) >> 64, side="right"))

@@ -13,7 +13,10 @@ from kolm_build.core.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from kolm_build.core.manifest import Manifest
 from kolm_build.core.numerics import PORTABLE
 from kolm_build.errors import InvalidRecordError
-from kolm_build.runtime.weights import Weights, map_weights
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kolm_build.runtime.weights import Weights
 
 WEIGHTS = "model.safetensors"
 PREFIX = "model/"
@@ -59,7 +62,7 @@ class ModelFiles:
             InvalidRecordError: The model has no such file, or it is too large to be what its
                 name says.
         """
-        extent = self._extent(name)
+        extent = self.extent(name)
         if extent.size > MAX_SMALL_BYTES:
             raise InvalidRecordError(
                 "too large", file=self.source, where=name, actual=f"{extent.size} bytes"
@@ -87,10 +90,18 @@ class ModelFiles:
 
     def weights(self, name: str = WEIGHTS) -> Weights:
         """The tensors of the file `name`, by default the model's, mapped where they lie."""
-        extent = self._extent(name)
+        # Here, because whoever asks for other files does without torch (GEN-70).
+        from kolm_build.runtime.weights import map_weights
+
+        extent = self.extent(name)
         return map_weights(extent.path, offset=extent.offset, size=extent.size)
 
-    def _extent(self, name: str) -> Extent:
+    def extent(self, name: str) -> Extent:
+        """Where the file `name` lies.
+
+        Raises:
+            InvalidRecordError: The model has no such file.
+        """
         found = self.extents.get(name)
         if found is None:
             raise InvalidRecordError(

@@ -66,6 +66,11 @@ def read_prompts(network: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
     return read_on(network, None, prompts)
 
 
+def reads(network: Any) -> Callable[[Any, Sequence[int]], Prefix]:
+    """What lets `network` read one prompt after what is in a cache; None for none."""
+    return lambda cache, ids: read_on(network, cache, [ids])
+
+
 def read_on(network: Any, cache: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
     """Let `network` read `prompts`, token ids of one length, after what is in `cache`."""
     with torch.inference_mode():

@@ -12,15 +12,12 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from kolm_build.core.numerics import NATIVE
+from kolm_build.runtime.arithmetic import native_arithmetic, portable_arithmetic
+from kolm_build.runtime.asked_network import asked
 from kolm_build.runtime.files import numerics_of
-from kolm_build.runtime.generate import Prefix, read_prompts
+from kolm_build.runtime.generate import Prefix, read_prompts, reads
 from kolm_build.runtime.loading import Model, load
-from kolm_build.runtime.opening import (
-    TOGETHER,
-    OpenedModel,
-    native_arithmetic,
-    portable_arithmetic,
-)
+from kolm_build.runtime.opening import TOGETHER, OpenedModel
 from kolm_build.runtime.prompt_cache import PromptCache
 from kolm_build.runtime.ragged import joined
 from kolm_build.runtime.speaker import Speaker
@@ -46,14 +43,14 @@ def speaker(model: Model, *, is_portable: bool) -> Speaker:
         is_portable: Whether it computes in `portable-1`, where reading in parts changes no bit.
     """
     network = model.network
-    read = PromptCache(network, keep).read if is_portable else partial(_read, network)
+    read = PromptCache(reads(network), keep).read if is_portable else partial(_read, network)
     return Speaker(
         network=network,
         chat=model.chat,
         window=model.window,
         words=int(network.config.get_text_config().vocab_size),
         read=read,
-        join=joined,
+        join=asked(joined),
     )
 
 

@@ -12,8 +12,6 @@ from itertools import compress, count
 from operator import ne
 from typing import Any, Protocol
 
-from kolm_build.runtime.generate import Prefix, read_on, read_prompts
-
 MAX_TOKENS = 1 << 15
 """Most tokens of all prompts kept together."""
 
@@ -34,22 +32,27 @@ Keep = Callable[[Any], Kept | None]
 """What is kept of a network's keys and values; None where they cannot be cut at a token."""
 
 
+Read = Callable[[Any, Sequence[int]], Any]
+"""Reads a prompt after what was read before; None for nothing."""
+
+
 class PromptCache:
     """The keys and values of prompts, the oldest let go first.
 
     Args:
-        network: The network that reads.
+        read: Reads a prompt after what was read before, None for nothing; what it gives has that
+            and the prompt as `cache`.
         keep: Takes what is kept from what it read.
         max_tokens: Most tokens of all prompts kept together.
     """
 
-    def __init__(self, network: Any, keep: Keep, *, max_tokens: int = MAX_TOKENS) -> None:
-        self._network = network
+    def __init__(self, read: Read, keep: Keep, *, max_tokens: int = MAX_TOKENS) -> None:
+        self._read = read
         self._keep = keep
         self._max_tokens = max_tokens
         self._kept: OrderedDict[tuple[int, ...], Kept] = OrderedDict()
 
-    def read(self, ids: Sequence[int]) -> Prefix:
+    def read(self, ids: Sequence[int]) -> Any:
         """The prompt `ids`, read: what is known of its beginning is taken from before.
 
         Determinism:
@@ -58,12 +61,11 @@ class PromptCache:
         """
         asked = tuple(ids)
         key, shared = self._longest(asked)
-        if shared == 0:
-            prefix = read_prompts(self._network, [asked])
-        else:
+        start = None
+        if shared:
             self._kept.move_to_end(key)
             start = self._kept[key].started(shared)
-            prefix = read_on(self._network, start, [asked[shared:]])
+        prefix = self._read(start, asked[shared:])
         self._note(asked, prefix.cache)
         return prefix
 

@@ -8,18 +8,18 @@ it is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from kolm_build.core.quantisation import Stored, stored_tensors
 from kolm_build.core.quantisation_config import LayerGroup, QuantisedLayers
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import portable, small_floats
 from kolm_build.numerics.quantised import unpack, values
 from kolm_build.numerics.state import DTYPE_NAMES
 from kolm_build.runtime.products import Tensors, product, stock_product
+from kolm_build.runtime.stored import stored_of
 from kolm_build.runtime.weights import DTYPES
 
 
@@ -56,16 +56,6 @@ class QuantisedModule(torch.nn.Module):
         name = "weight" if "weight" in self.stored else "weight_packed"
         found: torch.Tensor = getattr(self, name)
         return found
-
-
-def stored_of(group: LayerGroup, shape: tuple[int, int], scale_dtype: str) -> Mapping[str, Stored]:
-    """The tensors of a layer in the file, by the last part of their names (QUANT-20 to 26)."""
-    found = dict(stored_tensors(group.grid, group.form, shape, scale_dtype=scale_dtype))
-    if group.activations == "static":
-        is_pair = group.grid.kind == "nvfp4"
-        name = "input_global_scale" if is_pair else "input_scale"
-        found[name] = Stored(dtype="F32" if is_pair else scale_dtype, shape=(1,))
-    return found
 
 
 class QuantisedLinear(QuantisedModule):

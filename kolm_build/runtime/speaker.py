@@ -10,7 +10,7 @@ from kolm_build.errors import InvalidDataError
 from kolm_build.runtime.asking import Answer, Prompt
 from kolm_build.runtime.chat import Chat, messages_of
 from kolm_build.runtime.forms import Begin, begin
-from kolm_build.runtime.generate import Prefix, Reader
+from kolm_build.runtime.reading import Answering
 from kolm_build.runtime.settings import GREEDY, Form, GenerationSettings
 from kolm_build.runtime.speaking import Row, Stream, spoken
 from kolm_build.runtime.window import check_length
@@ -19,7 +19,7 @@ from kolm_build.runtime.window import check_length
 class Join(Protocol):
     """Makes of prompts of several lengths one that is continued together."""
 
-    def __call__(self, prefixes: Sequence[Prefix], *, room: int) -> Reader:
+    def __call__(self, prefixes: Sequence[Any], *, room: int) -> Answering:
         """The prompts as one; `room` is the most tokens of a continuation."""
 
 
@@ -41,7 +41,7 @@ class Speaker:
     chat: Chat
     window: int
     words: int
-    read: Callable[[Sequence[int]], Prefix]
+    read: Callable[[Sequence[int]], Any]
     join: Join
     forms: dict[Form, Begin] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Speaker:
         return Stream(self._pieces(ids, row), row)
 
     def _pieces(self, ids: Sequence[int], row: Row) -> Iterator[str]:
-        for _, piece in spoken(self.read(ids), [row]):
+        for _, piece in spoken(self.join([self.read(ids)], room=row.most_tokens), [row]):
             yield piece
 
     def answers(

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-import torch
+import numpy as np
 
 from kolm_build.runtime.chat import Chat
-from kolm_build.runtime.draws import draw_number, drawn
+from kolm_build.runtime.draws import draw_number, drawn_from
 from kolm_build.runtime.forms import Begin, Constraint
-from kolm_build.runtime.generate import Reader
+from kolm_build.runtime.reading import Answering, Floats
 from kolm_build.runtime.settings import GenerationSettings
 from kolm_build.runtime.stopping import Pieces, StopStrings
+
+Chances = Callable[[Floats, float], Floats]
+"""Makes probabilities of one row's logits over a temperature."""
 
 END, STOP, LENGTH = "end", "stop", "length"
 """Why an answer ended: the model said so, a stop string was met, `max_new_tokens` were said."""
@@ -41,15 +44,26 @@ class Row:
         self.end = ""
         """Why it ended; empty while it goes on."""
 
-    def choose(self, logits: torch.Tensor) -> int:
-        """The next token, given its logits, shape (vocabulary,), float32."""
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens that it may have."""
+        return self._settings.max_new_tokens
+
+    def choose(self, logits: Floats, chances: Chances) -> int:
+        """The next token.
+
+        Args:
+            logits: What is expected, shape (vocabulary,), float32.
+            chances: Makes probabilities of them.
+        """
         if self._constraint is not None:
-            allowed = torch.from_numpy(self._constraint.allowed())
-            logits = logits.masked_fill(~allowed, -torch.inf)
+            logits = np.where(self._constraint.allowed(), logits, np.float32(-np.inf))
         distribution, place = self._settings.distribution, len(self.ids)
         if distribution is None:
             return int(logits.argmax())
-        (token,) = drawn(logits[None], distribution, [draw_number(self._settings.seed, 0, place)])
+        number = draw_number(self._settings.seed, 0, place)
+        likely = chances(logits, distribution.temperature)
+        (token,) = drawn_from(likely[None], distribution, [number])
         return token
 
     def take(self, token: int) -> str:
@@ -106,7 +120,7 @@ class Stream(Iterator[str]):
         return self._row.end
 
 
-def spoken(reader: Reader, rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
+def spoken(reader: Answering, rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
     """Say the answers of `rows` to the prompts that `reader` has read; it is used up.
 
     Yields:
@@ -114,10 +128,10 @@ def spoken(reader: Reader, rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
     """
     logits = reader.logits
     while True:
-        chosen = torch.zeros(len(rows), dtype=torch.long)
+        chosen = [0] * len(rows)
         for number, row in enumerate(rows):
             if not row.end:
-                token = row.choose(logits[number])
+                token = row.choose(logits[number], reader.chances)
                 chosen[number] = token
                 yield number, row.take(token)
         if all(row.end for row in rows):

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import torch
 
-from kolm_build.core.safetensors import (
-    PREFIX_BYTES,
-    Header,
-    TensorEntry,
-    header_length,
-    parse_header,
-)
+from kolm_build.core.safetensors import Header, TensorEntry
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.state import DTYPE_NAMES
+from kolm_build.runtime.mapped import map_file
 
 DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 """The dtypes this project computes with, by their safetensors name."""
@@ -51,22 +46,14 @@ def map_weights(path: Path, *, offset: int = 0, size: int | None = None) -> Weig
     Raises:
         InvalidRecordError: It is not a strict safetensors file, or a dtype cannot be used here.
     """
-    size = path.stat().st_size - offset if size is None else size
+    file = map_file(path, offset=offset, size=size)
     try:
-        with path.open("rb") as file:
-            # Copy on write, because torch has no read-only tensors.
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        length = header_length(pages[offset : offset + PREFIX_BYTES], size)
-        start = offset + PREFIX_BYTES
-        header = parse_header(pages[start : start + length], size)
         tensors = {
-            entry.name: _view(pages, offset + header.data_start, entry) for entry in header.tensors
+            entry.name: _view(file.pages, file.data_start, entry) for entry in file.header.tensors
         }
-    except ValueError:  # an empty file cannot be mapped
-        raise InvalidRecordError("an empty file", file=str(path)) from None
     except InvalidRecordError as error:
         raise error.in_file(str(path)) from None
-    return Weights(header=header, tensors=tensors)
+    return Weights(header=file.header, tensors=tensors)
 
 
 def _view(pages: mmap.mmap, start: int, entry: TensorEntry) -> torch.Tensor:

@@ -25,6 +25,8 @@ class AnswerRows(Objective[Continuation, C]):
 class AnswerMean(AnswerRows[int]):
     """A mean over the answers' tokens of an optimiser step; a row is told how many those are."""
 
+    asks_network = False
+
     def prepare(
         self, network: Any, examples: Sequence[Continuation], moment: Moment
     ) -> Sequence[int]:

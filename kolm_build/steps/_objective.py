@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from datasets import Dataset
 
-from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
+from kolm_build.numerics.gradients import TreeSum, set_gradients, take_gradients
 from kolm_build.runtime.loading import Model
 from kolm_build.steps._trainer import ROWS, AnswerTrainer, seeded, shard_seed
 from kolm_build.steps.adapters._change import Change
 
 if TYPE_CHECKING:
-    from kolm_build.steps._stage import Given
+    from kolm_build.steps._given import Given
 
 E = TypeVar("E")
 C = TypeVar("C")
@@ -102,6 +102,9 @@ class Objective(ABC, Generic[E, C]):
 
     def start(self, network: Any, examples: Sequence[E]) -> None:
         """Look at the network before anything is trained; the policy is the reference still."""
+
+    asks_network: bool = True
+    """Whether `prepare` looks at the network, which is then not in training mode."""
 
     @abstractmethod
     def prepare(self, network: Any, examples: Sequence[E], moment: Moment) -> Sequence[C]:
@@ -183,14 +186,20 @@ class ObjectiveTrainer(AnswerTrainer):
         del num_items_in_batch  # an objective knows the rows of its step itself
         if self._done == 0:
             self._contexts = self._prepared(model)
-        parameters = [one for one in model.parameters() if one.requires_grad]
-        model.train()
+            self._trained = [one for one in model.parameters() if one.requires_grad]
+        if not model.training:
+            model.train()  # a walk through all modules
         for number in inputs[ROWS].tolist():
-            self._sum.add(self._done, self._shard(model, parameters, number))
+            self._sum.add(self._done, self._shard(model, number))
             self._done += 1
         if self._done < len(self.step_rows):
             return torch.zeros(())
-        return self._finish(model, parameters)
+        return self._finish(model)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nobody reads the library's estimate, for which it walks through all parameters."""
+        del inputs
+        return 0
 
     def _prepared(self, model: Any) -> Sequence[Any]:
         step, rows = self.state.global_step, self.step_rows
@@ -199,31 +208,29 @@ class ObjectiveTrainer(AnswerTrainer):
             seeds=[shard_seed(self.args.seed, step, shard) for shard in range(len(rows))],
             repeat=step % self.objective.repeats,
         )
-        model.eval()
+        if self.objective.asks_network:
+            model.eval()
         with torch.no_grad():
             return self.objective.prepare(model, [self.examples[row - 1] for row in rows], moment)
 
-    def _shard(self, model: Any, parameters: Sequence[torch.Tensor], number: int) -> torch.Tensor:
+    def _shard(self, model: Any, number: int) -> torch.Tensor:
         """The gradients, loss and figures of the row `number` as one vector."""
         shard = self._done
         with seeded(shard_seed(self.args.seed, self.state.global_step, shard)):
             share = self.objective.share(model, self.examples[number - 1], self._contexts[shard])
             self._whole(model, share.loss).backward()
-        gradients = flat_gradients(parameters)
-        model.zero_grad()
-        told = [one.detach().float().reshape(1) for one in (share.loss, *share.figures)]
-        return torch.cat([gradients, *told])
+        return take_gradients(self._trained, (share.loss, *share.figures))
 
     def _whole(self, model: Any, loss: torch.Tensor) -> torch.Tensor:
         """A row's `loss` with what the adapter adds for the row."""
         penalty = self.change.row_penalty(model)
         return loss if penalty is None else loss + penalty / len(self.step_rows)
 
-    def _finish(self, model: Any, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _finish(self, model: Any) -> torch.Tensor:
         names = self.objective.figures
         total = self._sum.total()
         size = len(total) - 1 - len(names)
-        set_gradients(parameters, self.objective.correct(model, total[:size]))
+        set_gradients(self._trained, self.objective.correct(model, total[:size]))
         means = (total[size + 1 :] / len(self.step_rows)).tolist()
         self.step_figures = dict(zip(names, means, strict=True))
         self.step_notes = self.objective.noted()

@@ -18,11 +18,11 @@ from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.runtime.loading import Model, load
 from kolm_build.steps._bounds import choice, count
 from kolm_build.steps._files import input_folder, only_file
+from kolm_build.steps._given import Given
 from kolm_build.steps._machine_math import uses
 from kolm_build.steps._reward_file import RewardFile
 from kolm_build.steps._reward_head import RewardHead, outcome
 from kolm_build.steps._rollouts import Completion, PromptExample
-from kolm_build.steps._stage import Given
 
 FILE, MODEL = "file", "model"
 REWARD, REWARD_MODEL = "reward", "reward_model"

@@ -29,8 +29,8 @@ from kolm_build.runtime.ragged import joined
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._conversations import Prompt
 from kolm_build.steps._generate import batches
+from kolm_build.steps._given import Given
 from kolm_build.steps._sequences import Continuation, answer_logits, mixture
-from kolm_build.steps._stage import Given
 
 ROWS_AT_ONCE = 64
 """Most completions that are drawn in one pass, if a prompt does not have more."""

@@ -28,6 +28,7 @@ from kolm_build.steps._bounds import count
 from kolm_build.steps._checkpoint import OBJECTIVE, Checkpoint, StopAfter, state_of
 from kolm_build.steps._entry import Events, run_step
 from kolm_build.steps._files import input_folder, output_folder
+from kolm_build.steps._given import Given
 from kolm_build.steps._metrics import Metrics, MetricsCallback
 from kolm_build.steps._objective import Objective, ObjectiveTrainer
 from kolm_build.steps._pinned import SFT_INERT, SFT_PINNED
@@ -97,29 +98,6 @@ class Stage:
                 actual=str(self.stop_after),
                 advice="Make checkpoint_steps a multiple of iterations.",
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """What an objective may look at.
-
-    Attributes:
-        request: The step's request.
-        model: The model that is trained, before anything is attached to it.
-        tokens: Makes sequences of rows.
-        change: What may change; its `reference` is the model as it was.
-        events: Takes progress and lines for the log.
-    """
-
-    request: StepRequest
-    model: Model
-    tokens: Tokeniser
-    change: Change
-    events: Events
-
-    def rows(self) -> Path:
-        """The file of the training rows."""
-        return input_folder(self.request, "train") / "train.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

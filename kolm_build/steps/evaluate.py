@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from kolm_build.core.numerics import PORTABLE
 from kolm_build.core.request import StepRequest
+from kolm_build.errors import InvalidDataError
 from kolm_build.numerics.apply import applied_as
 from kolm_build.runtime.loading import Model, load
 from kolm_build.steps._conversations import Conversation, read_conversations
@@ -31,6 +32,7 @@ def run(request: StepRequest, events: Events) -> None:
     params = EvaluateParams.parse(request.params)
     verifier = Verifier.parse(params.verifier, params.labels)
     rows = read_conversations(input_folder(request, "holdout") / "holdout.jsonl")
+    check_answers(rows, params)
     folder = input_folder(request, "model")
     model = load(folder)
     outputs = outputs_of(
@@ -48,6 +50,26 @@ def run(request: StepRequest, events: Events) -> None:
     for name in ("correct", "label_correct", "verified"):
         events.metric(name, str(getattr(summary.totals, name)))
     write_evaluation(output_folder(request), results, summary)
+
+
+def check_answers(rows: Sequence[Conversation], params: EvaluateParams) -> None:
+    """Refuse an answer that no label can meet, where labels decide what is right (EVAL-19).
+
+    Raises:
+        InvalidDataError: An answer is none of the labels.
+    """
+    if params.metric != "label":
+        return
+    for number, row in enumerate(rows, 1):
+        if row.answer not in params.labels:
+            raise InvalidDataError(
+                "an answer outside the label set",
+                file="holdout.jsonl",
+                where=f"row {number} ({row.id}), answer",
+                expected="one of " + ", ".join(map(repr, params.labels)),
+                actual=repr(row.answer),
+                advice='Add it to labels, mend the row, or use metric = "exact".',
+            )
 
 
 def result_of(row: Conversation, output: Output, *, metric: str, verifier: Verifier) -> Result:

@@ -13,9 +13,10 @@ from kolm_build.core.fields import Fields
 from kolm_build.runtime.loading import Model
 from kolm_build.steps._answers import AnswerMean
 from kolm_build.steps._conversations import Conversation, read_conversations
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import ObjectiveTrainer, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, answer_logits
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps._trainer import ROWS, AnswerTrainer, NumberedCollator
 
 

@@ -10,8 +10,8 @@ from kolm_build.core.tree import Tree
 from kolm_build.store import pack
 from kolm_build.store.door import door
 from kolm_build.store.index import Index
+from kolm_build.store.inventory import FEW_BLOBS, Inventory, is_small, subfolders
 from kolm_build.store.layout import Form, Kind, Layout
-from kolm_build.store.remote.inventory import FEW_BLOBS, Inventory, is_small, subfolders
 from kolm_build.store.restore import Reader
 
 PACK_BYTES = 8 << 20

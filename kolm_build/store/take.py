@@ -19,9 +19,9 @@ from kolm_build.errors import CorruptObjectError
 from kolm_build.store.door import door
 from kolm_build.store.index import Index, Row
 from kolm_build.store.ingest import keep_tree
+from kolm_build.store.inventory import Inventory, Parts
 from kolm_build.store.join import Join
 from kolm_build.store.layout import Form, Kind, Layout
-from kolm_build.store.remote.inventory import Inventory, Parts
 from kolm_build.store.restore import Reader
 from kolm_build.store.session import Session
 from kolm_build.store.write import Batch, write_file

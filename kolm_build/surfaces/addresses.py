@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kolm_build.errors import NetworkError
-from kolm_build.store.remote.address import Credentials, is_network, open_place
+from kolm_build.store.remote.address import is_network, open_place
+from kolm_build.store.remote.credentials import Credentials
 from kolm_build.store.remote.place import Limits, Place
 from kolm_build.surfaces import places
 
 if TYPE_CHECKING:
-    from kolm_build.surfaces.cli.terminal import Terminal
+    from kolm_build.surfaces.terminal import Terminal
 
 
 def addresses(named: Sequence[str], *, offline: bool, terminal: Terminal) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kolm_build.engine.scheduler import Realised
     from kolm_build.store.claims import StoredRealisation
     from kolm_build.surfaces.building import Prepared
-    from kolm_build.surfaces.cli.terminal import Terminal
+    from kolm_build.surfaces.terminal import Terminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 
-from kolm_build.core.cost import EMBEDDING, Config, Tensors
+from kolm_build.core.cost import Config, Tensors
 from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.forecast import Forecast, forecast, with_adapter
@@ -20,6 +20,7 @@ from kolm_build.core.safetensors import (
 from kolm_build.core.sections import ATTACH, Pipeline
 from kolm_build.core.targets import Target, parse_target
 from kolm_build.core.tree import File
+from kolm_build.core.weight_names import EMBEDDING
 from kolm_build.errors import InvalidRecordError, UsageError
 from kolm_build.store.local import LocalStore
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from kolm_build.core.derivation import OutputInput
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.building import Prepared
-    from kolm_build.surfaces.cli.terminal import Terminal
     from kolm_build.surfaces.hearing import Claimed
+    from kolm_build.surfaces.terminal import Terminal
 
 
 def check_grade(
@@ -47,7 +47,7 @@ def check_grade(
     least = prepared.lock.minimum_grade
     if least is None:
         return
-    from kolm_build.surfaces.cli.hearing import hear
+    from kolm_build.surfaces.listening import hear
 
     trust = read_trust(getattr(args, "trust", None))
     heard = hear(

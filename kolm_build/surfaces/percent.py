@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kolm_build.surfaces.cli.terminal import Terminal
+    from kolm_build.surfaces.terminal import Terminal
 
 _CLEAR = "\r\x1b[K"
 

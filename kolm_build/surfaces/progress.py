@@ -30,7 +30,7 @@ from kolm_build.engine.events import (
 )
 
 if TYPE_CHECKING:
-    from kolm_build.surfaces.cli.terminal import Terminal
+    from kolm_build.surfaces.terminal import Terminal
 
 HEARTBEAT_S = 30.0
 REDRAW_S = 0.1

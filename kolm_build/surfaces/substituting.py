@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kolm_build.attest.trust import TrustPolicy
     from kolm_build.store.claims import StoredRealisation
     from kolm_build.store.local import LocalStore
-    from kolm_build.surfaces.cli.terminal import Terminal
+    from kolm_build.surfaces.terminal import Terminal
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kolm_build.surfaces.cli.door import through_door
 from kolm_build.surfaces.cli.parser import dispatch
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

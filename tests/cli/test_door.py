@@ -17,7 +17,7 @@ from kolm_build.errors import (
     StaleLockError,
 )
 from kolm_build.surfaces.cli.door import TerminatedError, through_door
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 from tests.cli.command import ROOT, kolm_process
 
 

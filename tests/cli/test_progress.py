@@ -12,8 +12,8 @@ from kolm_build.engine.events import (
     Waiting,
 )
 from kolm_build.errors import StepFailedError
-from kolm_build.surfaces.cli.terminal import Terminal
 from kolm_build.surfaces.progress import ProgressLines, Running, duration, json_lines
+from kolm_build.surfaces.terminal import Terminal
 
 CONTENT = Digest.of_blob(b"")
 

@@ -4,7 +4,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kolm_build.surfaces.cli.terminal import Terminal, harmless, has_colour
+from kolm_build.surfaces.terminal import Terminal, harmless, has_colour
 
 
 class Screen(io.StringIO):

@@ -10,7 +10,7 @@ from kolm_build.store.packfile import PackFile
 from kolm_build.store.unpacker import check_pack
 from kolm_build.surfaces.cli.door import through_door
 from kolm_build.surfaces.cli.parser import dispatch
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 PACKS = sorted(Path(__file__).parent.glob("pack-v*/*.kolmpack"))
 IDS = {

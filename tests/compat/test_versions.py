@@ -21,7 +21,7 @@ from kolm_build.steps.table import STEPS
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.cli.door import through_door
 from kolm_build.surfaces.cli.parser import dispatch
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 VERSIONS = sorted(path for path in Path(__file__).parent.iterdir() if (path / "kolm.toml").exists())
 

@@ -9,7 +9,7 @@ import pytest
 
 from kolm_build.surfaces.cli.door import through_door
 from kolm_build.surfaces.cli.parser import dispatch
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 RECIPE = """\
 version = 1

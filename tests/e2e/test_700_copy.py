@@ -9,14 +9,14 @@ import pytest
 from kolm_build.attest.keys import load
 from kolm_build.core.digest import Digest
 from kolm_build.store.local import LocalStore
-from kolm_build.store.remote.address import Credentials
+from kolm_build.store.remote.credentials import Credentials
 from kolm_build.store.remote.folder import FolderPlace
 from kolm_build.store.remote.place import Limits
 from kolm_build.store.remote.publish import Publisher, read_claims
 from kolm_build.surfaces import places
 from kolm_build.surfaces.addresses import addresses
-from kolm_build.surfaces.cli.terminal import Terminal
 from kolm_build.surfaces.substituting import signed
+from kolm_build.surfaces.terminal import Terminal
 from tests.cli.test_startup import imported
 from tests.substituter.serving import Faults, serving
 

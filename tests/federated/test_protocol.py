@@ -45,7 +45,7 @@ def same(found, wanted):
 @pytest.mark.parametrize("masks", [True, False])
 def test_a_round_gives_the_weighted_mean_with_masks_as_without(tmp_path, masks):
     """FED-24, FED-34, FED-80."""
-    federation = Federation(tmp_path, plan(masks=masks))
+    federation = Federation(tmp_path, plan("fed-avg", masks=masks))
     told = federation.round()
     assert same(federation.adapter(told), mean_of(sorted(ROWS)))
     assert told.summary["survivors"] == sorted(ROWS)

@@ -152,7 +152,7 @@ def seeds(made):
 )
 def test_the_masked_sum_unsealed_is_the_plain_sum_bit_for_bit(vectors, survivors):
     """FED-31, FED-34."""
-    made = record(rows=ROWS)
+    made = record(plan("fed-avg"), rows=ROWS)
     secrets = seeds(made)
     sealed = {name: seal(vectors[name], made, name, secrets[name]) for name in NAMES}
     gone = [name for name in NAMES if name not in survivors]

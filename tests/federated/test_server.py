@@ -112,6 +112,37 @@ def test_dynamic_regularisation_keeps_its_drift():
     assert np.allclose(made, x, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("fed-prox", {"mu": "0.5"}),
+        ("ffa-lora", {}),
+        ("dp-fed-avg", {"weight": "equal", "noise_multiplier": "1"}),
+    ],
+)
+def test_methods_that_differ_at_the_sites_average_at_the_server(method, changes):
+    """FED-80: bit for bit."""
+    assert np.array_equal(run(method, ROUNDS, **changes)[0], run("fed-avg", ROUNDS)[0])
+
+
+@pytest.mark.parametrize("method", ["fed-adam", "fed-yogi", "fed-adagrad"])
+def test_of_updates_that_are_small_beside_tau_an_adaptive_server_averages(method):
+    """FED-82: the root of the second moment stays tau, so with a rate of 2 tau it is FedAvg."""
+    small = [one * 1e-5 for one in ROUNDS]
+    made, _ = run(method, small, beta1="0", beta2="1", tau="1", server_rate="2")
+    assert np.allclose(made, run("fed-avg", small)[0], rtol=1e-6, atol=0)
+
+
+def test_where_no_site_moves_a_dynamic_server_rests():
+    """FED-84: and where all are there and the drift is new, a mean is taken twice."""
+    rested, memory = run("fed-dyn", [np.zeros(5)] * 3, mu="0.5")
+    assert not rested.any()
+    assert not memory["drift"].any()
+    made, memory = run("fed-dyn", ROUNDS[:1], mu="0.5")
+    assert np.allclose(made, 2 * ROUNDS[0], rtol=1e-12)
+    assert np.allclose(memory["drift"], -0.5 * ROUNDS[0], rtol=1e-12)
+
+
 def test_what_a_step_does_not_name_stays():
     """FED-80: of FFA-LoRA only B crosses."""
     one = Turn(

@@ -14,7 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kolm_build.errors import InvalidRecordError
-from kolm_build.numerics.gradients import TreeSum, flat_gradients, set_gradients
+from kolm_build.numerics.gradients import (
+    TreeSum,
+    flat_gradients,
+    set_gradients,
+    take_gradients,
+)
 from kolm_build.numerics.shards import Node, cut, parent, sibling, transfers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +158,17 @@ def test_a_gradient_of_another_dtype_is_refused():
     weight.grad = torch.ones_like(weight)
     with pytest.raises(InvalidRecordError, match="dtype"):
         flat_gradients([weight])
+
+
+def test_gradients_are_taken_from_their_parameters_with_numbers_behind_them():
+    """NUM-112, NUM-114: signs of zeros too; what an objective added before is in them."""
+    weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
+    (weights[0] * torch.tensor([-0.0, 0.5, -2.0])).sum().backward()
+    (weights[0] * torch.tensor([-0.0, 1.0, 0.0])).sum().backward()
+    vector = take_gradients(weights, (torch.tensor(0.25), torch.tensor(7, dtype=torch.int64)))
+    wanted = torch.tensor([-0.0, 1.5, -2.0, 0.0, 0.0, 0.25, 7.0])
+    assert vector.view(torch.int32).tolist() == wanted.view(torch.int32).tolist()
+    assert [weight.grad for weight in weights] == [None, None]
 
 
 WORKER = """

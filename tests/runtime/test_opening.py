@@ -8,7 +8,9 @@ import torch
 import kolm_build.runtime
 from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.numerics import kernels, portable
+from kolm_build.runtime import answering
 from kolm_build.runtime.asking import Prompt
+from kolm_build.runtime.compiled import CompiledDecoder
 from kolm_build.runtime.decoder import Decoder
 from kolm_build.runtime.distribution import Distribution
 from kolm_build.runtime.files import numerics_of
@@ -45,7 +47,7 @@ def test_a_file_answers_alone_among_others_and_streamed(artifact):
 
 @compiled
 def test_the_portable_kernels_compute_while_a_model_answers_and_no_longer(artifact):
-    model = kolm_build.runtime.load(str(artifact))
+    model = answering.by_decoder(artifact)
     assert not portable.is_active()
     stream = model.stream("low mood", settings=SETTINGS)
     next(stream)
@@ -57,7 +59,7 @@ def test_the_portable_kernels_compute_while_a_model_answers_and_no_longer(artifa
 @compiled
 def test_what_was_read_before_is_kept(artifact, monkeypatch):
     """GEN-30."""
-    model = kolm_build.runtime.load(artifact)
+    model = answering.by_decoder(artifact)
     system = "You are a careful clerk of a large hospital. " * 4
     read = []
     whole = Decoder._read
@@ -80,7 +82,7 @@ def test_a_native_artifact_is_answered_one_by_one_on_stock_kernels(tmp_path):
     assert numerics_of(file) == "native-1"
     model = kolm_build.runtime.load(file)
     assert model.together == 1
-    assert not isinstance(model.model.network, Decoder)
+    assert not isinstance(model.model.network, Decoder | CompiledDecoder)
     assert model.generate("low mood", settings=SETTINGS).output_tokens
     assert torch.get_num_threads() == 1
 

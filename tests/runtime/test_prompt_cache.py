@@ -9,7 +9,7 @@ from kolm_build.core.numerics import Numerics
 from kolm_build.core.request import Circumstances
 from kolm_build.numerics import kernels
 from kolm_build.numerics.apply import applied
-from kolm_build.runtime.generate import continue_greedily, read_prompts
+from kolm_build.runtime.generate import continue_greedily, read_prompts, reads
 from kolm_build.runtime.loading import load
 from kolm_build.runtime.modules import keep
 from kolm_build.runtime.prompt_cache import PromptCache
@@ -59,7 +59,7 @@ PROMPTS = [SYSTEM + tokens(5, 1), SYSTEM + tokens(40, 2), SYSTEM[:70] + tokens(9
 def test_what_was_read_before_changes_no_bit(folders, portable, kind):
     """GEN-30, GEN-43: logits, and all that is said after them."""
     network = load(folders[kind]).network
-    cache = PromptCache(network, keep)
+    cache = PromptCache(reads(network), keep)
     for ids in [*PROMPTS, PROMPTS[0], tokens(1, 4)]:
         known, alone = cache.read(ids), read_prompts(network, [ids])
         assert torch.equal(known.logits, alone.logits)
@@ -75,7 +75,7 @@ def test_what_was_read_before_changes_no_bit(folders, portable, kind):
 def test_only_what_is_new_is_read_and_the_last_token_always(folders, portable):
     """GEN-30, GEN-31."""
     network = Counting(load(folders["plain"]).network)
-    cache = PromptCache(network, keep)
+    cache = PromptCache(reads(network), keep)
     for ids in [*PROMPTS, PROMPTS[0]]:
         cache.read(ids)
     assert network.read == [305, 40, 9, 1, 1]
@@ -84,7 +84,7 @@ def test_only_what_is_new_is_read_and_the_last_token_always(folders, portable):
 def test_what_is_kept_is_bounded_and_the_one_used_longest_ago_goes(folders, portable):
     """GEN-31."""
     network = Counting(load(folders["plain"]).network)
-    cache = PromptCache(network, keep, max_tokens=25)
+    cache = PromptCache(reads(network), keep, max_tokens=25)
     first, second, third = tokens(10, 1), tokens(10, 2), tokens(10, 3)
     for ids in (first, second, first, third, first, second):
         cache.read(ids)
@@ -107,7 +107,7 @@ def test_layers_that_forget_keys_are_not_kept(folders, portable):
         return seen
 
     counting = Counting(network)
-    cache = PromptCache(counting, keep)
+    cache = PromptCache(reads(counting), keep)
     cache.read(SYSTEM[:9])
     cache.read(SYSTEM[:9])
     assert counting.read == [9, 9]

@@ -424,8 +424,10 @@ def test_an_adapter_for_other_weights_is_refused(tmp_path, model):
     save_file(other, tmp_path / "model.safetensors")
     adapter = Adapter.read(tmp_path / "adapter")
     merge(read_weights(model / "model.safetensors"), adapter)
-    with pytest.raises(InvalidRecordError, match="other weights"):
+    with pytest.raises(InvalidRecordError, match="other weights") as caught:
         merge(read_weights(tmp_path / "model.safetensors"), adapter)
+    assert (caught.value.file, caught.value.where) == ("base.json", "weights")
+    assert caught.value.expected != caught.value.actual
 
 
 @pytest.mark.parametrize(

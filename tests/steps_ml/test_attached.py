@@ -145,7 +145,7 @@ def test_prompts_read_before_and_prompts_beside_change_no_bit(attached):
     """GEN-55, GEN-51, GEN-58: rows of any batch and cache; the network itself is asked."""
     from kolm_build.runtime.decoder_loading import decoding_speaker
     from kolm_build.runtime.files import find_model
-    from kolm_build.runtime.generate import read_prompts
+    from kolm_build.runtime.generate import read_prompts, reads
     from kolm_build.runtime.loading import load
     from kolm_build.runtime.modules import keep
     from kolm_build.runtime.prompt_cache import PromptCache
@@ -154,7 +154,7 @@ def test_prompts_read_before_and_prompts_beside_change_no_bit(attached):
     assert decoding_speaker(find_model(attached)) is None
     network = load(attached).network
     with portable():
-        cache = PromptCache(network, keep)
+        cache = PromptCache(reads(network), keep)
         cache.read([*PROMPTS[0][:3], 9, 9])
         for prompt in PROMPTS:
             alone = read_prompts(network, [prompt])

@@ -62,3 +62,19 @@ def test_a_bad_verifier_is_refused_before_the_model_is_loaded(tmp_path):
     params = {"verifier": "regex:("}
     refusal = run_step("evaluate", tmp_path, inputs={}, params=params).refusal()
     assert refusal["where"] == "verifier.regex"
+
+
+@pytest.mark.parametrize("answer", ["lungs", "Lung", " lung"])
+def test_an_answer_outside_the_label_set_is_refused_by_row_and_field(tmp_path, answer):
+    """EVAL-19: before the model, which is none here, is read."""
+    rows = [("low mood", "mind"), ("a dry cough", answer)]
+    inputs = {
+        "model": write_rows(tmp_path / "model", "nothing", []),
+        "holdout": write_rows(tmp_path / "holdout", "holdout.jsonl", rows),
+    }
+    asking = {"labels": "bone\nlung\nmind", "metric": "label"}
+    refusal = run_step("evaluate", tmp_path, inputs=inputs, params=asking).refusal()
+    assert (refusal["code"], refusal["file"]) == ("input.data", "holdout.jsonl")
+    assert refusal["where"] == f"row 2 (sha256:{2:064x}), answer"
+    assert "'lung'" in refusal["expected"]
+    assert refusal["actual"] == repr(answer)

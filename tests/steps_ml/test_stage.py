@@ -130,6 +130,18 @@ def test_an_objective_says_whether_it_asks_for_the_reference(name):
 
 
 @pytest.mark.parametrize("name", TRAINED)
+def test_an_objective_says_whether_it_looks_at_the_network_before_a_step(name):
+    """Whoever writes another `prepare` below one that does not look has to say it anew."""
+    kind = type(objective(name, beta="0.1"))
+    assert kind.asks_network or first_with(kind, "prepare") is first_with(kind, "asks_network")
+
+
+def first_with(kind, name):
+    """The class that gives `kind` its `name`."""
+    return next(base for base in kind.__mro__ if name in vars(base))
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_an_objective_uses_rows_again_as_often_as_its_iterations_say(name):
     """RECIPE-27, ALG-8: and without that parameter never."""
     asked = "iterations" in {one.name for one in OBJECTIVES[name].parameters}

@@ -16,7 +16,8 @@ from time import monotonic, sleep
 import pytest
 
 from kolm_build.errors import NetworkError
-from kolm_build.store.remote.address import Credentials, open_place
+from kolm_build.store.remote.address import open_place
+from kolm_build.store.remote.credentials import Credentials
 from kolm_build.store.remote.folder import FolderPlace
 from kolm_build.store.remote.place import Place
 from tests.substituter.copying import QUICK

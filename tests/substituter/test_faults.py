@@ -374,7 +374,7 @@ def test_a_kept_connection_that_the_server_closed_is_opened_again(store, other, 
 
 def test_a_model_with_shared_tensors_survives_a_lying_join(store, other, place, tmp_path):
     """SUB-7: joined blobs are hashed as a whole, too."""
-    from kolm_build.store.remote.inventory import Inventory
+    from kolm_build.store.inventory import Inventory
 
     tree = store.ingest(model_folder(tmp_path / "model"))
     cache = FolderPlace(str(place / "cache"))
@@ -394,7 +394,7 @@ def test_a_model_with_shared_tensors_survives_a_lying_join(store, other, place, 
 def test_a_pack_that_names_its_blobs_wrongly_is_refused(store, other, place, tmp_path):
     """SUB-7: each blob of a pack is hashed by itself."""
     from kolm_build.store import pack
-    from kolm_build.store.remote.inventory import Inventory
+    from kolm_build.store.inventory import Inventory
     from kolm_build.store.remote.layout import pack_path
 
     tree = store.ingest(model_folder(tmp_path / "model"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kolm_build.core.digest import Blob, Digest
 from kolm_build.core.tree import File, Folder, Tree
 from kolm_build.errors import InvalidRecordError, KolmError
-from kolm_build.store.remote.inventory import Inventory
+from kolm_build.store.inventory import Inventory
 
 BLOBS = [Blob.of(bytes([n]) * n) for n in range(1, 60)]
 

@@ -61,7 +61,7 @@ ROWS: tuple[Algorithm, ...] = (
         ),
         step="neftune",
         backing="kolm_build.steps.objectives.neftune",
-        oracle="trl.SFTTrainer, neftune_noise_alpha; sft at alpha 0",
+        oracle="NumPy with the same draws; sft at alpha 0",
         passes="1 forward, 1 backward",
     ),
     Algorithm(

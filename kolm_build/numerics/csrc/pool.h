@@ -1,4 +1,5 @@
-// A small pool of threads for the testing library. The product's pool is PyTorch's.
+// A small pool of threads for the libraries without PyTorch. The pool of the one with it is
+// PyTorch's.
 #pragma once
 
 #include <atomic>

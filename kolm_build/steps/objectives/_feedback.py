@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from kolm_build.steps._conversations import Feedback, read_feedback
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, log_probability
-from kolm_build.steps._stage import Given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

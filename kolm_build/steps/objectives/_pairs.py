@@ -12,9 +12,9 @@ import torch
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import decimal
 from kolm_build.steps._conversations import Pair, read_pairs
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, token_log_probabilities
-from kolm_build.steps._stage import Given
 
 C = TypeVar("C")
 
@@ -238,7 +238,7 @@ def _example(tokens: Tokeniser, at: int, row: Pair) -> PairExample:
     where = f"row {at + 1} ({row.id})"
     return PairExample(
         number=at,
-        chosen=tokens.sequence(row.messages, row.chosen, where),
-        rejected=tokens.sequence(row.messages, row.rejected, where),
+        chosen=tokens.sequence(row.messages, row.chosen, f"{where}, chosen"),
+        rejected=tokens.sequence(row.messages, row.rejected, f"{where}, rejected"),
         margin=float(row.margin or "0"),
     )

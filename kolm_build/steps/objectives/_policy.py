@@ -17,6 +17,7 @@ import torch
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._conversations import read_prompts
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._rewards import Judge, RewardParams, judged
 from kolm_build.steps._rollouts import (
@@ -28,7 +29,6 @@ from kolm_build.steps._rollouts import (
     tempered_log_probabilities,
 )
 from kolm_build.steps._sequences import Continuation
-from kolm_build.steps._stage import Given
 
 SMALL = 1e-4
 """Added to a standard deviation that is divided by, as TRL does."""

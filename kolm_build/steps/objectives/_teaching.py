@@ -16,9 +16,9 @@ from kolm_build.steps._answers import AnswerMean
 from kolm_build.steps._bounds import decimal
 from kolm_build.steps._conversations import read_conversations
 from kolm_build.steps._files import input_folder
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Share
 from kolm_build.steps._sequences import Continuation, answer_logits, mixture
-from kolm_build.steps._stage import Given
 
 TEACHER = "teacher"
 

@@ -14,8 +14,9 @@ import torch
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import choice
 from kolm_build.steps._conversations import read_conversations
+from kolm_build.steps._given import Given
 from kolm_build.steps._sequences import Continuation, log_probability
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._answers import AnswerObjective, negative_log_likelihoods
 from kolm_build.steps.sft import tokenise
 

@@ -11,10 +11,11 @@ import torch
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import decimal
 from kolm_build.steps._conversations import read_prompts
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._rollouts import Completion, PromptExample, Sampler, Sampling
 from kolm_build.steps._sequences import answer_logits
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._teaching import jensen_shannon, load_teacher
 
 

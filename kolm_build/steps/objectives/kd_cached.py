@@ -13,8 +13,9 @@ from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._bounds import count
 from kolm_build.steps._conversations import read_conversations
 from kolm_build.steps._files import input_folder
+from kolm_build.steps._given import Given
 from kolm_build.steps._sequences import Continuation
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps._teacher_logits import (
     HEAD,
     Head,

@@ -21,10 +21,11 @@ from torch.nn.functional import nll_loss
 
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import choice, count, decimal
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Share
 from kolm_build.steps._rollouts import PromptExample, Sampling
 from kolm_build.steps._sequences import answer_logits, mixture
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._policy import PromptObjective
 from kolm_build.steps.objectives._teaching import divergence, load_teacher
 from kolm_build.steps.objectives.gkd import Said

@@ -11,7 +11,8 @@ from torch.nn.functional import logsigmoid
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidDataError
 from kolm_build.steps._bounds import decimal
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._given import Given
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._pairs import PairExample, PairObjective, Side, take_beta
 
 

@@ -11,10 +11,11 @@ from torch.nn.functional import logsigmoid
 
 from kolm_build.core.fields import Fields
 from kolm_build.steps._conversations import Stepwise, read_steps
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Share
 from kolm_build.steps._reward_head import PROCESS, step_ends
 from kolm_build.steps._sequences import IGNORED
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._reward import RewardObjective
 
 

@@ -17,9 +17,10 @@ from torch.nn.functional import cross_entropy
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import choice, decimal
 from kolm_build.steps._conversations import Messages, Rationale, read_rationales
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, answer_logits
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 
 ANSWER, WHY = "[label] ", "[rationale] "
 """What the prompt of either task begins with, as in the paper."""
@@ -89,8 +90,10 @@ class Rationales(Objective[Tasks, Tokens]):
     def _tasks(self, tokens: Tokeniser, row: Rationale, where: str) -> Tasks:
         asked = begun(row.messages, ANSWER) if self.prefixes == BOTH else row.messages
         return Tasks(
-            answer=tokens.sequence(asked, row.answer, where),
-            rationale=tokens.sequence(begun(row.messages, WHY), row.rationale, where),
+            answer=tokens.sequence(asked, row.answer, f"{where}, answer"),
+            rationale=tokens.sequence(
+                begun(row.messages, WHY), row.rationale, f"{where}, rationale"
+            ),
         )
 
     def columns(self, examples: Sequence[Tasks]) -> Mapping[str, Sequence[Sequence[int]]]:

@@ -10,9 +10,10 @@ from torch.nn.functional import logsigmoid
 
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import decimal
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Share
 from kolm_build.steps._reward_head import OUTCOME
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._pairs import PairExample, pair_columns, pair_examples
 from kolm_build.steps.objectives._reward import RewardObjective
 

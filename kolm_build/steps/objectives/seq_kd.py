@@ -11,9 +11,10 @@ from kolm_build.core.fields import Fields
 from kolm_build.steps._answers import AnswerMean
 from kolm_build.steps._bounds import count
 from kolm_build.steps._conversations import read_conversations, read_prompts
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Share
 from kolm_build.steps._sequences import Continuation, answer_logits
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._teaching import TEACHER, load_teacher
 
 

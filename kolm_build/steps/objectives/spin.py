@@ -12,10 +12,11 @@ from kolm_build.core.fields import Fields
 from kolm_build.steps._answers import AnswerRows
 from kolm_build.steps._bounds import count, decimal
 from kolm_build.steps._conversations import read_conversations
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Share
 from kolm_build.steps._rollouts import Sampler, Sampling, samples_digest
 from kolm_build.steps._sequences import Continuation, log_probability
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._duels import preference_loss
 
 

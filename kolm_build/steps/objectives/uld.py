@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy, pad
 from kolm_build.core.fields import Fields
 from kolm_build.steps._bounds import decimal
 from kolm_build.steps._conversations import read_conversations
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._sequences import Continuation, Tokeniser, answer_logits
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 from kolm_build.steps.objectives._teaching import absolute, load_teacher
 
 

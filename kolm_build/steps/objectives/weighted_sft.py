@@ -14,9 +14,10 @@ import torch
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidDataError
 from kolm_build.steps._conversations import read_feedback
+from kolm_build.steps._given import Given
 from kolm_build.steps._objective import Moment, Objective, Share
 from kolm_build.steps._sequences import Continuation, answer_logits
-from kolm_build.steps._stage import Given, Take, stage_main
+from kolm_build.steps._stage import Take, stage_main
 
 
 def main(argv: list[str]) -> int:

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from kolm_build.errors import UsageError
+from kolm_build.store.remote.credentials import Credentials
 from kolm_build.store.remote.place import Limits, Place
 
 KINDS = "file:FOLDER, http(s)://HOST/PATH, s3://BUCKET/PREFIX, oci://HOST/NAME"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What opens a bucket or a registry; never shown.
-
-    Attributes:
-        name: The access key's id, or the user.
-        secret: The secret key, or the password.
-        token: A session's token, where there is one.
-    """
-
-    name: str
-    secret: str
-    token: str | None = None
-
-    def __repr__(self) -> str:
-        return f"Credentials(name={self.name!r})"
 
 
 def open_place(

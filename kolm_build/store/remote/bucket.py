@@ -13,7 +13,7 @@ from hashlib import sha256
 from urllib.parse import SplitResult, quote
 
 from kolm_build.errors import NetworkError, UsageError
-from kolm_build.store.remote.address import Credentials
+from kolm_build.store.remote.credentials import Credentials
 from kolm_build.store.remote.http import (
     Headers,
     Signer,

@@ -8,7 +8,7 @@ from threading import Lock
 from kolm_build.core.digest import Digest
 from kolm_build.errors import CorruptObjectError, InvalidRecordError, MissingObjectError
 from kolm_build.store import pack
-from kolm_build.store.remote.inventory import Inventory, is_small
+from kolm_build.store.inventory import Inventory, is_small
 from kolm_build.store.remote.layout import (
     MAX_PACK_BYTES,
     MAX_RECORD_BYTES,

@@ -11,8 +11,8 @@ from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError, StoreFormatError
 from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.give import Blob, Giver
+from kolm_build.store.inventory import Inventory, is_small
 from kolm_build.store.remote.fetch import OnBytes
-from kolm_build.store.remote.inventory import Inventory, is_small
 from kolm_build.store.remote.layout import (
     FORMAT,
     FORMAT_PATH,

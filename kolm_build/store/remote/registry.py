@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from kolm_build.core import strict_json
 from kolm_build.errors import InvalidRecordError, NetworkError
-from kolm_build.store.remote.address import Credentials
+from kolm_build.store.remote.credentials import Credentials
 from kolm_build.store.remote.http import Web, WebStream, basic, open_object, unsigned
 from kolm_build.store.remote.place import Bytes, FaultError, Limits, Source
 

@@ -22,11 +22,11 @@ from kolm_build.errors import (
     SignatureError,
 )
 from kolm_build.store.claims import Key, StoredRealisation
+from kolm_build.store.inventory import Inventory
 from kolm_build.store.layout import Kind
 from kolm_build.store.local import LocalStore
 from kolm_build.store.opened import ATTEMPTS
 from kolm_build.store.remote.fetch import Fetch, OnBytes, fetch_inventory
-from kolm_build.store.remote.inventory import Inventory
 from kolm_build.store.remote.layout import MAX_RECORD_BYTES, derivation_path, log_path
 from kolm_build.store.remote.many import at_once
 from kolm_build.store.remote.place import Limits, Place

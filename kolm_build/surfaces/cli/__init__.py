@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     """Run `kolm` on `argv`; the exit status of spec/cli.md."""
     from kolm_build.surfaces.cli.door import through_door
     from kolm_build.surfaces.cli.parser import dispatch
-    from kolm_build.surfaces.cli.terminal import Terminal
+    from kolm_build.surfaces.terminal import Terminal
 
     terminal = Terminal.of_process()
     return through_door(lambda: dispatch(argv, terminal), argv, terminal)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kolm_build.surfaces.cli.options import add_passphrase, add_project, add_store
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -148,8 +148,8 @@ def _heard(
     args: Namespace, store: LocalStore, terminal: Terminal, urls: Sequence[str] = ()
 ) -> list[Claimed]:
     """What the store, and the substituters at `urls`, claim of the targets."""
-    from kolm_build.surfaces.cli.hearing import hear
     from kolm_build.surfaces.copying import wanted_outputs
+    from kolm_build.surfaces.listening import hear
     from kolm_build.surfaces.lookup import Look
     from kolm_build.surfaces.project import open_project
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kolm_build.surfaces.cli.parser import Parser, parser_of
 from kolm_build.surfaces.cli.table import COMMANDS
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

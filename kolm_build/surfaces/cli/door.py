@@ -14,7 +14,7 @@ from kolm_build.errors import Exit, KolmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kolm_build.surfaces.cli.terminal import Terminal
+    from kolm_build.surfaces.terminal import Terminal
 
 EXIT_PIPE = 141
 EXIT_TERMINATED = 143

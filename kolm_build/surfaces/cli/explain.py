@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kolm_build.surfaces.cli.options import add_json, add_project, add_store, add_target
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.cli.target import forecast_for, forecast_value, say_forecast
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 if TYPE_CHECKING:
     from kolm_build.core.forecast import Forecast

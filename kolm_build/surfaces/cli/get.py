@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kolm_build.surfaces.cli.options import add_json, add_project, add_store
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

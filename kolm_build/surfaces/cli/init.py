@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 
 def describe(parser: Parser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kolm_build.surfaces.cli.options import add_json, add_passphrase
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 ROLES = ("builder", "evaluator", "approver", "log")
 

@@ -14,7 +14,7 @@ from kolm_build.surfaces.cli.options import (
     add_store,
 )
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 if TYPE_CHECKING:
     from kolm_build.core.explain import Cause

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from kolm_build.errors import UsageError
 from kolm_build.surfaces.cli.table import COMMANDS, GROUPS, MODULES
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from kolm_build.surfaces.cli.options import (
     build_options,
 )
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 if TYPE_CHECKING:
     from kolm_build.attest.keys import SigningKey

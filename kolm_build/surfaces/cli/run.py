@@ -1,4 +1,4 @@
-"""`kolm run`: the one command that imports torch."""
+"""`kolm run`: the one command that computes with a model, and imports torch where it must."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from kolm_build.errors import BuildError, InvalidRecordError, UsageError
 from kolm_build.surfaces.cli.options import add_json, positive
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 if TYPE_CHECKING:
     from argparse import Namespace

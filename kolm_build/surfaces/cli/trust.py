@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kolm_build.errors import Exit
 from kolm_build.surfaces.cli.options import add_json, add_project, add_store, add_trust
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -68,8 +68,8 @@ def run(args: Namespace, terminal: Terminal) -> int:
 def _heard(
     names: list[str], trust: TrustPolicy, args: Namespace, terminal: Terminal
 ) -> list[Claimed]:
-    from kolm_build.surfaces.cli.hearing import hear
     from kolm_build.surfaces.copying import wanted_outputs
+    from kolm_build.surfaces.listening import hear
     from kolm_build.surfaces.lookup import Look
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project

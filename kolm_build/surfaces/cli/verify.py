@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kolm_build.surfaces.cli.options import add_json
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 if TYPE_CHECKING:
     from kolm_build.attest.container import Container

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from kolm_build import __version__
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 # Formats this program writes: record versions of the spec pages named like the keys.
 FORMATS = {"artifact": 1, "derivation": 1, "lock": 1, "recipe": 1, "step-protocol": 1, "store": 1}

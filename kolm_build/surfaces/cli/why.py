@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from kolm_build.surfaces.cli.options import add_json, add_project, add_store
 from kolm_build.surfaces.cli.parser import Parser
-from kolm_build.surfaces.cli.terminal import Terminal
+from kolm_build.surfaces.terminal import Terminal
 
 
 def describe(parser: Parser) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kolm_build.core.derivation import OutputInput
     from kolm_build.core.pipeline import Instance
     from kolm_build.store.local import LocalStore
-    from kolm_build.surfaces.cli.terminal import Terminal
+    from kolm_build.surfaces.terminal import Terminal
 
 
 def hear(

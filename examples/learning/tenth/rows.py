@@ -1,0 +1,1 @@
+../../icd-triage/rows.py
