@@ -338,9 +338,13 @@ class Classroom:
 
     def build(self, name: str, project: Path, targets: Sequence[str]) -> None:
         """Lock the project and build these nodes; what is there is used again."""
-        where = ("-C", str(project), "--lock", str(self._lock(name)), "--store", str(self.store))
+        where = self._where(name, project)
         kolm("lock", *where, "--update", "code", "--update", "environment")
         kolm("build", *where, "--no-sign", "--threads", str(self.threads), *targets)
+
+    def _where(self, name: str, project: Path) -> tuple[str, ...]:
+        """The options that name the project, its lock and the store."""
+        return ("-C", str(project), "--lock", str(self._lock(name)), "--store", str(self.store))
 
     def _lock(self, name: str) -> Path:
         return self.place / f"{name}.lock"
@@ -378,8 +382,8 @@ class Classroom:
             shutil.rmtree(parties, ignore_errors=True)
             known = {"given": given} | self._federate(lesson.folder, parties)
             told.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
-        with LocalStore.open(parties / "aggregator" / "store") as store:
-            _lay(store, Digest.parse(known["adapter"]), lesson.folder / lesson.rounds.adapter)
+        store = ("--store", str(parties / "aggregator" / "store"))
+        _get(known["adapter"], lesson.folder / lesson.rounds.adapter, *store)
         return int(known["cpu_s"])
 
     def _federate(self, folder: Path, parties: Path) -> dict[str, object]:
@@ -394,13 +398,8 @@ class Classroom:
         """Put what the parties need below `dest`; name to its digest."""
         project, outputs = EXAMPLES / rounds.recipe, rounds.inputs
         self.build(rounds.recipe, project, tuple(outputs.values()))
-        with LocalStore.open(self.store) as store:
-            prepared = self.prepared(rounds.recipe, project, store)
-            wanted = {name: prepared.instance.find(node) for name, node in outputs.items()}
-            contents = planned(prepared, wanted, store, check=False).contents
-            for name, one in wanted.items():
-                _lay(store, contents[one], dest / name)
-        return {name: str(contents[one]) for name, one in wanted.items()}
+        where = self._where(rounds.recipe, project)
+        return {name: _get(node, dest / name, *where) for name, node in outputs.items()}
 
 
 def _children_s() -> int:
@@ -408,13 +407,11 @@ def _children_s() -> int:
     return round(used.ru_utime + used.ru_stime)
 
 
-def _lay(store: LocalStore, tree: Digest, dest: Path) -> None:
-    """The files of a tree, writable, in place of what is at `dest`."""
-    shutil.rmtree(dest, ignore_errors=True)
+def _get(what: str, dest: Path, *where: str) -> str:
+    """Put an output in place of what is at `dest`; its digest."""
     dest.parent.mkdir(parents=True, exist_ok=True)
-    store.materialise(tree, dest)
-    for path in (dest, *dest.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    told = kolm("get", what, str(dest), "--force", "--json", *where)
+    return str(json.loads(told)["content"])
 
 
 @dataclass(frozen=True, kw_only=True)

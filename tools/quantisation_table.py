@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from kolm_build.core import strict_json
-from kolm_build.core.digest import Digest
 from kolm_build.core.numerics import Numerics
 from kolm_build.core.quantisation import SCHEMES
 from kolm_build.core.recipe import parse_recipe
@@ -38,7 +37,6 @@ from kolm_build.core.request import Circumstances, StepRequest
 from kolm_build.core.sections import Pipeline
 from kolm_build.numerics.kernels import LIBRARY
 from kolm_build.steps.table import INHERIT, STEPS
-from kolm_build.store.local import LocalStore
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "icd-triage"
@@ -365,8 +363,8 @@ def data_of(outputs_file: Path, store: Path, place: Path) -> dict[str, Path]:
     for name, output in wanted.items():
         folders[name] = place / f"rows-{name}"
         if not folders[name].exists():
-            with LocalStore.open(store, read_only=True) as opened:
-                opened.materialise(Digest.parse(trees[output]), folders[name])
+            got = ("get", trees[output], str(folders[name]), "--store", str(store))
+            subprocess.run([sys.executable, "-m", "kolm_build", *got], check=True)
     return folders
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from kolm_build.core.attached_files import VIRTUAL
-from kolm_build.core.beside import check_names, check_tensors, layers_at, positive
+from kolm_build.core.beside import check_tensors, layer_names, positive, tensors_at
 from kolm_build.core.fields import Fields
 from kolm_build.core.gated import GATED, Gated
 from kolm_build.core.weight_names import EMBEDDING, Shape
@@ -46,7 +46,7 @@ class Routing:
     rank: int
     alpha: int
 
-    def shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, int]]:
+    def shapes(self, inputs: int, outputs: int) -> Mapping[str, Shape]:
         """The shapes of `PARTS` beside a layer of so many `inputs` and `outputs`."""
         wide = self.experts * self.rank
         return {"down": (wide, inputs), "router": (self.experts, inputs), "up": (outputs, wide)}
@@ -98,7 +98,7 @@ class Mixed:
                 rank=positive(fields, "r"),
                 alpha=positive(fields, "lora_alpha"),
             ),
-            target_modules=tuple(map(str, fields.array("target_modules"))),
+            target_modules=layer_names(fields),
         )
         fields.done()
         made._check()
@@ -122,7 +122,6 @@ class Mixed:
                 expected=f"at most {routing.experts}, all of them where routing is {SOFT}",
                 actual=str(routing.top_k),
             )
-        check_names(self.target_modules)
 
     def wanted(self, base: Mapping[str, Shape]) -> Mapping[str, Shape]:
         """Name and shape of every tensor beside a model whose tensors have the shapes `base`.
@@ -130,12 +129,7 @@ class Mixed:
         Raises:
             InvalidRecordError: The model has no layer of one of the names.
         """
-        layers = layers_at(self.target_modules, base)
-        return {
-            f"{path}.{part}": shape
-            for path, (outputs, inputs) in layers.items()
-            for part, shape in self.routing.shapes(inputs, outputs).items()
-        }
+        return tensors_at(self.target_modules, base, self.routing.shapes)
 
     def check(self, base: Mapping[str, Shape], found: Mapping[str, tuple[str, Shape]]) -> None:
         """Refuse tensors, given by dtype and shape, other than those beside a model of `base`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from kolm_build.core.attached_files import TENSORS
 from kolm_build.core.fields import Fields
@@ -38,16 +38,44 @@ def layers_at(names: tuple[str, ...], base: Base) -> dict[str, tuple[int, int]]:
     return {path: (shape[0], shape[1]) for path, shape in layers.items()}
 
 
-def check_names(names: tuple[str, ...]) -> None:
-    """Refuse names of layers that are not sorted, or none.
+def layer_names(fields: Fields) -> tuple[str, ...]:
+    """The last names of layers under ``target_modules``.
 
     Raises:
-        InvalidRecordError: They are not.
+        InvalidRecordError: They are not sorted, or there is none.
     """
+    names = fields.records("target_modules", _name)
     if not names or list(names) != sorted(set(names)):
         raise InvalidRecordError(
             "not sorted names of layers", where="target_modules", actual=repr(names)[:80]
         )
+    return names
+
+
+def _name(value: object) -> str:
+    if type(value) is not str:
+        raise InvalidRecordError("wrong type", expected="text", actual=repr(value)[:80])
+    return value
+
+
+def tensors_at(
+    names: tuple[str, ...], base: Base, shapes: Callable[[int, int], Base]
+) -> dict[str, Shape]:
+    """Name and shape of every tensor beside the layers `names` of a model.
+
+    Args:
+        names: The last names of the layers.
+        base: The model's tensors.
+        shapes: The tensors beside a layer of so many inputs and outputs, by the parts' names.
+
+    Raises:
+        InvalidRecordError: The model has no layer of one of the names.
+    """
+    return {
+        f"{path}.{part}": shape
+        for path, (outputs, inputs) in layers_at(names, base).items()
+        for part, shape in shapes(inputs, outputs).items()
+    }
 
 
 def check_tensors(wanted: Base, found: Mapping[str, tuple[str, Shape]]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from kolm_build.core.attached_files import GATE, TRUNK
-from kolm_build.core.beside import Base, check_names, check_tensors, layers_at, positive
+from kolm_build.core.beside import Base, check_tensors, layer_names, positive, tensors_at
 from kolm_build.core.fields import Fields
 from kolm_build.core.weight_names import EMBEDDING, Shape
 from kolm_build.errors import InvalidRecordError
@@ -108,7 +108,7 @@ class Gated:
             top_k=positive(fields, "top_k"),
             hidden_size=positive(fields, "hidden_size"),
             widths=fields.records("widths", _width),
-            target_modules=tuple(map(str, fields.array("target_modules"))),
+            target_modules=layer_names(fields),
         )
         fields.done()
         made._check()
@@ -122,7 +122,6 @@ class Gated:
                 expected=f"at most {len(self.experts)}",
                 actual=str(self.top_k),
             )
-        check_names(self.target_modules)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -135,12 +134,7 @@ class Gated:
         Raises:
             InvalidRecordError: The model has no layer of one of the names.
         """
-        layers = layers_at(self.target_modules, base)
-        return self._trunk() | {
-            f"{path}.{part}": shape
-            for path, (outputs, inputs) in layers.items()
-            for part, shape in self._shapes(inputs, outputs).items()
-        }
+        return self._trunk() | tensors_at(self.target_modules, base, self._shapes)
 
     def _shapes(self, inputs: int, outputs: int) -> Mapping[str, Shape]:
         """The shapes of `PARTS` beside a layer of so many `inputs` and `outputs`."""

@@ -6,9 +6,9 @@ Read through ctypes: a few calls, so that no package is needed where there is no
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
 
+from kolm_build.core.machine import Accelerator
 from kolm_build.errors import MachineError
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -28,23 +28,6 @@ class AcceleratorError(MachineError):
     code = "machine.accelerator-unreadable"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """One GPU as the driver tells it.
-
-    Attributes:
-        name: The product's name.
-        architecture: Such as ``sm_90``.
-        driver: The driver's version.
-        memory_bytes: Its memory.
-    """
-
-    name: str
-    architecture: str
-    driver: str
-    memory_bytes: int
-
-
 def open_library() -> Any | None:
     """NVML, or None where this machine has no NVIDIA driver.
 
@@ -59,7 +42,7 @@ def open_library() -> Any | None:
         raise _unreadable(LIBRARY, "a library that can be loaded", str(error)) from error
 
 
-def read_devices(library: Any | None = None) -> tuple[Device, ...]:
+def read_devices(library: Any | None = None) -> tuple[Accelerator, ...]:
     """The GPUs, in NVML's order; none where there is no driver, or it is not loaded.
 
     Args:
@@ -87,14 +70,14 @@ def _initialised(library: Any) -> bool:
     return bool(status == _SUCCESS)
 
 
-def _devices(library: Any) -> tuple[Device, ...]:
+def _devices(library: Any) -> tuple[Accelerator, ...]:
     count = ctypes.c_uint()
     _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
     driver = _text(library, "nvmlSystemGetDriverVersion")
     return tuple(_device(library, index, driver) for index in range(count.value))
 
 
-def _device(library: Any, index: int, driver: str) -> Device:
+def _device(library: Any, index: int, driver: str) -> Accelerator:
     device = ctypes.c_void_p()
     _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
     memory, major, minor = _Memory(), ctypes.c_int(), ctypes.c_int()
@@ -103,7 +86,7 @@ def _device(library: Any, index: int, driver: str) -> Device:
         library, "nvmlDeviceGetCudaComputeCapability", device,
         ctypes.byref(major), ctypes.byref(minor),
     )  # fmt: skip
-    return Device(
+    return Accelerator(
         name=_text(library, "nvmlDeviceGetName", device),
         architecture=f"sm_{major.value}{minor.value}",
         driver=driver,

@@ -51,11 +51,11 @@ def probe_machine() -> dict[str, object]:
     """
     from platform import libc_ver
 
-    from kolm_build.engine.accelerators import probe_accelerators
+    from kolm_build.engine.nvml import read_devices
 
     facts = cpu_facts(read_cpuinfo())
     return {
-        "accelerators": [accelerator.to_value() for accelerator in probe_accelerators()],
+        "accelerators": [accelerator.to_value() for accelerator in read_devices()],
         "cpu": facts.get("model name") or facts.get("CPU part") or "unknown",
         "cpus": len(os.sched_getaffinity(0)),
         "kernel": os.uname().release,

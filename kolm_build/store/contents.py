@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kolm_build.core.digest import Blob, Digest
+from kolm_build.errors import MissingObjectError
 from kolm_build.store.door import door
 from kolm_build.store.layout import Kind
 from kolm_build.store.opened import Opened, absent
@@ -144,6 +145,27 @@ class Contents(Opened):
             if not self._read_only:
                 self.pin([tree])
             self._reader.materialise(tree, str(dest))
+
+    def materialise_file(self, tree: Digest, name: str, dest: Path) -> None:
+        """Make the file `dest` from the file `name` of a tree: read-only, every byte checked.
+
+        Raises:
+            MissingObjectError: The tree has no such file.
+            CorruptObjectError: An object's bytes changed; nothing is left at `dest`.
+        """
+        from kolm_build.core.tree import File
+
+        with door(self._layout.root):
+            if not self._read_only:
+                self.pin([tree])
+            node = dict(self._reader.tree(tree).entries).get(name)
+            if not isinstance(node, File):
+                raise MissingObjectError("the tree has no such file", where=name)
+            try:
+                self._reader.restore_file(node, str(dest))
+            except BaseException:
+                dest.unlink(missing_ok=True)
+                raise
 
     def contents(self) -> tuple[frozenset[Digest], frozenset[Digest]]:
         """Every tree, and every blob, that is here."""

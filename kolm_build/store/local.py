@@ -44,7 +44,11 @@ class LocalStore(Contents, Records, Exchange, Upkeep):
         with door(layout.root):
             if not layout.is_made():
                 if read_only:
-                    raise ReadOnlyStoreError("there is no store here", file=layout.root)
+                    raise ReadOnlyStoreError(
+                        "there is no store here",
+                        file=layout.root,
+                        advice="`kolm lock` and `kolm build` make one; --store DIR names another.",
+                    )
                 _make(layout)
             elif not read_only and not layout.is_whole():
                 layout.make()

@@ -162,14 +162,19 @@ class Reader:
         for name, node in self.tree(digest).entries:
             path = f"{dest}/{name}"
             if isinstance(node, File):
-                self._restore_file(node, path)
+                self.restore_file(node, path)
             elif isinstance(node, Folder):
                 os.mkdir(path)
                 self._fill(node.tree, path, depth + 1)
             else:
                 _restore_link(node, path, depth)
 
-    def _restore_file(self, node: File, path: str) -> None:
+    def restore_file(self, node: File, path: str) -> None:
+        """Make the file `path`, read-only.
+
+        Raises:
+            CorruptObjectError: Its bytes changed; what was written is left to the caller to remove.
+        """
         target = create(path)
         try:
             self._check_blob(node.b3, self._copy(node.b3, target))

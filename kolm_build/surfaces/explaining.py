@@ -50,7 +50,7 @@ class Account:
 
     def lines(self) -> Iterator[str]:
         """The account for people."""
-        yield _TITLES[self.about]
+        yield self._title()
         causes = [cause for cause in self.explanation.causes if self._concerns(cause.node)]
         if not causes and not self.explanation.removed:
             yield "nothing changed"
@@ -59,6 +59,14 @@ class Account:
         for name in self.explanation.removed if self.node is None else ():
             yield f"{name}: is no more"
         yield from self._consequences()
+
+    def _title(self) -> str:
+        """What the lines after it are about."""
+        causes = self.explanation.causes
+        follows = self.explanation.follows or self.explanation.removed
+        if self.about == LAST and causes and not follows and all(one.is_new for one in causes):
+            return "nothing changed since the last build, and none before it is known:"
+        return _TITLES[self.about]
 
     def _cause(self, cause: Cause) -> Iterator[str]:
         done = f" ({self.actions[cause.node]})" if cause.node in self.actions else ""
@@ -81,15 +89,22 @@ class Account:
                 yield f"so these were built: {', '.join(ran)}"
             if spared:
                 yield f"same bytes came out, so these were not built again: {', '.join(spared)}"
-            return
+        yield from self._to_build(nodes)
+
+    def _to_build(self, following: list[str]) -> Iterator[str]:
+        """What the next build would run; `following` may turn out to be spared."""
         run = [name for name in self.builds if self.node in (None, name)]
-        if run:
-            yield f"to build: {', '.join(run)}"
-            below = [name for name in run if name in nodes]
-            if below:
-                yield f"unless the same bytes come out above: {', '.join(below)}"
-        else:
+        if self.about == LAST:
+            if run:
+                yield f"not built yet: {', '.join(run)}"
+            return
+        if not run:
             yield "nothing to build: every result is here"
+            return
+        yield f"to build: {', '.join(run)}"
+        below = [name for name in run if name in following]
+        if below:
+            yield f"unless the same bytes come out above: {', '.join(below)}"
 
 
 def account_of(look: Look, store: LocalStore, *, node: str | None) -> Account:

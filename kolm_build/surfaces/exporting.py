@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.building import Options, find_environments, make_builder
 from kolm_build.surfaces.code import lock_code
 from kolm_build.surfaces.files import sync_folder
+from kolm_build.surfaces.placing import make_own, put, room_beside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,23 +177,12 @@ def _check_place(dest: Path, form: Format) -> None:
 
 def _place(made: Digest, dest: Path, form: Format, store: LocalStore) -> None:
     """Put the tree `made`, or its one file, under `dest`: whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", dir=dest.parent) as folder:
-        out = Path(folder, "out")
+    with room_beside(dest) as room:
+        out = room / "out"
         store.materialise(made, out)
-        _make_own(out)
-        if form.is_folder:
-            if dest.exists():
-                dest.rmdir()
-            out.rename(dest)
-        else:
-            next(out.iterdir()).replace(dest)
+        make_own(out)
+        put(out if form.is_folder else next(out.iterdir()), dest, aside=room / "before")
         sync_folder(dest.parent)
-
-
-def _make_own(folder: Path) -> None:
-    """Let the user change and remove what the store gives read-only."""
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _size_bytes(path: Path) -> int:

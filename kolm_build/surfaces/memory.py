@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -83,7 +83,7 @@ def recall(lock: Path, store: LocalStore) -> Builds:
 
 
 def remember(prepared: Prepared, actions: Mapping[Digest, str], store: LocalStore) -> None:
-    """Note a build that went well."""
+    """Note a build that went well; one of the same nodes goes on with the last."""
     instance = prepared.instance
     names = {digest: name for name, digest in instance.digests.items()}
     now = Remembered(
@@ -91,10 +91,18 @@ def remember(prepared: Prepared, actions: Mapping[Digest, str], store: LocalStor
         actions={names[digest]: action for digest, action in actions.items()},
     )
     known = recall(prepared.project.lock_file, store)
+    before = known.last
     if known.last.nodes == now.nodes:
-        return
-    value = {"v": VERSION, "last": now.to_value(), "before": known.last.to_value()}
-    store.memo_put(_key(prepared.project.lock_file), cbor.encode(value))
+        now, before = _gone_on(known.last, now), known.before
+    if now != known.last:
+        value = {"v": VERSION, "last": now.to_value(), "before": before.to_value()}
+        store.memo_put(_key(prepared.project.lock_file), cbor.encode(value))
+
+
+def _gone_on(first: Remembered, second: Remembered) -> Remembered:
+    """Two builds of the same nodes as one: what the second found made, the first may have made."""
+    made = {name: action for name, action in first.actions.items() if action != "reused"}
+    return replace(second, actions={**first.actions, **second.actions, **made})
 
 
 def add_root(prepared: Prepared, store: LocalStore) -> None:

@@ -105,7 +105,7 @@ def test_a_build_with_nothing_to_do_is_told_before_anything_slow_is_imported(tmp
     assert "kolm_build.store.glance" in found
     assert "kolm_build.store.local" not in found
     assert not found & SLOW
-    assert not found & {"ctypes", "kolm_build.engine.nvml", "kolm_build.engine.accelerators"}
+    assert not found & {"ctypes", "kolm_build.engine.nvml"}
 
 
 def test_verify_needs_the_standard_library_and_cryptography_alone(tmp_path):

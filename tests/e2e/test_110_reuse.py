@@ -112,3 +112,27 @@ def test_a_lock_may_lie_elsewhere_and_has_its_outputs_beside_it(project, tmp_pat
     assert sorted(path.name for path in lock.parent.iterdir()) == ["words.lock", "words.outputs"]
     assert not (project.root / "kolm.lock").exists()
     assert project.ok("rebuild", "--lock", str(lock)).out.count("identical: ") == 2
+
+
+def test_after_a_first_build_of_some_nodes_the_rest_is_said_to_be_unbuilt(project):
+    """And once it is built, what each build did is told."""
+    project.ok("lock")
+    project.ok("build", "count")
+    told = project.ok("explain").out
+    assert told.startswith("nothing changed since the last build, and none before it is known:\n")
+    assert told.endswith(("not built yet: length, top\n", "not built yet: top, length\n"))
+    project.ok("build")
+    told = project.ok("explain").out
+    assert "not built yet" not in told
+    for node in ("count", "length", "top"):
+        assert f"{node}: is new (built)\n" in told
+
+
+def test_one_change_of_a_lock_is_one(project):
+    project.ok("lock")
+    project.replace("kolm.toml", "limit = 2", "limit = 3")
+    answer = project.kolm("lock", "--check")
+    assert (answer.status, "more)" in answer.err) == (2, False)
+    assert project.ok("lock").err == "kolm.lock: 1 change\n"
+    project.replace("count.py", "import json\n", "import json  # a remark\n")
+    assert "what would be locked now (and 1 change more)" in project.kolm("lock", "--check").err

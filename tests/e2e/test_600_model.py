@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,67 +16,17 @@ from kolm_build.core.split import is_holdout
 from kolm_build.store.claims import StoredRealisation
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.substituting import signed
+from tests.e2e.tiny import ROOT, Place
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
 
 pytestmark = [pytest.mark.ml, pytest.mark.xdist_group("model")]
 
 
-@dataclass(frozen=True)
-class Place:
-    """A user's home, a project in it, and a store."""
-
-    home: Path
-
-    @property
-    def project(self) -> Path:
-        return self.home / "tiny"
-
-    @property
-    def artifact(self) -> Path:
-        return self.project / "tiny.kolm"
-
-    def kolm(self, *argv: str, prefix=(), **options) -> subprocess.CompletedProcess[str]:
-        kept = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        environment = kept | {
-            "HOME": str(self.home),
-            "KOLM_STORE": str(self.home / "store"),
-            **options.pop("environment", {}),
-        }
-        return subprocess.run(
-            [*prefix, sys.executable, "-m", "kolm_build", *argv],
-            **({"cwd": self.project} | options),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def ok(self, *argv: str, **options) -> str:
-        done = self.kolm(*argv, **options)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def replace(self, name: str, old: str, new: str) -> None:
-        path = self.project / name
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new, 1))
-
-    def id(self) -> str:
-        return json.loads(self.ok("show", str(self.artifact), "--json"))["artifact"]
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Place:
     """The tiny example, locked, built and signed."""
-    place = Place(tmp_path_factory.mktemp("home"))
-    shutil.copytree(ROOT / "examples" / "tiny", place.project, ignore=shutil.ignore_patterns("__*"))
-    place.ok("key", "new", "--unencrypted")
-    place.ok("key", "trust", str(place.home / ".config/kolm/key.pem.pub"), "--name", "me")
-    place.ok("lock")
-    place.ok("build", "--jobs", "2")
-    return place
+    return Place.copied(tmp_path_factory.mktemp("home")).built()
 
 
 @pytest.fixture

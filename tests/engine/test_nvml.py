@@ -10,7 +10,6 @@ import pytest
 
 from kolm_build.core.machine import Accelerator
 from kolm_build.engine import nvml
-from kolm_build.engine.accelerators import probe_accelerators
 from kolm_build.engine.builder import SandboxBuilder
 from kolm_build.engine.nvml import AcceleratorError, read_devices
 from kolm_build.engine.probe import probe_machine
@@ -60,7 +59,7 @@ def test_every_gpu_is_recorded_with_name_architecture_driver_and_memory() -> Non
     expected = Accelerator(
         name="NVIDIA H100", architecture="sm_90", driver="580.1", memory_bytes=80 << 30
     )
-    assert probe_accelerators(FakeNvml()) == (expected, expected)
+    assert read_devices(FakeNvml()) == (expected, expected)
 
 
 @pytest.mark.parametrize("call", CALLS)

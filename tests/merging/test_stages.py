@@ -12,7 +12,7 @@ from kolm_build.steps.combine import parse_method
 from kolm_build.steps.table import STEPS
 from tests.core.samples import PLATFORM, digest, lock
 from tests.core.test_pipeline import edges
-from tests.core.test_stages import HEAD, stage
+from tests.support.staged import HEAD, stage
 
 
 def recipe(algorithm, **keys):

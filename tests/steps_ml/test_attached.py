@@ -258,6 +258,7 @@ def edited(folder, **changes):
         ({"peft_type": "LORA"}, "peft_type"),
         ({"peft_type": "PREFIX_TUNING"}, "num_virtual_tokens"),
         ({"target_modules": ["down_proj", "no_proj"]}, "target_modules"),
+        ({"target_modules": ["down_proj", 3]}, "target_modules[1]"),
         ({"target_modules": ["down_proj"]}, "adapter_model.safetensors: model.layers.0."),
         ({"lora_dropout": 1}, "lora_dropout"),
     ],

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kolm_build.core.digest import Blob, Digest, Sha256
 from kolm_build.core.tree import File, Folder, Link, Tree
 from kolm_build.errors import (
+    CorruptObjectError,
     InvalidRecordError,
     KolmError,
     MissingObjectError,
@@ -21,7 +22,7 @@ from kolm_build.errors import (
     StoreFormatError,
 )
 from kolm_build.store.local import LocalStore
-from tests.store.builders import blob_path, make_folder, read_folder, safetensors
+from tests.store.builders import blob_path, damage, make_folder, read_folder, safetensors
 
 BIG = bytes(range(256)) * 20_000  # larger than what is read at once
 
@@ -358,3 +359,18 @@ def test_a_link_at_an_objects_name_is_not_followed(store: LocalStore, place: Pat
 
 def _file(data: bytes) -> File:
     return File(b3=Digest.of_blob(data), sha256=Sha256.of_blob(data), size_bytes=len(data))
+
+
+def test_one_file_of_a_tree_is_restored_checked_or_not_at_all(
+    store: LocalStore, place: Path
+) -> None:
+    tree = store.ingest(make_folder(place / "in", {"a": b"1", "sub/b": BIG}))
+    store.materialise_file(tree, "a", place / "out")
+    assert ((place / "out").read_bytes(), (place / "out").stat().st_mode & 0o777) == (b"1", 0o444)
+    for name in ("sub", "nothing"):
+        with pytest.raises(MissingObjectError, match="no such file"):
+            store.materialise_file(tree, name, place / "other")
+    damage(blob_path(store, Digest.of_blob(b"1")), b"2")
+    with pytest.raises(CorruptObjectError):
+        store.materialise_file(tree, "a", place / "other")
+    assert not (place / "other").exists()

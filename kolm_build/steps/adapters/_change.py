@@ -79,6 +79,23 @@ class Change(ABC):
         """
 
 
+def float32_alone(training: TrainingParams, why: str) -> torch.dtype:
+    """Float32, for what can be trained in nothing else.
+
+    Args:
+        training: What the recipe asks for.
+        why: Why, as the error says it.
+
+    Raises:
+        InvalidRecordError: The recipe asks for another.
+    """
+    if training.compute_dtype != "fp32":
+        raise InvalidRecordError(
+            why, where="compute_dtype", expected="fp32", actual=training.compute_dtype
+        )
+    return torch.float32
+
+
 def check_layers(network: torch.nn.Module, names: Sequence[str]) -> None:
     """Refuse a name that no linear layer has; PEFT would pass over it in silence."""
     linear = {path.rpartition(".")[2] for path, _ in adapted_layers(network, ())}

@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 
 from kolm_build.core.fields import Fields
-from kolm_build.errors import InvalidRecordError
 from kolm_build.runtime.weights import DTYPES as TORCH_DTYPES
 from kolm_build.steps._bounds import choice
 from kolm_build.steps._files import copy_others
@@ -18,7 +17,7 @@ from kolm_build.steps._tensors import weight_of
 from kolm_build.steps._trace import diverged
 from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps._weights import DTYPES, Weight, read_weights, write_weights
-from kolm_build.steps.adapters._change import MODEL, Change
+from kolm_build.steps.adapters._change import MODEL, Change, float32_alone
 
 WEIGHTS = "model.safetensors"
 AS_BASE = "base"
@@ -48,14 +47,7 @@ class Full(Change):
         Raises:
             InvalidRecordError: The recipe asks for another.
         """
-        if training.compute_dtype != "fp32":
-            raise InvalidRecordError(
-                "every weight is trained in float32",
-                where="compute_dtype",
-                expected="fp32",
-                actual=training.compute_dtype,
-            )
-        return torch.float32
+        return float32_alone(training, "every weight is trained in float32")
 
     def attach(self, network: Any) -> Any:
         """`network` itself."""

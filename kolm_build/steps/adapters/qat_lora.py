@@ -17,11 +17,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from kolm_build.core.fields import Fields
-from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._adapter_kinds import lora_delta
 from kolm_build.steps._bounds import count
 from kolm_build.steps._training_params import TrainingParams
 from kolm_build.steps._weights import read_weights
+from kolm_build.steps.adapters._change import float32_alone
 from kolm_build.steps.adapters._rounded import (
     Refresher,
     Rounding,
@@ -92,14 +92,7 @@ class QatLora(Lora):
         Raises:
             InvalidRecordError: The recipe asks for another.
         """
-        if training.compute_dtype != "fp32":
-            raise InvalidRecordError(
-                "sums are rounded from float32",
-                where="compute_dtype",
-                expected="fp32",
-                actual=training.compute_dtype,
-            )
-        return torch.float32
+        return float32_alone(training, "sums are rounded from float32")
 
     def look(self, base: Path) -> None:
         """Note what each matrix is stored in: merged, it is that again."""

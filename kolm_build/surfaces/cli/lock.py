@@ -141,7 +141,8 @@ def _checked(project: Project, before: Lock | None, lock: Lock, terminal: Termin
         return 0
     first, more = found[0], len(found) - 1
     raise StaleLockError(
-        "the lock is not what would be locked now" + (f" ({more} more changes)" if more else ""),
+        "the lock is not what would be locked now"
+        + (f" (and {_changes(more)} more)" if more else ""),
         file=shown_path(project.lock_file),
         where=f"{first.kind} {first.name}",
         expected=first.after or "absent",
@@ -168,7 +169,11 @@ def _tell(
         inputs, distributions = len(lock.inputs), len(lock.environment.distributions)
         terminal.tell(f"{file}: {inputs} inputs and {distributions} distributions locked")
     else:
-        terminal.tell(f"{file}: {len(found)} changes" if found else f"{file}: nothing changed")
+        terminal.tell(f"{file}: {_changes(len(found))}")
+
+
+def _changes(count: int) -> str:
+    return f"{count} change{'' if count == 1 else 's'}" if count else "nothing changed"
 
 
 def _diff(args: Namespace, terminal: Terminal) -> int:

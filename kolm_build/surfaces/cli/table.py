@@ -9,6 +9,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "init": "write a starter recipe",
         "lock": "pin every input of the recipe by its hash",
         "build": "make what the lock describes, or find it made",
+        "get": "write what was built to a folder or file of yours",
         "copy": "copy what was built to a substituter, or from one",
         "run": "ask a built model one question",
         "federated": "train at several sites whose rows stay where they are",
