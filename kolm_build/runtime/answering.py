@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kolm_build.core.numerics import NATIVE
 from kolm_build.runtime.compiled_loading import compiled_speaker
-from kolm_build.runtime.files import find_model, numerics_of
+from kolm_build.runtime.files import ModelFiles, find_model
 from kolm_build.runtime.memory import give_back
 from kolm_build.runtime.opening import OpenedModel
 
@@ -23,19 +23,23 @@ def opened(path: str | Path, *, threads: int = 1) -> OpenedModel:
     Determinism:
         Every bit is that of `kolm_build.runtime.modules.opened`.
     """
-    place = Path(path)
-    if numerics_of(place) != NATIVE:
-        found = _compiled(place, threads) or by_decoder(place, threads=threads)
+    return answering(find_model(Path(path)), threads=threads)
+
+
+def answering(files: ModelFiles, *, threads: int = 1) -> OpenedModel:
+    """The model of `files`, to be used."""
+    if files.numerics != NATIVE:
+        found = _compiled(files, threads) or _by_decoder(files, threads)
         if found is not None:
             return found
     # Seconds of imports, and only for models that no `Decoder` reads (GEN-60).
     from kolm_build.runtime import modules
 
-    return modules.opened(place, threads=threads)
+    return modules.answering(files, threads=threads)
 
 
-def _compiled(path: Path, threads: int) -> OpenedModel | None:
-    speaker = compiled_speaker(find_model(path), threads=threads)
+def _compiled(files: ModelFiles, threads: int) -> OpenedModel | None:
+    speaker = compiled_speaker(files, threads=threads)
     give_back()
     if speaker is None:
         return None
@@ -45,12 +49,16 @@ def _compiled(path: Path, threads: int) -> OpenedModel | None:
 
 def by_decoder(path: Path, *, threads: int = 1) -> OpenedModel | None:
     """The model at `path`, read by torch's operators; None where no `Decoder` reads it."""
+    return _by_decoder(find_model(path), threads)
+
+
+def _by_decoder(files: ModelFiles, threads: int) -> OpenedModel | None:
     from kolm_build.numerics import portable
     from kolm_build.runtime.arithmetic import portable_arithmetic
     from kolm_build.runtime.decoder_loading import decoding_speaker
 
     portable.load()
-    speaker = decoding_speaker(find_model(path))  # compares, and computes nothing
+    speaker = decoding_speaker(files)  # compares, and computes nothing
     give_back()
     if speaker is None:
         return None
