@@ -13,7 +13,7 @@ from pathlib import Path
 from kolm_build.core.numerics import NATIVE
 from kolm_build.errors import MachineError
 from kolm_build.runtime.compiled_loading import compiled_speaker
-from kolm_build.runtime.files import find_model, numerics_of
+from kolm_build.runtime.files import ModelFiles, find_model
 from kolm_build.runtime.memory import give_back
 from kolm_build.runtime.opening import OpenedModel
 
@@ -27,35 +27,43 @@ def opened(path: str | Path, *, threads: int = 1) -> OpenedModel:
     Raises:
         MachineError: PyTorch has to be asked, and is not installed (GEN-75).
     """
-    place = Path(path)
-    is_native = numerics_of(place) == NATIVE
-    found = None if is_native else _compiled(place, threads)
+    return answering(find_model(Path(path)), threads=threads)
+
+
+def answering(files: ModelFiles, *, threads: int = 1) -> OpenedModel:
+    """The model of `files`, to be used.
+
+    Raises:
+        MachineError: PyTorch has to be asked, and is not installed (GEN-75).
+    """
+    is_native = files.numerics == NATIVE
+    found = None if is_native else _compiled(files, threads)
     if found is None:
-        _need_torch(place)
-        found = None if is_native else by_decoder(place, threads=threads)
+        _need_torch(files.source)
+        found = None if is_native else _by_decoder(files, threads)
     if found is not None:
         return found
     # Seconds of imports, and only for models that no `Decoder` reads (GEN-60).
     from kolm_build.runtime import modules
 
-    return modules.opened(place, threads=threads)
+    return modules.answering(files, threads=threads)
 
 
-def _need_torch(path: Path) -> None:
+def _need_torch(source: str) -> None:
     try:
         import torch  # noqa: F401 -- whether it is there
     except ImportError:
         raise MachineError(
             "a model that PyTorch has to read",
-            where=str(path),
+            where=source,
             expected="the distributions torch and transformers",
             actual="not installed",
             advice="pip install 'kolm-build[steps]'",
         ) from None
 
 
-def _compiled(path: Path, threads: int) -> OpenedModel | None:
-    speaker = compiled_speaker(find_model(path), threads=threads)
+def _compiled(files: ModelFiles, threads: int) -> OpenedModel | None:
+    speaker = compiled_speaker(files, threads=threads)
     give_back()
     if speaker is None:
         return None
@@ -65,12 +73,16 @@ def _compiled(path: Path, threads: int) -> OpenedModel | None:
 
 def by_decoder(path: Path, *, threads: int = 1) -> OpenedModel | None:
     """The model at `path`, read by torch's operators; None where no `Decoder` reads it."""
+    return _by_decoder(find_model(path), threads)
+
+
+def _by_decoder(files: ModelFiles, threads: int) -> OpenedModel | None:
     from kolm_build.numerics import portable
     from kolm_build.runtime.arithmetic import portable_arithmetic
     from kolm_build.runtime.decoder_loading import decoding_speaker
 
     portable.load()
-    speaker = decoding_speaker(find_model(path))  # compares, and computes nothing
+    speaker = decoding_speaker(files)  # compares, and computes nothing
     give_back()
     if speaker is None:
         return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -46,10 +47,12 @@ class ModelFiles:
     Attributes:
         source: The folder or artifact, as the user named it.
         extents: File name to place.
+        numerics: The numerics class that an artifact was judged in; `portable-1` for a folder.
     """
 
     source: str
     extents: Mapping[str, Extent]
+    numerics: str = PORTABLE
 
     def has(self, name: str) -> bool:
         """Whether the model has a file `name`."""
@@ -117,63 +120,57 @@ class ModelFiles:
 def find_model(path: Path) -> ModelFiles:
     """The files of the model at `path`: a folder, or an artifact.
 
-    An artifact's directory is parsed strictly; that its bytes are the signed ones is for
-    `kolm verify` to say.
+    An artifact's directory is parsed strictly, and once; that its bytes are the signed ones is
+    for `kolm verify` to say.
 
     Raises:
-        InvalidRecordError: `path` is neither.
+        InvalidRecordError: `path` is neither, or an artifact whose manifest is bad.
     """
-    if path.is_dir():
-        files = sorted(child for child in path.iterdir() if child.is_file())
-        extents = {
-            file.name: Extent(path=file, offset=0, size=file.stat().st_size) for file in files
-        }
-    else:
-        extents = _members(path)
+    if not path.is_dir():
+        return _artifact(path)
+    files = sorted(child for child in path.iterdir() if child.is_file())
+    extents = {file.name: Extent(path=file, offset=0, size=file.stat().st_size) for file in files}
     return ModelFiles(source=str(path), extents=extents)
 
 
-def numerics_of(path: Path) -> str:
-    """The numerics class that the artifact at `path` was judged in; `portable-1` for a folder.
+def files_in(path: Path, placed: Iterable[archive.Placed], numerics: str) -> ModelFiles:
+    """The files of the model in the artifact at `path`.
 
-    Raises:
-        InvalidRecordError: `path` is no artifact, or its manifest is bad.
+    Args:
+        path: The artifact.
+        placed: Its members.
+        numerics: The numerics class in its manifest.
     """
-    if path.is_dir():
-        return PORTABLE
-    layout = _layout(path)
-    place = next((one for one in layout.placed if one.member.path == archive.MANIFEST), None)
-    try:
-        if place is None:
-            raise InvalidRecordError("an artifact without a manifest")
-        with path.open("rb") as file:
-            data = _reader(file)(place.offset, min(place.member.size, MAX_MANIFEST_BYTES + 1))
-        return Manifest.decode(data).numerics
-    except InvalidRecordError as error:
-        raise error.in_file(str(path)) from None
-
-
-def _members(path: Path) -> dict[str, Extent]:
-    layout = _layout(path)
-    return {
+    extents = {
         piece.member.path.removeprefix(PREFIX): Extent(
             path=path, offset=piece.offset, size=piece.member.size
         )
-        for piece in layout.placed
+        for piece in placed
         if piece.member.path.startswith(PREFIX)
     }
+    return ModelFiles(source=str(path), extents=extents, numerics=numerics)
 
 
-def _layout(path: Path) -> archive.Layout:
+def _artifact(path: Path) -> ModelFiles:
     if not path.is_file():
         raise InvalidRecordError(
             "no such model", file=str(path), expected="a folder or an artifact"
         )
     with path.open("rb") as file:
+        read = _reader(file)
         try:
-            return archive.parse(_reader(file), path.stat().st_size)
+            layout = archive.parse(read, os.fstat(file.fileno()).st_size)
+            return files_in(path, layout.placed, _numerics(layout, read))
         except InvalidRecordError as error:
             raise error.in_file(str(path)) from None
+
+
+def _numerics(layout: archive.Layout, read: archive.Read) -> str:
+    place = next((one for one in layout.placed if one.member.path == archive.MANIFEST), None)
+    if place is None:
+        raise InvalidRecordError("an artifact without a manifest")
+    data = read(place.offset, min(place.member.size, MAX_MANIFEST_BYTES + 1))
+    return Manifest.decode(data).numerics
 
 
 def _reader(file: BinaryIO) -> archive.Read:

@@ -65,7 +65,16 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Model:
             model that this program knows, or the weights are quantised in another way than this
             program does.
     """
-    files = find_model(Path(path))
+    return loaded(find_model(Path(path)), dtype=dtype)
+
+
+def loaded(files: ModelFiles, *, dtype: torch.dtype | None = None) -> Model:
+    """The model of `files`; the errors of `load`.
+
+    Args:
+        files: Where they lie.
+        dtype: What to compute in; the dtype of the weights where not said.
+    """
     network = attach(_network(files, dtype), files).eval()
     return Model(
         network=network,

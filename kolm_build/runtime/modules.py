@@ -14,9 +14,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from kolm_build.core.numerics import NATIVE
 from kolm_build.runtime.arithmetic import native_arithmetic, portable_arithmetic
 from kolm_build.runtime.asked_network import asked
-from kolm_build.runtime.files import numerics_of
+from kolm_build.runtime.files import ModelFiles, find_model
 from kolm_build.runtime.generate import Prefix, read_prompts, reads
-from kolm_build.runtime.loading import Model, load
+from kolm_build.runtime.loading import Model, loaded
 from kolm_build.runtime.opening import TOGETHER, OpenedModel
 from kolm_build.runtime.prompt_cache import PromptCache
 from kolm_build.runtime.ragged import joined
@@ -25,13 +25,18 @@ from kolm_build.runtime.speaker import Speaker
 
 def opened(path: Path, *, threads: int = 1) -> OpenedModel:
     """The model at `path`, to be used; see `kolm_build.runtime.load`."""
-    is_portable = numerics_of(path) != NATIVE
+    return answering(find_model(path), threads=threads)
+
+
+def answering(files: ModelFiles, *, threads: int = 1) -> OpenedModel:
+    """The model of `files`, to be used."""
+    is_portable = files.numerics != NATIVE
     if is_portable:
         arithmetic = portable_arithmetic(threads, own_code=False)
     else:
         arithmetic = native_arithmetic(threads)
     with arithmetic():
-        model = speaker(load(path), is_portable=is_portable)
+        model = speaker(loaded(files), is_portable=is_portable)
     return OpenedModel(model=model, arithmetic=arithmetic, together=TOGETHER if is_portable else 1)
 
 

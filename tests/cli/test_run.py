@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
+from kolm_build.attest import container
+from kolm_build.core import archive
 from kolm_build.numerics import kernels
 from tests.cli.command import kolm, kolm_process
 from tests.runtime.artifacts import write_artifact
@@ -110,3 +113,20 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(tmp_path, arg
 
 def test_a_file_that_is_not_there_is_refused():
     assert "no such file" in kolm("run", "nowhere.kolm", "x").err
+
+
+@compiled
+def test_an_artifacts_directory_is_parsed_once(artifact, monkeypatch):
+    """To check it and to load from it."""
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))  # and put back afterwards
+    parsed, opened = [], []
+    parse, open_regular = archive.parse, container.open_regular
+    for module in (archive, container):
+        monkeypatch.setattr(module, "parse", lambda *given: parsed.append(1) or parse(*given))
+    monkeypatch.setattr(
+        container, "open_regular", lambda *given: opened.append(1) or open_regular(*given)
+    )
+    answer = kolm("run", artifact, "low mood", "--max-new-tokens", "1", "--threads", "1")
+    assert answer.status == 0, answer.err
+    assert (len(parsed), len(opened)) == (1, 1)

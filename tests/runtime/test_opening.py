@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import kolm_build.runtime
+from kolm_build.core import archive
+from kolm_build.core.manifest import Manifest
 from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.numerics import kernels, portable
 from kolm_build.runtime import answering
@@ -13,7 +15,7 @@ from kolm_build.runtime.asking import Prompt
 from kolm_build.runtime.compiled import CompiledDecoder
 from kolm_build.runtime.decoder import Decoder
 from kolm_build.runtime.distribution import Distribution
-from kolm_build.runtime.files import numerics_of
+from kolm_build.runtime.files import find_model
 from kolm_build.runtime.settings import GenerationSettings
 from tests.runtime.artifacts import write_artifact
 from tests.support.models import tiny_llama
@@ -79,7 +81,7 @@ def test_a_native_artifact_is_answered_one_by_one_on_stock_kernels(tmp_path):
     """GEN-2."""
     folder = tiny_llama(tmp_path / "model")
     file = write_artifact(tmp_path / "native.kolm", folder, numerics="native-1")
-    assert numerics_of(file) == "native-1"
+    assert find_model(file).numerics == "native-1"
     model = kolm_build.runtime.load(file)
     assert model.together == 1
     assert not isinstance(model.model.network, Decoder | CompiledDecoder)
@@ -88,7 +90,7 @@ def test_a_native_artifact_is_answered_one_by_one_on_stock_kernels(tmp_path):
 
 
 def test_a_folder_is_answered_from_in_the_portable_class(tmp_path):
-    assert numerics_of(tiny_llama(tmp_path / "model")) == "portable-1"
+    assert find_model(tiny_llama(tmp_path / "model")).numerics == "portable-1"
 
 
 def test_an_artifact_without_a_good_manifest_is_refused(tmp_path, artifact):
@@ -108,3 +110,15 @@ def test_a_prompt_that_does_not_fit_is_refused(artifact):
         model.generate("long " * 300)
     with pytest.raises(InvalidDataError, match="window"):
         model.stream("long " * 300)
+
+
+@pytest.mark.parametrize("numerics", ["portable-1", "native-1"])
+def test_an_artifacts_directory_is_parsed_once(tmp_path, monkeypatch, numerics):
+    """And its manifest: whichever way reads the model."""
+    file = write_artifact(tmp_path / "x.kolm", tiny_llama(tmp_path / "model"), numerics=numerics)
+    parsed, decoded = [], []
+    parse, decode = archive.parse, Manifest.decode
+    monkeypatch.setattr(archive, "parse", lambda *given: parsed.append(1) or parse(*given))
+    monkeypatch.setattr(Manifest, "decode", lambda data: decoded.append(1) or decode(data))
+    kolm_build.runtime.load(file)
+    assert (len(parsed), len(decoded)) == (1, 1)

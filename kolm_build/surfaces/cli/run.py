@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kolm_build.runtime.asking import Answer, Prompt
     from kolm_build.runtime.distribution import Distribution
+    from kolm_build.runtime.files import ModelFiles
     from kolm_build.runtime.opening import OpenedModel
     from kolm_build.runtime.settings import Form, GenerationSettings
 
@@ -122,8 +123,9 @@ def run(args: Namespace, terminal: Terminal) -> int:
     """Answer the prompt, or the prompts of a file."""
     _check(args)
     asked, settings = _asked(args), _settings(args)
-    _set_threads(args.file, args.threads)
-    ends = _answer(args, terminal, _opened(args), asked, settings)
+    files = _files(args.file)
+    threads = _set_threads(files.numerics, args.threads)
+    ends = _answer(args, terminal, _opened(files, threads), asked, settings)
     if settings.form is not None and "length" in ends:
         raise BuildError(
             "an answer was cut off before it had the form asked for",
@@ -273,33 +275,38 @@ def _form(args: Namespace) -> Form | None:
 # ------------------------------------------------------------------------------------- computing
 
 
-def _set_threads(file: Path, threads: int | None) -> None:
-    """What the maths libraries read when they are first loaded, which is after this."""
+def _files(path: Path) -> ModelFiles:
+    """Where the model's files lie; an artifact's directory is parsed and checked once, here."""
+    from kolm_build.runtime.files import files_in, find_model
+
+    if path.is_dir():
+        return find_model(path)
+    from kolm_build.attest.container import Container
+
+    with Container.open(path) as container:
+        return files_in(path, container.placed.values(), container.manifest.numerics)
+
+
+def _set_threads(numerics: str, threads: int | None) -> int:
+    """What the maths libraries read when they are first loaded, which is after this; how many."""
     from kolm_build.core.numerics import CUBLAS_WORKSPACE, NATIVE
 
-    native = file.is_file() and _class_of(file) == NATIVE
+    native = numerics == NATIVE
     count = threads or (1 if native else len(os.sched_getaffinity(0)))
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if native:
         workspace, size = CUBLAS_WORKSPACE
         os.environ[workspace] = size
+    return count
 
 
-def _opened(args: Namespace) -> OpenedModel:
+def _opened(files: ModelFiles, threads: int) -> OpenedModel:
     import gc
 
     gc.disable()  # nothing of what is imported goes again; looking costs a tenth of the time
-    from kolm_build.runtime.answering import opened
+    from kolm_build.runtime.answering import answering
 
     gc.freeze()
     gc.enable()
-    return opened(args.file, threads=int(os.environ["OMP_NUM_THREADS"]))
-
-
-def _class_of(artifact: Path) -> str:
-    """The numerics class that an artifact names."""
-    from kolm_build.attest.container import Container
-
-    with Container.open(artifact) as container:
-        return container.manifest.numerics
+    return answering(files, threads=threads)
