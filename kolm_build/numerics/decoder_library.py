@@ -96,7 +96,7 @@ class Network(ctypes.Structure):
     ]
 
 
-_NO_NUMBERS, _ENVIRONMENT, _MEMORY, _NO_TOKEN = 1, 2, 3, 4
+_NO_NUMBERS, _ENVIRONMENT, _MEMORY, _NO_TOKEN, _THREADS = 1, 2, 3, 4, 5
 
 _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "kolm_isa": (ctypes.c_char_p, (ctypes.c_int,)),
@@ -105,7 +105,7 @@ _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
         (ctypes.POINTER(Network), ctypes.c_char_p, ctypes.c_int),
     ),
     "kolm_decoder_delete": (None, (_POINTER,)),
-    "kolm_decoder_trouble": (ctypes.c_char_p, (_POINTER,)),
+    "kolm_decoder_trouble": (ctypes.c_int, (_POINTER, ctypes.POINTER(ctypes.c_char_p))),
     "kolm_decoder_read": (ctypes.c_int, (_POINTER, _LONG, *(_POINTER,) * 4)),
     "kolm_room_new": (_POINTER, (_POINTER,)),
     "kolm_room_delete": (None, (_POINTER,)),
@@ -193,7 +193,7 @@ class NetworkReader:
         threads: Compute threads; they change no bit.
 
     Raises:
-        MachineError: The machine has no such instruction set, or no memory.
+        MachineError: The machine has no such instruction set, no memory, or gives no thread.
         FloatingPointEnvironmentError: A thread does not compute by IEEE 754's defaults (NUM-3).
     """
 
@@ -217,8 +217,10 @@ class NetworkReader:
                 expected=" or ".join(library.isas()),
                 actual=str(isa),
             )
-        if (trouble := library.kolm_decoder_trouble(self.handle)) is not None:
-            raise _environment(trouble.decode())
+        trouble = ctypes.c_char_p()
+        self._check(library.kolm_decoder_trouble(self.handle, ctypes.byref(trouble)))
+        if trouble.value is not None:
+            raise _environment(trouble.value.decode())
 
     def __del__(self) -> None:
         """Give its memory back."""
@@ -285,6 +287,10 @@ class NetworkReader:
             raise _environment("the calling thread's")
         if status == _MEMORY:
             raise _no_memory()
+        if status == _THREADS:
+            raise MachineError(
+                "the system gives no more threads", advice="Ask for fewer: --threads 1."
+            )
         if status == _NO_TOKEN:
             raise BuildError("a token that the model does not have", where="prompt")
 

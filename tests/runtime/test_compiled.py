@@ -110,7 +110,8 @@ def same(one, other):
 
 def check_equal(folder, lengths=(1, 17, 70), tokens=3, **options):
     """Prompts and what is said after them, bit for bit."""
-    one, other = plain(folder), compiled(folder, **options)
+    with computing():
+        one, other = plain(folder), compiled(folder, **options)
     for length in lengths:
         with computing():
             before, after = read_prompts(one, [prompt(length)]), other.read_on(None, prompt(length))
@@ -352,6 +353,60 @@ def test_logits_that_are_no_numbers_are_refused(tmp_path):
         network.model.norm.weight[3] = float("inf")
     with pytest.raises(BuildError, match="not numbers"):
         compiled(saved(tmp_path / "model", network)).read_on(None, prompt(4))
+
+
+INSIDE = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    "input_layernorm",
+    "post_attention_layernorm",
+)
+
+
+@pytest.mark.parametrize("change", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_is_no_number_inside_reaches_the_logits_and_is_refused(tmp_path, name, change):
+    """GEN-73: in any matrix and norm of the first of two layers."""
+    network = network_of()
+    with torch.no_grad():
+        network.model.layers[0].get_submodule(name).weight.view(-1)[3] = change
+    with pytest.raises(BuildError, match="not numbers"):
+        compiled(saved(tmp_path / "model", network)).read_on(None, prompt(4))
+
+
+NO_THREADS = """
+import json, resource, sys
+from pathlib import Path
+from kolm_build.errors import MachineError
+from kolm_build.runtime.compiled_loading import compiled_decoder
+from kolm_build.runtime.mapped import map_file, mapped_tensors
+folder = Path(sys.argv[1])
+tensors = mapped_tensors(map_file(folder / "model.safetensors"))
+settings = json.loads((folder / "config.json").read_text())
+compiled_decoder(settings, tensors, threads=1)
+used = next(int(one.split()[1]) for one in open("/proc/self/status") if one.startswith("VmSize"))
+limit = (used << 10) + (4 << 20)  # less than a thread's stack
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for _ in range(2):
+    try:
+        compiled_decoder(settings, tensors, threads=3)
+    except MachineError as error:
+        print(error)
+"""
+
+
+def test_a_system_that_gives_no_thread_is_told_of(tmp_path):
+    """GEN-73: and what began of the pool ends."""
+    folder = saved(tmp_path / "model", network_of())
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREADS, str(folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no more threads") == 2
 
 
 def test_a_token_that_does_not_exist_is_refused(tmp_path):

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -16,14 +17,16 @@ namespace kolm {
 // Threads that wait for a job, take its tasks one by one, and wait again.
 class Pool {
  public:
+  // Throws std::system_error where the system gives no thread.
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { wait_for_jobs(); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { wait_for_jobs(); });
+    } catch (const std::system_error&) {
+      stop();
+      throw;
+    }
   }
-  ~Pool() {
-    stop_ = true;
-    announce();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~Pool() { stop(); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
@@ -38,6 +41,12 @@ class Pool {
 
  private:
   static void pause() { std::this_thread::yield(); }
+
+  void stop() {
+    stop_ = true;
+    announce();
+    for (std::thread& worker : workers_) worker.join();
+  }
 
   void announce() {
     {

@@ -3,6 +3,7 @@
 #include <mutex>
 #include <new>
 #include <string_view>
+#include <system_error>
 
 #include "decoder.h"
 
@@ -17,7 +18,7 @@ using kolm::decoder::Span;
 namespace {
 
 // What a call says.
-enum Status : int { kDone = 0, kNoNumbers = 1, kEnvironment = 2, kMemory = 3, kNoToken = 4 };
+enum Status : int { kDone = 0, kNoNumbers = 1, kEnvironment = 2, kMemory = 3, kNoToken = 4, kThreads = 5 };
 
 // Held while the pool of threads computes: it has one job at a time, and so has a decoder.
 std::mutex& computing() {
@@ -51,6 +52,8 @@ int status_of(const Body& body) {
     return body();
   } catch (const std::bad_alloc&) {
     return kMemory;
+  } catch (const std::system_error&) {
+    return kThreads;
   }
 }
 
@@ -82,10 +85,14 @@ KOLM_API Decoder* kolm_decoder_new(const Network* network, const char* isa, int 
 
 KOLM_API void kolm_decoder_delete(Decoder* decoder) { delete decoder; }
 
-// What is wrong with the floating point environment of a thread that computes; null for nothing.
-KOLM_API const char* kolm_decoder_trouble(Decoder* decoder) {
+// Starts the threads, and writes what is wrong with the floating point environment of one that
+// computes; null for nothing.
+KOLM_API int kolm_decoder_trouble(Decoder* decoder, const char** trouble) {
   const std::lock_guard<std::mutex> lock(computing());
-  return decoder->trouble();
+  return status_of([&] {
+    *trouble = decoder->trouble();
+    return kDone;
+  });
 }
 
 KOLM_API Room* kolm_room_new(Decoder* decoder) {
