@@ -21,7 +21,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -167,25 +167,32 @@ def gemm(bench: Bench) -> None:
 
 
 def decode(bench: Bench) -> None:
-    """One row times a weight, as it lies and as `pack` wrote it."""
+    """One row times a weight, and few, as it lies and as `pack` wrote it."""
     shapes = [(outputs, inputs) for _, outputs, inputs in [*SMOLLM2, LM_HEAD]]
     for n, k in [*shapes, (4096, 4096), (11008, 4096)]:
-        a, weight = torch.randn(1, k), torch.randn(n, k)
-        theirs, ours = torch.empty(1, n), torch.empty(1, n)
-        task = Product(operand(a), operand(weight.t()), (1, n, k))
-        packed = bench.library.pack(bench.isa, bench.threads, task)
-        which = bench.isa, bench.threads, task
-        runs = {
-            "packed": bench.library.gemm_packed_call(*which, packed, out=ours.numpy()),
-            "as it lies": bench.library.gemm_call(*which, ours.numpy()),
-        }
-        for how, run in runs.items():
-            bench.compare(
-                f"decode 1x{n}x{k} {how}",
-                partial(torch.mm, a, weight.t(), out=theirs),
-                run,
-                flops=2.0 * n * k,
-            )
+        few_rows(bench, 1, n, k, ("packed", "as it lies"))
+    for rows in (2, 4, 8):
+        for n, k in [*shapes, (4096, 4096)]:
+            few_rows(bench, rows, n, k, ("packed",))
+
+
+def few_rows(bench: Bench, rows: int, n: int, k: int, ways: Sequence[str]) -> None:
+    a, weight = torch.randn(rows, k), torch.randn(n, k)
+    theirs, ours = torch.empty(rows, n), torch.empty(rows, n)
+    task = Product(operand(a), operand(weight.t()), (rows, n, k))
+    packed = bench.library.pack(bench.isa, bench.threads, task)
+    which = bench.isa, bench.threads, task
+    runs = {
+        "packed": bench.library.gemm_packed_call(*which, packed, out=ours.numpy()),
+        "as it lies": bench.library.gemm_call(*which, ours.numpy()),
+    }
+    for how in ways:
+        bench.compare(
+            f"decode {rows}x{n}x{k} {how}",
+            partial(torch.mm, a, weight.t(), out=theirs),
+            runs[how],
+            flops=2.0 * rows * n * k,
+        )
 
 
 # Attention: heads, key heads, width as in SmolLM2-135M.
