@@ -339,9 +339,8 @@ void gemm_thin_packed(int64_t m, int64_t n, int64_t k, const Operand& a, const f
   const ThinRows rows = thin_rows(m, k, a, scratch);
   parallel_for(pool, ceil_div(n, kThinTask), [&](int64_t task) {
     with_rows<kThinRows>(m, [&]<int Rows>() {
-      const int64_t end = std::min(n, (task + 1) * kThinTask);
-      for (int64_t j = task * kThinTask; j < end; j += kColumns)
-        thin_strip<Rows>(rows, packed + j * k, c + j, ldc, end - j);
+      const int64_t j = task * kThinTask, width = std::min(n - j, kThinTask);
+      thin_packed<Rows>(rows, packed + j * k, c + j, ldc, width);
     });
   });
 }

@@ -24,7 +24,7 @@ struct ThinRows {
 // t = t + s, then s = +0: the end of a chunk.
 template <int Count>
 inline void end_chunk(Vector (&t)[Count], Vector (&s)[Count]) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < Count; ++i) {
     t[i] = add(t[i], s[i]);
     s[i] = zero();
@@ -38,29 +38,46 @@ inline void put_columns(float* c, Vector t, int64_t width) {
     store_partial(c, canonical(t), width);
 }
 
-// One strip of packed columns.
+// Strips of packed columns that are read side by side: chains of sums that do not wait for one
+// another, as many as registers hold.
 template <int Rows>
-inline void thin_strip(const ThinRows& a, const float* b, float* c, int64_t ldc, int64_t width) {
-  Vector t[Rows * kVectors], s[Rows * kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows * kVectors; ++i) t[i] = s[i] = zero();
+constexpr int kStrips = kLanes == 16 || Rows <= 2 ? 2 : 1;
+
+// Strips of packed columns, side by side.
+template <int Rows, int Strips>
+inline void thin_strips(const ThinRows& a, const float* b, float* c, int64_t ldc, int64_t width) {
+  constexpr int vectors = Strips * kVectors;
+  const int64_t strip_step = a.depth * kColumns;
+  Vector t[Rows * vectors], s[Rows * vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows * vectors; ++i) t[i] = s[i] = zero();
   for (int64_t from = 0; from < a.depth; from += kChunk) {
     const int64_t end = std::min(a.depth, from + kChunk);
-    for (int64_t k = from; k < end; ++k, b += kColumns) {
-      __builtin_prefetch(b + kAhead);
-      if constexpr (kColumns > 16) __builtin_prefetch(b + kAhead + 16);
+    for (int64_t k = from; k < end; ++k) {
 #pragma GCC unroll 4
-      for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v)
-          s[i * kVectors + v] =
-              fma(broadcast(a.data[i * a.step + k]), load(b + v * kLanes), s[i * kVectors + v]);
+      for (int v = 0; v < vectors; ++v) {
+        const float* at = b + v / kVectors * strip_step + k * kColumns + v % kVectors * kLanes;
+        if (v % kVectors * kLanes % kLineFloats == 0) __builtin_prefetch(at + kAhead);
+#pragma GCC unroll 4
+        for (int i = 0; i < Rows; ++i)
+          s[i * vectors + v] = fma(broadcast(a.data[i * a.step + k]), load(at), s[i * vectors + v]);
+      }
     }
     end_chunk(t, s);
   }
   for (int i = 0; i < Rows; ++i)
-    for (int v = 0; v < kVectors; ++v)
-      put_columns(c + i * ldc + v * kLanes, t[i * kVectors + v], width - v * kLanes);
+    for (int v = 0; v < vectors; ++v)
+      put_columns(c + i * ldc + v * kLanes, t[i * vectors + v], width - v * kLanes);
+}
+
+// Columns of a packed matrix, from the strip at b on.
+template <int Rows>
+inline void thin_packed(const ThinRows& a, const float* b, float* c, int64_t ldc, int64_t width) {
+  constexpr int64_t together = kStrips<Rows> * kColumns;
+  int64_t j = 0;
+  for (; width - j > together - kColumns; j += together)
+    thin_strips<Rows, kStrips<Rows>>(a, b + j * a.depth, c + j, ldc, width - j);
+  for (; j < width; j += kColumns) thin_strips<Rows, 1>(a, b + j * a.depth, c + j, ldc, width - j);
 }
 
 // Groups of kLanes columns at once: the chains of sums of one go on while another is transposed.
