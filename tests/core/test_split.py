@@ -52,7 +52,7 @@ def test_a_leaf_is_not_a_node():
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULES = (
     *("cbor", "decimals", "fields", "kscore", "merkle", "name", "numerics", "request"),
-    *("split", "statement", "strict_json", "archive", "safetensors"),
+    *("split", "statement", "strict_json", "archive", "safetensors", "evaluation"),
 )
 
 
