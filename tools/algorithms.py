@@ -30,9 +30,10 @@ from typing import IO, Any
 from kolm_build.core.catalogue.table import ALGORITHMS
 from kolm_build.core.derivation import ContentInput, Derivation
 from kolm_build.core.digest import Digest
+from kolm_build.core.instantiation.instance import Instance
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.lock import VERSION as LOCK_VERSION
 from kolm_build.core.numerics import PORTABLE
-from kolm_build.core.pipeline import Instance, instantiate
 from kolm_build.core.recipe import Recipe, parse_recipe
 from kolm_build.core.request import Circumstances, StepRequest
 from kolm_build.core.source import PATH

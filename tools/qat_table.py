@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kolm_build.core.derivation import Input, OutputInput
 from kolm_build.core.digest import Digest
+from kolm_build.core.instantiation.instance import Instance
 from kolm_build.core.numerics import PORTABLE, Numerics
-from kolm_build.core.pipeline import Instance
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.core.request import Circumstances
 from kolm_build.numerics.kernels import LIBRARY

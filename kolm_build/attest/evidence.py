@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from hashlib import sha256
 from typing import Self, TypeVar
 
 from kolm_build.attest.container import as_verification
 from kolm_build.core import cbor, strict_json
+from kolm_build.core.evaluation import Result, Summary, Totals
 from kolm_build.core.fields import Fields
-from kolm_build.core.kscore import Evidence, KScore, Thresholds, gate
+from kolm_build.core.kscore import KScore, Thresholds, gate
 from kolm_build.core.manifest import Manifest, kscore_summary
 from kolm_build.core.plain_blake3 import blake3
 from kolm_build.core.sbom import PATH as SBOM
@@ -40,15 +40,9 @@ BASE_RESULTS, BASE_SUMMARY = "eval/base-results.jsonl", "eval/base-summary.json"
 FULL_RESULTS, FULL_SUMMARY = "eval/full-results.jsonl", "eval/full-summary.json"
 KSCORE, FULL_KSCORE, GATE = "eval/kscore.json", "eval/full-kscore.json", "eval/gate.json"
 QUANTISATION = "eval/quantisation.json"
-EVALUATION_FORMAT = "evaluation/1"
 DERIVATION_CONTEXT = "kolm_build 2026 derivation v1"
 ENVIRONMENT_CONTEXT = "kolm_build 2026 environment v1"
-_COUNTS = ("correct", "label_correct", "verified", "prompt_tokens", "output_tokens")
 
-_BUDGETS = (
-    *("size_budget_bytes", "latency_budget_us", "cost_budget_microusd"),
-    *("device_flops_per_s", "device_bytes_per_s", "device_microusd_per_hour"),
-)
 EVIDENCED = (
     "container and manifest: every byte of the file is accounted for",
     "members: size and SHA-256",
@@ -147,39 +141,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What the model did with a held-out row."""
-
-    id: str
-    answer: str
-    output: str
-    correct: bool
-    label_output: str | None
-    label_correct: bool | None
-    verified: bool
-    prompt_tokens: int
-    output_tokens: int
-
-    @classmethod
-    def from_value(cls, value: object) -> Self:
-        """The result of a line, strict."""
-        fields = Fields(value)
-        made = cls(
-            id=fields.text("id"),
-            answer=fields.text("answer"),
-            output=fields.text("output"),
-            correct=fields.flag("correct"),
-            label_output=fields.nullable("label_output", str),
-            label_correct=fields.nullable("label_correct", bool),
-            verified=fields.flag("verified"),
-            prompt_tokens=fields.integer("prompt_tokens"),
-            output_tokens=fields.integer("output_tokens"),
-        )
-        fields.done()
-        return made
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Judge:
     """Who judges an output again, by the rules of spec/evaluation.md.
 
@@ -223,49 +184,6 @@ class Judge:
 
 def _anything(_output: str) -> bool:
     return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What an evaluation counted, as its summary says."""
-
-    metric: str
-    rows: int
-    correct: int
-    label_correct: int
-    verified: int
-    prompt_tokens: int
-    output_tokens: int
-    parameters: int
-    weight_bytes: int
-    flops_per_request: int
-    bytes_per_request: int
-
-    @classmethod
-    def from_value(cls, value: object) -> Self:
-        """The summary in a ``summary.json``, strict."""
-        fields = Fields(value)
-        same("format", fields.text("format"), EVALUATION_FORMAT)
-        made = cls(
-            metric=fields.text("metric"),
-            **{field.name: fields.integer(field.name) for field in dataclass_fields(cls)[1:]},
-        )
-        fields.done()
-        return made
-
-    def to_evidence(self, base: Summary | None, budgets: Mapping[str, object]) -> Evidence:
-        """What the K-score of this evaluation follows from."""
-        wanted = Fields({name: budgets.get(name) for name in _BUDGETS})
-        return Evidence(
-            rows=self.rows,
-            correct=self.correct,
-            verified=self.verified,
-            base_correct=None if base is None else base.correct,
-            weight_bytes=self.weight_bytes,
-            flops_per_request=self.flops_per_request,
-            bytes_per_request=self.bytes_per_request,
-            **{name: wanted.integer(name) for name in _BUDGETS},
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,9 +360,8 @@ def _check_evaluation(
             with _under(result.id):
                 judge.check(result, rows[result.id])
     with about(summary_path):
-        same("rows", summary.rows, len(results))
-        for name in _COUNTS:
-            same(name, getattr(summary, name), sum(getattr(each, name) or 0 for each in results))
+        for name, counted in Totals.of(results).to_value().items():
+            same(name, getattr(summary.totals, name), counted)
     requests = tuple((each.prompt_tokens, each.output_tokens) for each in results)
     return Evaluation(summary=summary, requests=requests)
 
@@ -455,7 +372,7 @@ def _check_score(
     """The K-score at `path`, computed again from the counts and the budgets."""
     with about(path):
         found = KScore.from_value(strict_json.loads(_file(files, path)))
-        want = summary.to_evidence(base, _params(story, "score")).to_value()
+        want = summary.to_evidence(base, Fields(_params(story, "score"))).to_value()
         for name, value in found.evidence.to_value().items():
             same(f"evidence.{name}", value, want[name])
     return found

@@ -12,9 +12,7 @@ from math import pi, prod
 
 import numpy as np
 
-from kolm_build.core.attached_files import has_adapter
-from kolm_build.core.quantisation_config import KEY, LayerGroup, from_config
-from kolm_build.errors import InvalidRecordError
+from kolm_build.core.quantisation_config import LayerGroup
 from kolm_build.numerics import decoder_library
 from kolm_build.numerics.decoder_library import (
     CODES,
@@ -31,20 +29,12 @@ from kolm_build.numerics.decoder_library import (
     NetworkReader,
     QuantisedWeight,
 )
-from kolm_build.runtime.chat import Chat
 from kolm_build.runtime.compiled import CompiledDecoder, joined_prefixes
-from kolm_build.runtime.decoder_config import DecoderConfig, Rotary, read
-from kolm_build.runtime.decoder_parts import (
-    EMBEDDING,
-    HEAD,
-    NORM,
-    Given,
-    linears,
-    norms,
-    unfit,
-    with_tied,
-)
-from kolm_build.runtime.files import WEIGHTS, ModelFiles
+from kolm_build.runtime.decoder_config import Rotary
+from kolm_build.runtime.decoder_parts import EMBEDDING, HEAD, NORM, linears, norms, unfit
+from kolm_build.runtime.decoder_settings import DecoderSettings
+from kolm_build.runtime.decoder_speaker import speaker_by
+from kolm_build.runtime.files import WEIGHTS, Extent, ModelFiles
 from kolm_build.runtime.mapped import MappedTensor, map_file, mapped_tensors
 from kolm_build.runtime.prompt_cache import PromptCache
 from kolm_build.runtime.reading import Floats
@@ -54,11 +44,6 @@ Tensors = Mapping[str, MappedTensor]
 
 MOST_DOTS = 65536
 """Most columns of a group whose sum of products of integers 32 bits hold (NUM-134)."""
-
-_NAMED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-"""The dtypes that config.json may name."""
-
-_FLOATING = (*ELEMENTS, "F64")
 
 _FIELDS = {
     "self_attn.q_proj": "q",
@@ -80,27 +65,23 @@ def compiled_speaker(files: ModelFiles, *, threads: int) -> Speaker | None:
         threads: Compute threads; they change no bit.
 
     Raises:
-        InvalidRecordError: The tokenizer or the chat template is bad.
+        InvalidRecordError: There are no weights, or the tokenizer or the chat template is bad.
         KernelsMissingError: The library was compiled from other sources.
     """
-    if has_adapter(files.extents.keys()) or not decoder_library.is_compiled():
+    if not decoder_library.is_compiled():
         return None
     place = files.extent(WEIGHTS)
-    try:
-        file = map_file(place.path, offset=place.offset, size=place.size)
-        decoder = compiled_decoder(
-            files.table("config.json"), mapped_tensors(file), threads=threads
-        )
-    except InvalidRecordError:
-        return None
-    return Speaker(
-        network=decoder,
-        chat=Chat.of(files),
-        window=decoder.config.window,
-        words=decoder.config.vocabulary,
-        read=PromptCache(decoder.read_on, decoder.keep).read,
+    return speaker_by(
+        files,
+        lambda files: _decoder_of(files, place, threads),
+        read_by=lambda decoder: PromptCache(decoder.read_on, decoder.keep).read,
         join=joined_prefixes,
     )
+
+
+def _decoder_of(files: ModelFiles, place: Extent, threads: int) -> CompiledDecoder:
+    file = map_file(place.path, offset=place.offset, size=place.size)
+    return compiled_decoder(files.table("config.json"), mapped_tensors(file), threads=threads)
 
 
 def compiled_decoder(
@@ -123,37 +104,13 @@ def compiled_decoder(
         KernelsMissingError: The library was compiled from other sources.
         MachineError: The machine has no such instruction set.
     """
-    config = read({name: one for name, one in settings.items() if name != KEY})
-    if config.head_width > MOST_WIDTH:
-        raise unfit("head_dim", config.head_width)
-    layers: Mapping[str, LayerGroup] = {}
-    dtype = _stored_dtype(tensors)
-    if KEY in settings:
-        layers, dtype = from_config(settings[KEY]).by_layer(), _named_dtype(settings)
-    if dtype not in ELEMENTS:
-        raise unfit("dtype", dtype)
+    said = DecoderSettings.of(settings, (one.dtype for one in tensors.values()))
+    if said.config.head_width > MOST_WIDTH:
+        raise unfit("head_dim", said.config.head_width)
     library = Library()
-    network, alive = _Described(config, tensors, layers, dtype).network(library)
+    network, alive = _Described(said, tensors).network(library)
     reader = NetworkReader(library, network, alive, isa=isa, threads=threads)
-    return CompiledDecoder(config, reader, dtype)
-
-
-def _stored_dtype(tensors: Tensors) -> str:
-    """The first floating dtype of a model; a canonical model has one."""
-    names = (one.dtype for one in tensors.values() if _is_floating(one))
-    return next(names, "F32")
-
-
-def _is_floating(tensor: MappedTensor) -> bool:
-    return tensor.dtype in _FLOATING or tensor.dtype.startswith("F8")
-
-
-def _named_dtype(settings: Mapping[str, object]) -> str:
-    """The dtype that config.json names: that of the model before it was quantised."""
-    found = settings.get("dtype", settings.get("torch_dtype"))
-    if not isinstance(found, str) or found not in _NAMED:
-        raise unfit("dtype", found)
-    return _NAMED[found]
+    return CompiledDecoder(said.config, reader, said.dtype)
 
 
 # ------------------------------------------------------------------------------------ description
@@ -163,28 +120,16 @@ class _Described:
     """A network as the library wants it described.
 
     Args:
-        config: What it is.
+        said: What its files say of it.
         tensors: Its file's.
-        layers: How the quantised layers are stored, by name.
-        dtype: What it computes in, by its safetensors name.
     """
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        tensors: Tensors,
-        layers: Mapping[str, LayerGroup],
-        dtype: str,
-    ) -> None:
-        self._config = config
-        self._dtype = dtype
+    def __init__(self, said: DecoderSettings, tensors: Tensors) -> None:
+        self._config = said.config
+        self._dtype = said.dtype
         self._alive: list[object] = [tensors]
-        self._given = Given(
-            with_tied(config, tensors),
-            layers,
-            dtype,
-            described=lambda one: (one.dtype, one.shape),
-            is_sound=_is_sound,
+        self._given = said.given(
+            tensors, described=lambda one: (one.dtype, one.shape), is_sound=_is_sound
         )
 
     def network(self, library: Library) -> tuple[Network, list[object]]:

@@ -12,15 +12,12 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from kolm_build.core.attached_files import has_adapter
-from kolm_build.core.quantisation_config import KEY, LayerGroup, from_config
-from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics.state import DTYPE_NAMES
 from kolm_build.runtime.asked_network import asked
-from kolm_build.runtime.chat import Chat
 from kolm_build.runtime.decoder import Decoder, Map, Parts, plain_product, quantised_product
-from kolm_build.runtime.decoder_config import read
-from kolm_build.runtime.decoder_parts import EMBEDDING, Given, linears, norms, unfit, with_tied
+from kolm_build.runtime.decoder_parts import EMBEDDING, Given, linears, norms, unfit
+from kolm_build.runtime.decoder_settings import DecoderSettings
+from kolm_build.runtime.decoder_speaker import speaker_by
 from kolm_build.runtime.files import ModelFiles
 from kolm_build.runtime.generate import reads
 from kolm_build.runtime.products import Tensors
@@ -28,7 +25,7 @@ from kolm_build.runtime.prompt_cache import PromptCache
 from kolm_build.runtime.quantised import embedded, is_sound
 from kolm_build.runtime.room import Room, joined_rooms
 from kolm_build.runtime.speaker import Speaker
-from kolm_build.runtime.weights import COMPUTE_DTYPES, named_dtype, stored_dtype
+from kolm_build.runtime.weights import DTYPES
 
 
 def decoding_speaker(files: ModelFiles) -> Speaker | None:
@@ -40,18 +37,10 @@ def decoding_speaker(files: ModelFiles) -> Speaker | None:
     Raises:
         InvalidRecordError: The tokenizer or the chat template is bad.
     """
-    if has_adapter(files.extents.keys()):
-        return None
-    try:
-        decoder = decoder_of(files.table("config.json"), files.weights().tensors)
-    except InvalidRecordError:
-        return None
-    return Speaker(
-        network=decoder,
-        chat=Chat.of(files),
-        window=decoder.config.window,
-        words=decoder.config.vocabulary,
-        read=PromptCache(reads(decoder), Room.keep).read,
+    return speaker_by(
+        files,
+        lambda files: decoder_of(files.table("config.json"), files.weights().tensors),
+        read_by=lambda decoder: PromptCache(reads(decoder), Room.keep).read,
         join=asked(joined_rooms),
     )
 
@@ -66,19 +55,11 @@ def decoder_of(settings: Mapping[str, object], tensors: Tensors) -> Decoder:
     Raises:
         InvalidRecordError: A setting, name, shape or dtype is not one that a `Decoder` knows.
     """
-    plain = {name: one for name, one in settings.items() if name != KEY}
-    config = read(plain)
-    layers: Mapping[str, LayerGroup] = {}
-    dtype = stored_dtype(tensors)
-    if KEY in settings:
-        layers, dtype = from_config(settings[KEY]).by_layer(), named_dtype("", settings)
-    if dtype not in COMPUTE_DTYPES.values():
-        raise unfit("dtype", dtype)
-    given = Given(
-        with_tied(config, tensors),
-        layers,
-        DTYPE_NAMES[dtype],
-        described=lambda one: (DTYPE_NAMES[one.dtype], tuple(one.shape)),
+    said = DecoderSettings.of(settings, (_name_of(one.dtype) for one in tensors.values()))
+    config, dtype = said.config, DTYPES[said.dtype]
+    given = said.given(
+        tensors,
+        described=lambda one: (_name_of(one.dtype), tuple(one.shape)),
         is_sound=is_sound,
     )
     parts = Parts(
@@ -92,6 +73,11 @@ def decoder_of(settings: Mapping[str, object], tensors: Tensors) -> Decoder:
     )
     given.done()
     return Decoder(config, parts)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    """The safetensors name of a dtype; torch's own where it has none."""
+    return DTYPE_NAMES.get(dtype, str(dtype))
 
 
 def _product(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kolm_build.core.evaluation import Result, Summary, Totals
 from kolm_build.core.numerics import PORTABLE
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidDataError
@@ -15,7 +16,7 @@ from kolm_build.runtime.loading import Model, load
 from kolm_build.steps._conversations import Conversation, read_conversations
 from kolm_build.steps._counts import Architecture, mean_counts
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._evaluation import Result, Summary, Totals, weight_bytes, write_evaluation
+from kolm_build.steps._evaluation import weight_bytes, write_evaluation
 from kolm_build.steps._files import input_folder, output_folder
 from kolm_build.steps._generate import Output, outputs_of
 from kolm_build.steps._params import EvaluateParams

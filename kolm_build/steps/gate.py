@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kolm_build.core import kscore, strict_json
+from kolm_build.core.evaluation import Result, Totals
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import KScore, Thresholds, Verdict
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import GateFailedError, InvalidRecordError
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._evaluation import Result, Totals, read_results, read_table
+from kolm_build.steps._evaluation import read_results, read_table
 from kolm_build.steps._files import input_folder, output_folder
 
 WORST_ROWS = 10

@@ -6,22 +6,14 @@ Only counted figures and the recipe's budgets enter. Standard library only.
 from __future__ import annotations
 
 from kolm_build.core import kscore, strict_json
+from kolm_build.core.evaluation import Summary
 from kolm_build.core.fields import Fields
 from kolm_build.core.kscore import Evidence
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._evaluation import Summary, read_summary, weight_bytes
+from kolm_build.steps._evaluation import read_summary, weight_bytes
 from kolm_build.steps._files import input_folder, output_folder
-
-_BUDGETS = (
-    "size_budget_bytes",
-    "latency_budget_us",
-    "cost_budget_microusd",
-    "device_flops_per_s",
-    "device_bytes_per_s",
-    "device_microusd_per_hour",
-)
 
 
 def main(argv: list[str]) -> int:
@@ -58,16 +50,7 @@ def evidence_of(
         raise _mismatch("base", "rows", summary.totals.rows, base.totals.rows)
     fields = Fields(request.params)
     fields.text("device_name", default="")
-    evidence = Evidence(
-        rows=summary.totals.rows,
-        correct=summary.totals.correct,
-        verified=summary.totals.verified,
-        base_correct=None if base is None else base.totals.correct,
-        weight_bytes=size_bytes,
-        flops_per_request=summary.flops_per_request,
-        bytes_per_request=summary.bytes_per_request,
-        **{name: fields.integer(name) for name in _BUDGETS},
-    )
+    evidence = summary.to_evidence(base, fields)
     fields.done()
     return evidence
 

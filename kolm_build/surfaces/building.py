@@ -12,8 +12,9 @@ import kolm_build
 from kolm_build.core.derivation import Derivation, OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.environment import Environment
+from kolm_build.core.instantiation.instance import Instance
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.lock import Lock, check
-from kolm_build.core.pipeline import Instance, instantiate
 from kolm_build.core.plan import Plan, plan
 from kolm_build.engine.builder import SandboxBuilder, StepBuilder, UnsafeOpenBuilder
 from kolm_build.engine.environment import InstalledEnvironment

@@ -24,7 +24,7 @@ from kolm_build.store.remote.publish import Publisher
 
 if TYPE_CHECKING:
     from kolm_build.attest.keys import SigningKey
-    from kolm_build.core.pipeline import Instance
+    from kolm_build.core.instantiation.instance import Instance
     from kolm_build.core.realisation import Realisation
     from kolm_build.store.local import LocalStore
     from kolm_build.store.remote.substitutes import Substitutes

@@ -9,7 +9,7 @@ from kolm_build.core.cost import Config, Tensors
 from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.core.forecast import Forecast, forecast, with_adapter
-from kolm_build.core.pipeline import FULL_SCORE, Instance
+from kolm_build.core.instantiation.instance import FULL_SCORE, Instance
 from kolm_build.core.recipe import Recipe
 from kolm_build.core.safetensors import (
     PREFIX_BYTES,

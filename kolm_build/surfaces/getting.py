@@ -25,7 +25,7 @@ from kolm_build.surfaces.placing import (
 )
 
 if TYPE_CHECKING:
-    from kolm_build.core.pipeline import Instance
+    from kolm_build.core.instantiation.instance import Instance
     from kolm_build.store.local import LocalStore
 
 OpenLook = Callable[[], Look]

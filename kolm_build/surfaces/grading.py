@@ -131,7 +131,7 @@ def _least(container: Container) -> str | None:
 
 
 def _heard_of(container: Container, claims: Path, trust: TrustPolicy) -> list[Claimed]:
-    from kolm_build.core.pipeline import PACKAGE
+    from kolm_build.core.instantiation.instance import PACKAGE
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.hearing import STORE, Hearing, claims_of_store
     from kolm_build.surfaces.rebuilding import fresh_store, prepare_artifact

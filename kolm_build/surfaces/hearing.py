@@ -21,7 +21,7 @@ from kolm_build.surfaces.substituting import verdict_of
 
 if TYPE_CHECKING:
     from kolm_build.attest.trust import TrustPolicy
-    from kolm_build.core.pipeline import Instance
+    from kolm_build.core.instantiation.instance import Instance
     from kolm_build.core.quorum import Verdict
     from kolm_build.store.local import LocalStore
 

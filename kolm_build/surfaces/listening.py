@@ -22,7 +22,7 @@ from kolm_build.surfaces.progress import json_lines, trouble_lines
 if TYPE_CHECKING:
     from kolm_build.attest.trust import TrustPolicy
     from kolm_build.core.derivation import OutputInput
-    from kolm_build.core.pipeline import Instance
+    from kolm_build.core.instantiation.instance import Instance
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.terminal import Terminal
 

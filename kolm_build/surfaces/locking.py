@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest, Sha256
 from kolm_build.core.environment import Environment
+from kolm_build.core.instantiation.instantiate import step_names
 from kolm_build.core.lock import VERSION, Lock, LockedInput
 from kolm_build.core.numerics import Numerics
-from kolm_build.core.pipeline import step_names
 from kolm_build.core.realisation import Realisation
 from kolm_build.core.source import Source
 from kolm_build.engine.builder import StepBuilder

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from kolm_build.core.derivation import Derivation, OutputInput
 from kolm_build.core.digest import Digest
+from kolm_build.core.instantiation.instance import Instance
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.lock import Lock, check
-from kolm_build.core.pipeline import Instance, instantiate
 from kolm_build.core.plan import Plan, plan
 from kolm_build.engine.joblog import log_of
 from kolm_build.engine.probe import probe_platform

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from kolm_build.core.archive import ATTESTATIONS
 from kolm_build.core.digest import Blob, Digest
+from kolm_build.core.instantiation.instance import PACKAGE
 from kolm_build.core.kolmpack import Head, PackKind
 from kolm_build.core.lock import Lock, parse_lock
-from kolm_build.core.pipeline import PACKAGE
 from kolm_build.core.source import PATH
 from kolm_build.core.tree import File, Folder
 from kolm_build.engine.stored import check_site, find

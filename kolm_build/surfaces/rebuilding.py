@@ -17,9 +17,10 @@ from kolm_build.attest.verify import verify_container
 from kolm_build.core import cbor, story
 from kolm_build.core.derivation import Derivation, OutputInput
 from kolm_build.core.digest import Blob, Digest
+from kolm_build.core.instantiation.instance import PACKAGE
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.lock import check, parse_lock
 from kolm_build.core.numerics import Platform
-from kolm_build.core.pipeline import PACKAGE, instantiate
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.engine.probe import probe_platform
 from kolm_build.engine.scheduler import Realised

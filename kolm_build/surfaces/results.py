@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kolm_build.core.closure import closure
 from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
+from kolm_build.core.instantiation.instance import PACKAGE, Instance
 from kolm_build.core.outputs import (
     ANY_PLATFORM,
     ExpectedOutput,
@@ -18,7 +19,6 @@ from kolm_build.core.outputs import (
     parse_outputs,
     render_outputs,
 )
-from kolm_build.core.pipeline import PACKAGE, Instance
 from kolm_build.engine.builder import OPEN_LEVEL
 from kolm_build.engine.scheduler import Realised
 from kolm_build.errors import NotReproducibleError

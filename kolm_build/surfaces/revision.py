@@ -7,8 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from kolm_build.core.instantiation.instance import Instance
 from kolm_build.core.lock import Lock, check, parse_lock
-from kolm_build.core.pipeline import Instance
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.errors import InvalidRecordError, KolmError, UsageError
 from kolm_build.surfaces.lookup import instance_of

@@ -11,7 +11,7 @@ import pytest
 
 from kolm_build.core.digest import Blob, Digest
 from kolm_build.core.generic_step import LocalPath
-from kolm_build.core.pipeline import instantiate
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.recipe import Recipe, parse_recipe
 from kolm_build.core.tree import File
 from kolm_build.errors import InvalidRecordError

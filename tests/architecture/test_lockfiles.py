@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.lock import check, parse_lock, render_lock
 from kolm_build.core.outputs import parse_outputs
-from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.steps.table import STEPS
 from kolm_build.surfaces.code import code_of

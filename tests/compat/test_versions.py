@@ -11,10 +11,10 @@ from kolm_build.attest.trust import parse_trust
 from kolm_build.attest.verify import verify_artifact
 from kolm_build.core.derivation import Derivation
 from kolm_build.core.digest import Digest
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.lock import check, parse_lock, render_lock
 from kolm_build.core.lock_version_1 import sections
 from kolm_build.core.numerics import Platform
-from kolm_build.core.pipeline import instantiate
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.errors import StaleLockError
 from kolm_build.steps.table import STEPS

@@ -2,9 +2,9 @@
 
 from kolm_build.core.digest import Digest, Sha256
 from kolm_build.core.environment import Distribution, Environment
+from kolm_build.core.instantiation.instantiate import step_names
 from kolm_build.core.lock import Lock, LockedFile, LockedInput
 from kolm_build.core.numerics import Platform
-from kolm_build.core.pipeline import step_names
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.steps.table import STEPS
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from kolm_build.core.digest import Sha256
+from kolm_build.core.instantiation.instantiate import step_names
 from kolm_build.core.lock import check, check_inputs, parse_lock, render_lock
-from kolm_build.core.pipeline import step_names
 from kolm_build.errors import InvalidRecordError, StaleLockError, UnsupportedVersionError
 from kolm_build.steps.table import STEPS
 from tests.core.samples import FULL, STEPS_ONLY, TINY, digest, lock, recipe

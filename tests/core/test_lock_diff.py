@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from kolm_build.core.digest import Sha256
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.lock_diff import effects, lock_changes
-from kolm_build.core.pipeline import instantiate
 from kolm_build.steps.table import STEPS
 from tests.core.samples import FULL, PLATFORM, TINY, digest, environment, lock, recipe
 

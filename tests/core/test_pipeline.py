@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from kolm_build.core.derivation import ContentInput, OutputInput
+from kolm_build.core.instantiation.instantiate import instantiate, step_names
 from kolm_build.core.numerics import Numerics
-from kolm_build.core.pipeline import instantiate, step_names
 from kolm_build.errors import InvalidRecordError, StaleLockError, UsageError
 from kolm_build.steps.table import STEPS
 from tests.core.samples import FULL, PLATFORM, STEPS_ONLY, TINY, digest, environment, lock, recipe

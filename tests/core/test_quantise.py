@@ -3,7 +3,7 @@
 import pytest
 
 from kolm_build.core.derivation import OutputInput
-from kolm_build.core.pipeline import instantiate
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.quantisation import SCHEMES
 from kolm_build.core.quantise_choices import METHODS, is_calibrated
 from kolm_build.core.quantise_reader import check_bits

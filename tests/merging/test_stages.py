@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kolm_build.core.catalogue.merging import ROWS
-from kolm_build.core.pipeline import instantiate
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps.combine import parse_method

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -315,6 +316,15 @@ def test_a_model_that_asks_for_torch_says_what_to_install(source, tmp_path):
     )
     assert done.returncode == 1
     assert "pip install 'kolm-build[steps]'" in done.stderr
+
+
+def test_without_weights_it_is_they_that_are_missing_and_not_torch(source, tmp_path):
+    """GEN-75."""
+    folder = shutil.copytree(source, tmp_path / "bare")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InvalidRecordError, match="no such file") as caught:
+        compiled_speaker(find_model(folder), threads=1)
+    assert "model.safetensors" in str(caught.value)
 
 
 def test_what_it_does_not_know_goes_by_torch(source, tmp_path, monkeypatch):

@@ -20,14 +20,7 @@ from tests.steps_ml.test_preference import (
     REJECTED_REFERENCE,
     example,
 )
-from tests.steps_ml.test_whole_steps import (
-    ROWS,
-    dpo_rows,
-    log_s,
-    pairs,
-    shares_of,
-    sides,
-)
+from tests.steps_ml.whole_steps import ROWS, dpo_rows, log_s, pairs, shares_of, sides
 
 # Importing the trainers takes ten seconds and warns on the way.
 pytestmark = [pytest.mark.ml, pytest.mark.filterwarnings("ignore")]

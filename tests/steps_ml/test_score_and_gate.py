@@ -9,15 +9,9 @@ from dataclasses import replace
 import pytest
 
 from kolm_build.core import strict_json
+from kolm_build.core.evaluation import Result, Summary, Totals
 from kolm_build.errors import InvalidRecordError
-from kolm_build.steps._evaluation import (
-    Result,
-    Summary,
-    Totals,
-    read_results,
-    read_summary,
-    write_evaluation,
-)
+from kolm_build.steps._evaluation import read_results, read_summary, write_evaluation
 from kolm_build.steps.gate import WORST_ROWS, worst
 from tests.steps_ml.calling import run_step
 from tests.support.models import ROOT, tiny_llama

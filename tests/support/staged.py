@@ -16,7 +16,7 @@ from kolm_build.core.catalogue.algorithm import (
     Role,
 )
 from kolm_build.core.catalogue.table import ALGORITHMS
-from kolm_build.core.pipeline import instantiate
+from kolm_build.core.instantiation.instantiate import instantiate
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps.table import INHERIT, STEPS, TRAINED, StepSpec

@@ -119,7 +119,7 @@ def _attestor(
 
 def _artifact(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.attest.container import Container
-    from kolm_build.core.pipeline import PACKAGE
+    from kolm_build.core.instantiation.instance import PACKAGE
     from kolm_build.errors import UsageError
     from kolm_build.surfaces.rebuilding import (
         Stores,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kolm_build.core.derivation import OutputInput
     from kolm_build.core.digest import Digest
     from kolm_build.core.forecast import Forecast
-    from kolm_build.core.pipeline import Instance
+    from kolm_build.core.instantiation.instance import Instance
     from kolm_build.engine.scheduler import Realised
     from kolm_build.store.local import LocalStore
     from kolm_build.surfaces.building import Prepared
