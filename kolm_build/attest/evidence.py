@@ -381,7 +381,7 @@ def _check_score(
 def _check_gate(files: Mapping[str, bytes], score: KScore, story: Story) -> None:
     """The verdict, given again, and that it is a pass."""
     with about(GATE):
-        verdict = gate(score, _thresholds(_params(story, "gate")))
+        verdict = gate(score, Thresholds.read(Fields(_params(story, "gate"))))
         same("verdict", strict_json.loads(_file(files, GATE)), verdict.to_value())
         if not verdict.passed:
             raise InvalidRecordError(
@@ -395,15 +395,6 @@ def _params(story: Story, step: str) -> Mapping[str, str | int]:
     if params is None:
         raise InvalidRecordError(f"no derivation of the step {step}", where=f"{BUILD}{DERIVATIONS}")
     return params
-
-
-def _thresholds(params: Mapping[str, object]) -> Thresholds:
-    fields = Fields(params)
-    return Thresholds.parse(
-        k=fields.text("k_min", default="0.85"),
-        accuracy=fields.text("accuracy_min", default="0"),
-        coverage=fields.text("coverage_min", default="0"),
-    )
 
 
 def _check_sbom(files: Mapping[str, bytes], manifest: Manifest, story: Story) -> None:

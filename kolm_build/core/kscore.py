@@ -216,6 +216,19 @@ class Thresholds:
     coverage: Decimal
 
     @classmethod
+    def read(cls, fields: Fields) -> Self:
+        """The thresholds of a recipe's or a derivation's fields; a floor they do not name is 0.
+
+        Raises:
+            InvalidRecordError: One is not a decimal number from 0 to 1.
+        """
+        return cls.parse(
+            k=fields.text("k_min", default="0.85"),
+            accuracy=fields.text("accuracy_min", default="0"),
+            coverage=fields.text("coverage_min", default="0"),
+        )
+
+    @classmethod
     def parse(cls, *, k: str, accuracy: str, coverage: str) -> Self:
         """The thresholds that the three texts spell.
 

@@ -340,11 +340,7 @@ def _device(value: object) -> Device:
 
 def _gate(value: object) -> Gate:
     fields = Fields(value)
-    thresholds = Thresholds.parse(
-        k=fields.text("k_min", default="0.85"),
-        accuracy=fields.text("accuracy_min", default="0"),
-        coverage=fields.text("coverage_min", default="0"),
-    )
+    thresholds = Thresholds.read(fields)
     fields.done()
     return Gate(
         k_min=render_decimal(thresholds.k),

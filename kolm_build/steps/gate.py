@@ -43,11 +43,7 @@ def run(request: StepRequest, events: Events) -> None:
 def thresholds_of(request: StepRequest) -> Thresholds:
     """What the recipe asks for; a floor that it does not name is 0."""
     fields = Fields(request.params)
-    thresholds = Thresholds.parse(
-        k=fields.text("k_min", default="0.85"),
-        accuracy=fields.text("accuracy_min", default="0"),
-        coverage=fields.text("coverage_min", default="0"),
-    )
+    thresholds = Thresholds.read(fields)
     fields.done()
     return thresholds
 
