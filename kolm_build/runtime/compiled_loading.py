@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from dataclasses import replace
 from math import pi, prod
 
 import numpy as np
 
 from kolm_build.core.attached_files import has_adapter
 from kolm_build.core.quantisation_config import KEY, LayerGroup, from_config
+from kolm_build.core.safetensors import DTYPE_BYTES
 from kolm_build.errors import InvalidRecordError
 from kolm_build.numerics import decoder_library
 from kolm_build.numerics.decoder_library import (
@@ -178,9 +180,10 @@ class _Described:
     ) -> None:
         self._config = config
         self._dtype = dtype
-        self._alive: list[object] = [tensors]
+        aligned = {name: _aligned(one) for name, one in tensors.items()}
+        self._alive: list[object] = [aligned]
         self._given = Given(
-            with_tied(config, tensors),
+            with_tied(config, aligned),
             layers,
             dtype,
             described=lambda one: (one.dtype, one.shape),
@@ -270,6 +273,13 @@ class _Described:
             matrix.input_scale = scale.ctypes.data
 
 
+def _aligned(tensor: MappedTensor) -> MappedTensor:
+    """The tensor where its elements lie as the machine wants them: there, or copied."""
+    if tensor.address % DTYPE_BYTES[tensor.dtype] == 0:
+        return tensor
+    return replace(tensor, data=tensor.data.copy())
+
+
 def _layer(number: int, matrices: Mapping[str, Matrix], places: Mapping[str, int]) -> Layer:
     name = f"model.layers.{number}"
     return Layer(
@@ -344,6 +354,11 @@ def frequencies(rotary: Rotary, width: int, library: Library) -> Floats:
 
     Each operation is the one of `kolm_build.runtime.rotary`, rounded once to float32.
     """
+    with np.errstate(all="ignore"):  # what is no number shows in the logits
+        return _turns(rotary, width, library)
+
+
+def _turns(rotary: Rotary, width: int, library: Library) -> Floats:
     one = np.float32(1)
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     base = np.full_like(exponents, rotary.theta)
