@@ -128,6 +128,7 @@ def _tokenizer(files: ModelFiles) -> Tokenizer:
         with tokenizing():
             tokenizer = Tokenizer.from_buffer(data)
             _check_growth(tokenizer)
+            _check_chance(tokenizer)
             tokenizer.no_truncation()
             tokenizer.no_padding()
     except InvalidRecordError as error:
@@ -146,6 +147,17 @@ def _check_growth(tokenizer: Tokenizer) -> None:
                 expected=f"at most {MAX_GROWTH} bytes of one",
                 actual=str(growth)[:80],
             )
+
+
+def _check_chance(tokenizer: Tokenizer) -> None:
+    """Refuse pairs that are left apart by chance: a text would have other tokens each time."""
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        raise InvalidRecordError(
+            "a tokenizer that draws by chance",
+            where=f"{_TOKENIZER}: dropout",
+            expected="null",
+            actual=str(dropout),
+        )
 
 
 def _growth(step: Any) -> int:

@@ -153,6 +153,13 @@ def test_a_tokenizer_that_makes_much_of_little_is_refused(folder, part):
         Chat.of(find_model(changed(folder, "tokenizer.json", **{part: steps})))
 
 
+def test_a_tokenizer_that_draws_by_chance_is_refused(folder):
+    """GEN-76."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    with pytest.raises(InvalidRecordError, match="by chance"):
+        Chat.of(find_model(changed(folder, "tokenizer.json", model=model | {"dropout": 0.1})))
+
+
 def test_a_label_beyond_the_vocabulary_of_the_model_is_refused(folder):
     """GEN-76."""
     chat = Chat.of(find_model(folder))
