@@ -245,7 +245,7 @@ class NetworkReader:
         logits = np.empty((len(rooms), self.vocabulary), dtype=np.float32)
         handles = np.array([room.handle for room in rooms], dtype=np.uintp)
         counts = np.array([len(row) for row in tokens], dtype=np.int64)
-        ids = np.array([one for row in tokens for one in row], dtype=np.int32)
+        ids = self._ids(tokens)
         status = self.library.kolm_decoder_read(
             self.handle,
             len(rooms),
@@ -253,6 +253,13 @@ class NetworkReader:
         )
         self._check(status)
         return logits
+
+    def _ids(self, tokens: Sequence[Sequence[int]]) -> Ids:
+        """The tokens one after another; those that 32 bits do not hold are refused here."""
+        flat = [one for row in tokens for one in row]
+        if not all(tokens) or not all(0 <= one < self.vocabulary for one in flat):
+            self._check(_NO_TOKEN)
+        return np.array(flat, dtype=np.int32)
 
     def softmax(self, logits: Floats) -> Floats:
         """The probabilities of `logits`, shape (vocabulary,), float32 (NUM-30)."""
@@ -292,7 +299,7 @@ class NetworkReader:
                 "the system gives no more threads", advice="Ask for fewer: --threads 1."
             )
         if status == _NO_TOKEN:
-            raise BuildError("a token that the model does not have", where="prompt")
+            raise BuildError("no token, or one that the model does not have", where="prompt")
 
 
 def _environment(actual: str) -> FloatingPointEnvironmentError:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from math import prod
+from typing import Any, Self
 
 from tokenizers import Tokenizer
 
@@ -17,6 +20,9 @@ Message = Mapping[str, str]
 
 _TOKENIZER, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+MAX_GROWTH = 4096
+"""Most bytes that a step before or after a tokenizer's vocabulary may make of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,16 +76,44 @@ class Chat:
         Raises:
             InvalidRecordError: The template refuses these messages.
         """
-        text = rendered(self.template, messages, self.specials)
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._encoded(rendered(self.template, messages, self.specials))
 
     def answer_ids(self, text: str) -> list[int]:
         """The tokens of an answer, the end token last."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False).ids, self.end_id]
+        return [*self._encoded(text), self.end_id]
 
     def text(self, ids: Iterable[int]) -> str:
-        """The text of the tokens `ids`, special ones left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of the tokens `ids`, special ones left out.
+
+        Raises:
+            InvalidRecordError: The tokenizer fails on them.
+        """
+        with tokenizing():
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _encoded(self, text: str) -> list[int]:
+        with tokenizing():
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@contextmanager
+def tokenizing() -> Iterator[None]:
+    """A block in which a tokenizer is used: what it fails with is told of the model's file.
+
+    A tokenizer is a program that somebody else wrote, and its library panics where that is bad:
+    a `BaseException` whose class has no name to import.
+
+    Raises:
+        InvalidRecordError: It fails.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InvalidRecordError(
+            "the model's tokenizer fails", where=_TOKENIZER, actual=str(error)[:200]
+        ) from None
 
 
 def messages_of(prompt: str, *, system: str = "") -> list[Message]:
@@ -91,19 +125,59 @@ def messages_of(prompt: str, *, system: str = "") -> list[Message]:
 def _tokenizer(files: ModelFiles) -> Tokenizer:
     data = files.read(_TOKENIZER)
     try:
-        tokenizer = Tokenizer.from_buffer(data)
-    except Exception as error:  # noqa: BLE001 -- the library raises nothing narrower
-        raise InvalidRecordError(
-            "not a tokenizer", file=files.source, where=_TOKENIZER, actual=str(error)[:200]
-        ) from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        with tokenizing():
+            tokenizer = Tokenizer.from_buffer(data)
+            _check_growth(tokenizer)
+            _check_chance(tokenizer)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+    except InvalidRecordError as error:
+        raise error.in_file(files.source) from None
     return tokenizer
+
+
+def _check_growth(tokenizer: Tokenizer) -> None:
+    """Refuse steps that make so much of a text that no memory holds it."""
+    for part in (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder):
+        said = {} if part is None else json.loads(part.__getstate__())
+        if (growth := _growth(said)) > MAX_GROWTH:
+            raise InvalidRecordError(
+                "a step makes too much of a text",
+                where=_TOKENIZER,
+                expected=f"at most {MAX_GROWTH} bytes of one",
+                actual=str(growth)[:80],
+            )
+
+
+def _check_chance(tokenizer: Tokenizer) -> None:
+    """Refuse pairs that are left apart by chance: a text would have other tokens each time."""
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        raise InvalidRecordError(
+            "a tokenizer that draws by chance",
+            where=f"{_TOKENIZER}: dropout",
+            expected="null",
+            actual=str(dropout),
+        )
+
+
+def _growth(step: Any) -> int:
+    """About how many bytes a step makes of one, its own steps one after another."""
+    kind = step.get("type")
+    if kind == "Sequence":
+        return prod(
+            _growth(one)
+            for key in ("normalizers", "pretokenizers", "decoders")
+            for one in step.get(key, ())
+        )
+    if kind == "Replace":
+        found = step["pattern"].get("String", "")
+        return 1 + len(step["content"].encode()) // max(1, len(found.encode()))
+    return 8 if kind == "Precompiled" else 2 if kind == "ByteLevel" else 1
 
 
 def _template(files: ModelFiles, settings: Mapping[str, object]) -> str:
     if files.has(_TEMPLATE):
-        found: object = files.read(_TEMPLATE).decode()
+        found: object = _text(files, _TEMPLATE)
     else:
         found = settings.get("chat_template")
     if not isinstance(found, str):
@@ -114,6 +188,15 @@ def _template(files: ModelFiles, settings: Mapping[str, object]) -> str:
             advice="Choose the instruct variant of the model, or add a chat_template.jinja.",
         )
     return found
+
+
+def _text(files: ModelFiles, name: str) -> str:
+    try:
+        return files.read(name).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRecordError(
+            "not text in UTF-8", file=files.source, where=name, actual=str(error)[:90]
+        ) from None
 
 
 def _token(value: object) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from dataclasses import replace
 from math import pi, prod
 
 import numpy as np
 
 from kolm_build.core.quantisation_config import LayerGroup
+from kolm_build.core.safetensors import DTYPE_BYTES
 from kolm_build.numerics import decoder_library
 from kolm_build.numerics.decoder_library import (
     CODES,
@@ -127,9 +129,10 @@ class _Described:
     def __init__(self, said: DecoderSettings, tensors: Tensors) -> None:
         self._config = said.config
         self._dtype = said.dtype
-        self._alive: list[object] = [tensors]
+        aligned = {name: _aligned(one) for name, one in tensors.items()}
+        self._alive: list[object] = [aligned]
         self._given = said.given(
-            tensors, described=lambda one: (one.dtype, one.shape), is_sound=_is_sound
+            aligned, described=lambda one: (one.dtype, one.shape), is_sound=_is_sound
         )
 
     def network(self, library: Library) -> tuple[Network, list[object]]:
@@ -215,6 +218,13 @@ class _Described:
             matrix.input_scale = scale.ctypes.data
 
 
+def _aligned(tensor: MappedTensor) -> MappedTensor:
+    """The tensor where its elements lie as the machine wants them: there, or copied."""
+    if tensor.address % DTYPE_BYTES[tensor.dtype] == 0:
+        return tensor
+    return replace(tensor, data=tensor.data.copy())
+
+
 def _layer(number: int, matrices: Mapping[str, Matrix], places: Mapping[str, int]) -> Layer:
     name = f"model.layers.{number}"
     return Layer(
@@ -289,6 +299,11 @@ def frequencies(rotary: Rotary, width: int, library: Library) -> Floats:
 
     Each operation is the one of `kolm_build.runtime.rotary`, rounded once to float32.
     """
+    with np.errstate(all="ignore"):  # what is no number shows in the logits
+        return _turns(rotary, width, library)
+
+
+def _turns(rotary: Rotary, width: int, library: Library) -> Floats:
     one = np.float32(1)
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     base = np.full_like(exponents, rotary.theta)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 
 from kolm_build.core.fields import Fields
 from kolm_build.errors import InvalidRecordError
@@ -59,6 +58,9 @@ _SCALED = {
 """Kinds of rotary positions that do not change with the length of what is read, and numbers."""
 
 Number = int | float
+
+LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The range of the normal numbers of binary32, in which positions are computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +162,10 @@ def _count(fields: Fields, name: str) -> int:
 
 
 def _number(fields: Fields, table: Mapping[str, object], name: str) -> Number:
-    """The number above 0 under `name` of `table`, of the type that it has there."""
+    """The number above 0 under `name` of `table`, of the type there, in binary32's range."""
     found: Number = fields.take(name, int if type(table.get(name)) is int else float)
-    if not isfinite(found) or found <= 0:
-        raise _other(name, "a number above 0", found)
+    if not LEAST <= found <= MOST:
+        raise _other(name, "a number above 0 that binary32 has", found)
     return found
 
 
@@ -220,8 +222,8 @@ def _check_full(fields: Fields, layers: int) -> None:
         if fields.has(name):
             fields.nullable(name, int)
     if fields.has("layer_types") and not fields.is_null("layer_types"):
-        kinds = list(fields.array("layer_types"))
-        if kinds != ["full_attention"] * layers:
+        kinds = fields.array("layer_types")
+        if len(kinds) != layers or any(one != "full_attention" for one in kinds):
             raise _other("layer_types", f"full_attention, {layers} times", kinds)
 
 

@@ -56,9 +56,12 @@ def with_tied(config: DecoderConfig, tensors: Mapping[str, T]) -> dict[str, T]:
     """`tensors`, and the head's, which is the embedding's by a second name and not in the file.
 
     Raises:
-        InvalidRecordError: A head that is the embedding is there, or the embedding is not.
+        InvalidRecordError: A head that is the embedding is there, or the embedding is not; or the
+            file has fewer tensors than the network layers, whose names alone would fill memory.
     """
     given = dict(tensors)
+    if config.layers > len(given):
+        raise unfit("layers", config.layers)
     head, embedding = f"{HEAD}.weight", f"{EMBEDDING}.weight"
     if config.is_tied:
         if head in given or embedding not in given:

@@ -24,6 +24,9 @@ PREFIX = "model/"
 MAX_SMALL_BYTES = 256 << 20
 """Most bytes of a file that is read whole: large vocabularies have tokenizers of 30 MB."""
 
+MAX_TABLE_BYTES = 16 << 20
+"""Most bytes of a file of settings: as Python's values they are many times as much."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
@@ -65,8 +68,11 @@ class ModelFiles:
             InvalidRecordError: The model has no such file, or it is too large to be what its
                 name says.
         """
+        return self._read(name, MAX_SMALL_BYTES)
+
+    def _read(self, name: str, most: int) -> bytes:
         extent = self.extent(name)
-        if extent.size > MAX_SMALL_BYTES:
+        if extent.size > most:
             raise InvalidRecordError(
                 "too large", file=self.source, where=name, actual=f"{extent.size} bytes"
             )
@@ -78,9 +84,9 @@ class ModelFiles:
         """The JSON object in the file `name`.
 
         Raises:
-            InvalidRecordError: It is missing or not a JSON object.
+            InvalidRecordError: It is missing, too large, or not a JSON object.
         """
-        data = self.read(name)
+        data = self._read(name, MAX_TABLE_BYTES)
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:

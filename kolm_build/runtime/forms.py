@@ -97,6 +97,13 @@ def _labels(labels: Sequence[str], chat: Chat, words: int) -> Begin:
     for label in labels:
         at = tree
         for token in chat.answer_ids(label):
+            if token >= words:
+                raise InvalidRecordError(
+                    "a label has a token that the model does not have",
+                    where=repr(label)[:80],
+                    expected=f"below {words}",
+                    actual=str(token),
+                )
             at = at.setdefault(token, {})
     return lambda: _Path(tree, words)
 
@@ -148,7 +155,7 @@ def _unusable(reason: str) -> InvalidRecordError:
 def _grammar(form: Regex | JsonSchema, chat: Chat, words: int) -> Begin:
     library = _library()
     matcher = library.LLMatcher(
-        _vocabulary(chat.tokenizer.to_str(), words, tuple(sorted(chat.stop_ids))),
+        _vocabulary(chat.tokenizer.to_str(), words, _ends(chat, words)),
         _text(library, form),
         log_level=0,
         limits=library.LLParserLimits(verbose_errors=False),
@@ -166,18 +173,30 @@ def _text(library: Any, form: Regex | JsonSchema) -> str:
     return str(library.LLMatcher.grammar_from_json_schema(form.text, overrides=_SPELLING))
 
 
+def _ends(chat: Chat, words: int) -> tuple[int, ...]:
+    """The end tokens that the model can say."""
+    found = tuple(sorted(one for one in chat.stop_ids if 0 <= one < words))
+    if not found:
+        raise _unfollowed("no token that the model can say ends an answer")
+    return found
+
+
+def _unfollowed(reason: str) -> InvalidRecordError:
+    return InvalidRecordError(
+        "grammars cannot be followed with this tokenizer",
+        where="tokenizer.json",
+        actual=reason[:200],
+        advice="Name labels, or leave the form open.",
+    )
+
+
 @lru_cache(maxsize=2)
 def _vocabulary(tokenizer: str, words: int, stop_ids: tuple[int, ...]) -> Any:
     """The library's own form of a tokenizer: some hundred milliseconds for a large one."""
     try:
         return _library().LLTokenizer(tokenizer, n_vocab=words, eos_token=list(stop_ids))
     except ValueError as error:
-        raise InvalidRecordError(
-            "grammars cannot be followed with this tokenizer",
-            where="tokenizer.json",
-            actual=str(error)[:200],
-            advice="Name labels, or leave the form open.",
-        ) from None
+        raise _unfollowed(str(error)) from None
 
 
 def _library() -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kolm_build.core.quantisation_config import KEY, from_config
-from kolm_build.errors import InvalidRecordError
+from kolm_build.errors import InvalidRecordError, KolmError
 from kolm_build.runtime.attached import attach
 from kolm_build.runtime.chat import Chat
 from kolm_build.runtime.files import ModelFiles, find_model
@@ -92,15 +93,17 @@ def _network(files: ModelFiles, dtype: torch.dtype | None) -> Any:
     config = _config(files, settings)
     tensors = files.weights().tensors
     _check_plain(files, tensors)
-    network, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(tensors),
-        dtype=dtype or stored_dtype(tensors),
-        attn_implementation="sdpa",
-        ignore_mismatched_sizes=True,  # they are in the report, and refused
-        output_loading_info=True,
-    )
+    _check_sizes(files, config, tensors)
+    with _by_its_own_code(files):
+        network, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=dtype or stored_dtype(tensors),
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,  # they are in the report, and refused
+            output_loading_info=True,
+        )
     _check_report(files, report)
     return network.eval()
 
@@ -112,8 +115,11 @@ def _quantised_network(
     stored = named_dtype(files.source, settings)
     try:
         layers = from_config(settings.pop(KEY))
-        network = without_weights(_config(files, settings), dtype or stored)
-        place(network, layers, files.weights().tensors, stored=stored, dtype=dtype or stored)
+        config, tensors = _config(files, settings), files.weights().tensors
+        _check_sizes(files, config, tensors)
+        with _by_its_own_code(files):
+            network = without_weights(config, dtype or stored)
+        place(network, layers, tensors, stored=stored, dtype=dtype or stored)
     except InvalidRecordError as error:
         raise error.in_file(files.source) from None
     return network.eval()
@@ -146,7 +152,46 @@ def _config(files: ModelFiles, settings: dict[str, object]) -> Any:
             actual=repr(kind),
             advice="Models that bring code of their own are not run.",
         )
-    return known.from_dict(settings)
+    with _by_its_own_code(files):
+        return known.from_dict(settings)
+
+
+@contextmanager
+def _by_its_own_code(files: ModelFiles) -> Iterator[None]:
+    """A block in which an architecture's own code reads config.json: it raises what it likes."""
+    try:
+        yield
+    except (KolmError, MemoryError):
+        raise
+    except Exception as error:
+        raise InvalidRecordError(
+            "the architecture's own code refuses this configuration",
+            file=files.source,
+            where="config.json",
+            actual=f"{type(error).__name__}: {error}"[:200],
+        ) from error
+
+
+_CODES = 8
+"""Most elements of a weight that one of a file stands for: codes of 4 bits in words of 32."""
+
+
+def _check_sizes(files: ModelFiles, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse sizes that the file cannot have, before modules are made for them (GEN-78)."""
+    said = config.get_text_config()
+    held = _CODES * sum(tensor.numel() for tensor in tensors.values())
+    layers, words, hidden = (
+        size if type(size := getattr(said, name, None)) is int else 0
+        for name in ("num_hidden_layers", "vocab_size", "hidden_size")
+    )
+    if layers > len(tensors) or words * hidden > held:
+        raise InvalidRecordError(
+            "the weights do not fit the architecture",
+            file=files.source,
+            where="config.json",
+            expected=f"at most {len(tensors)} layers, and {held} elements of an embedding",
+            actual=f"{layers} layers, {words} tokens of {hidden}"[:200],
+        )
 
 
 def _check_plain(files: ModelFiles, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -62,6 +62,7 @@ def map_file(path: Path, *, offset: int = 0, size: int | None = None) -> MappedF
         with path.open("rb") as file:
             # Copy on write, because torch has no read-only tensors.
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        _check_end(offset + size, len(pages))
         length = header_length(pages[offset : offset + PREFIX_BYTES], size)
         start = offset + PREFIX_BYTES
         header = parse_header(pages[start : start + length], size)
@@ -70,6 +71,14 @@ def map_file(path: Path, *, offset: int = 0, size: int | None = None) -> MappedF
     except InvalidRecordError as error:
         raise error.in_file(str(path)) from None
     return MappedFile(header=header, pages=pages, data_start=offset + header.data_start)
+
+
+def _check_end(end: int, size: int) -> None:
+    """Refuse a file that has become shorter since its sizes were read: tensors would lie beyond."""
+    if end > size:
+        raise InvalidRecordError(
+            "the file has become shorter", expected=f"{end} bytes", actual=f"{size} bytes"
+        )
 
 
 def mapped_tensors(file: MappedFile) -> Mapping[str, MappedTensor]:

@@ -118,6 +118,10 @@ class Speaker:
 
     def _ids(self, prompt: Prompt, settings: GenerationSettings) -> Sequence[int]:
         ids = self.chat.prompt_ids(messages_of(prompt.text, system=prompt.system))
+        if not ids:
+            raise InvalidDataError(
+                "the chat template makes no token of a prompt", actual=repr(prompt.text[:80])
+            )
         check_length(len(ids) + settings.max_new_tokens, self.window)
         return ids
 

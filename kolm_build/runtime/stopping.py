@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from kolm_build.errors import BuildError, InvalidRecordError
+from kolm_build.runtime.chat import tokenizing
 
 
 class Pieces:
@@ -23,8 +24,13 @@ class Pieces:
         self._given = ""
 
     def add(self, token: int) -> str:
-        """The text that is certain after `token` and was not before; often empty."""
-        piece = self._stream.step(self._tokenizer, token) or ""
+        """The text that is certain after `token` and was not before; often empty.
+
+        Raises:
+            InvalidRecordError: The tokenizer fails on it.
+        """
+        with tokenizing():
+            piece = self._stream.step(self._tokenizer, token) or ""
         self._given += piece
         return piece
 

@@ -4,7 +4,8 @@ A template is a program that somebody else wrote. It sees the messages as plain 
 jinja2's sandbox around it: no file, no network, no clock, no chance. What a sandbox does not stop
 is work without end, so that is bounded three times: by the lines of Python that are run, which is
 the same number everywhere; by the memory that rendering may add; and, for single operations on
-what fits that memory, by processor time.
+what fits that memory, by processor time. Nothing of a template is computed before that, as it is
+compiled.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kolm_build.errors import InvalidRecordError
+
+MAX_CHARACTERS = 1 << 18
+"""Most characters of a template; those of models have some thousands."""
 
 MAX_LINES = 1_000_000
 """Most lines of Python that rendering may run; a conversation of a thousand turns needs a tenth."""
@@ -43,7 +48,10 @@ MAX_REPEATS = 1 << 16
 """Most elements that ``*`` may make of a text or list."""
 
 MAX_NUMBER = 1 << 64
-"""Largest number that ``*`` may make."""
+"""Largest number that ``*`` may make, and that is divided, by operator or filter."""
+
+MAX_DIGITS = 300
+"""Most digits that ``round`` may look at: binary64 has no more."""
 
 _PAGE_BYTES = resource.getpagesize()
 
@@ -65,13 +73,15 @@ def rendered(
     try:
         program = _compiled(template)
         with _bounded_memory(), _bounded_work():
-            return program.render(
+            text = program.render(
                 messages=[dict(message) for message in messages],
                 tools=None,
                 documents=None,
                 add_generation_prompt=True,
                 **specials,
             )
+        text.encode()  # half of a surrogate pair is no text
+        return text
     except (_Endless, MemoryError):
         raise InvalidRecordError(
             "the model's chat template works without end",
@@ -80,7 +90,7 @@ def rendered(
         ) from None
     except RecursionError:
         raise _refusal("it calls itself without end") from None
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 -- a door: a stranger's program raises what it likes
         raise _refusal(str(error)) from None
 
 
@@ -136,17 +146,56 @@ def _bounded_memory() -> Iterator[None]:
 class _Sandbox(ImmutableSandboxedEnvironment):
     """jinja2's sandbox, without what draws by chance or makes much of little at once."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"%", "*", "**", "//"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """``left operator right``, where it makes nothing large."""
         if operator == "**":
             raise jinja2.exceptions.SecurityError("a chat template may not use **")
+        if operator != "*":
+            _check_numbers(left, right)
+            return super().call_binop(context, operator, left, right)
         sized = any(hasattr(one, "__len__") for one in (left, right))
         made = _size(left) * _size(right)
         if made > (MAX_REPEATS if sized else MAX_NUMBER):
             raise jinja2.exceptions.SecurityError("a chat template makes too much with *")
         return super().call_binop(context, operator, left, right)
+
+
+class _Generator(CodeGenerator):
+    """jinja2's, without the computing of constants: that is for rendering, where it is bounded."""
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
+        if isinstance(node, nodes.TemplateData):
+            return super()._output_child_to_const(node, frame, finalize)
+        raise nodes.Impossible
+
+    def visit_EvalContextModifier(  # noqa: N802 -- jinja2's name
+        self, node: nodes.EvalContextModifier, frame: Frame
+    ) -> None:
+        """``{% autoescape %}``, of true or false."""
+        if not all(isinstance(option.value, nodes.Const) for option in node.options):
+            self.fail("autoescape is true or false", node.lineno)
+        super().visit_EvalContextModifier(node, frame)
+
+
+def _check_numbers(*values: Any) -> None:
+    """Refuse what is divided for long: two integers of many digits."""
+    if any(isinstance(one, int) and abs(one) > MAX_NUMBER for one in values):
+        raise jinja2.exceptions.SecurityError("a chat template divides numbers beyond 2^64")
+
+
+def _round(value: Any, precision: Any = 0, method: Any = "common") -> Any:
+    """jinja2's ``round``, of which a power of ten is computed."""
+    _check_numbers(value)
+    if abs(precision) > MAX_DIGITS:
+        raise jinja2.exceptions.SecurityError(f"round looks at {MAX_DIGITS} digits at most")
+    return jinja2.filters.do_round(value, precision, method)
+
+
+def _is_divisible(value: Any, divisor: Any) -> bool:
+    _check_numbers(value, divisor)
+    return jinja2.tests.test_divisibleby(value, divisor)
 
 
 def _size(value: Any) -> Any:
@@ -191,13 +240,23 @@ def _check_name(name: object) -> None:
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> jinja2.Template:
-    return _environment().from_string(template)
+    if len(template) > MAX_CHARACTERS:
+        raise _refusal(f"it has more than {MAX_CHARACTERS} characters")
+    with _bounded_memory():
+        return _environment().from_string(template)
 
 
 def _environment() -> jinja2.Environment:
     """What transformers gives a template, less the clock and chance."""
-    found = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    found.filters["tojson"] = _tojson
+    found = _Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        optimized=False,  # that computes constants
+    )
+    found.code_generator_class = _Generator
+    found.filters |= {"round": _round, "tojson": _tojson}
+    found.tests["divisibleby"] = _is_divisible
     found.globals |= {"dict": _Dict(), "namespace": _Namespace, "raise_exception": _raise}
     del found.globals["lipsum"], found.filters["random"]
     return found

@@ -120,6 +120,10 @@ class Library:
         """The instruction sets that this machine can run."""
         return list(self._index)
 
+    def has_thrown(self, threads: int, tasks: int, failing: int) -> bool:
+        """Whether a job gives back what a task throws, and the next one is done whole."""
+        return bool(self._lib.kolm_failing_job(threads, *_longs(tasks, failing)))
+
     def gemm_reference(self, product: Product) -> Array:
         """NUM-10 word for word in scalar C."""
         out = np.empty(product.shape[:2], np.float32)

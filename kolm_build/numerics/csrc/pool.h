@@ -5,9 +5,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -30,6 +32,7 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
+  // Throws what a task has thrown, once no thread is in one; tasks not begun are left out.
   void run(int64_t tasks, void (*task)(void*, int64_t), void* context) {
     tasks_ = tasks, task_ = task, context_ = context;
     next_ = 0;
@@ -37,6 +40,7 @@ class Pool {
     announce();
     take_tasks();
     while (busy_.load(std::memory_order_acquire) != 0) pause();
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
 
  private:
@@ -57,8 +61,14 @@ class Pool {
   }
 
   void take_tasks() {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;)
-      task_(context_, i);
+    try {
+      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;)
+        task_(context_, i);
+    } catch (...) {
+      next_ = tasks_;
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
   }
 
   void wait_for_jobs() {
@@ -88,6 +98,7 @@ class Pool {
   std::atomic<int64_t> job_{0}, next_{0};
   std::atomic<int> busy_{0};
   std::atomic<bool> stop_{false};
+  std::exception_ptr failure_;
   int64_t tasks_ = 0;
   void (*task_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;

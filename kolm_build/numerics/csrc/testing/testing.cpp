@@ -1,8 +1,10 @@
 // The kernels behind a C interface, for tests and benchmarks through ctypes; and plain references,
 // written from the text of spec/numerics.md alone. Not part of the product.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <string_view>
 
 #include "kernels.h"
@@ -178,4 +180,20 @@ KOLM_API double kolm_multiply_adds(int isa, int64_t rounds, float* sink) {
 #endif
   (void)isa, (void)rounds, (void)sink;
   return 0.0;
+}
+
+// Whether a pool gives back what task `failing` of a job throws, and runs the next job whole.
+KOLM_API int kolm_failing_job(int threads, int64_t tasks, int64_t failing) {
+  const kolm::Parallel pool = kolm::pool_of(threads);
+  bool caught = false;
+  try {
+    kolm::parallel_for(pool, tasks, [&](int64_t task) {
+      if (task == failing) throw std::bad_alloc();
+    });
+  } catch (const std::bad_alloc&) {
+    caught = true;
+  }
+  std::atomic<int64_t> done{0};
+  kolm::parallel_for(pool, tasks, [&](int64_t) { done.fetch_add(1); });
+  return caught && done == tasks;
 }
