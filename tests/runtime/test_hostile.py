@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
+from safetensors.torch import save_file
 
 from kolm_build.errors import BuildError, InvalidDataError, InvalidRecordError
 from kolm_build.runtime import answering
@@ -17,6 +20,7 @@ from kolm_build.runtime.loading import load
 from kolm_build.runtime.mapped import map_file
 from kolm_build.runtime.settings import GenerationSettings, JsonSchema, Labels
 from kolm_build.runtime.template import MAX_CHARACTERS, rendered
+from tests.runtime.networks import network_of, settings_of
 from tests.support.models import tiny_llama
 from tests.support.quantised import quantised
 
@@ -267,3 +271,38 @@ def test_what_the_architecture_itself_is_asked_is_refused_or_told(folder, change
     changed(folder, "config.json", **changes)
     with pytest.raises(InvalidRecordError):
         load(folder)
+
+
+READS = """
+import json, resource, sys
+from pathlib import Path
+from kolm_build.runtime.compiled_loading import compiled_decoder
+from kolm_build.runtime.mapped import map_file, mapped_tensors
+
+folder = Path(sys.argv[1])
+tensors = mapped_tensors(map_file(folder / "model.safetensors"))
+decoder = compiled_decoder(json.loads((folder / "config.json").read_text()), tensors)
+ids = [number % 300 for number in range(130)]
+whole = decoder.read_on(None, ids).logits
+before = decoder.read_on(None, ids[:-1])
+assert decoder.read_on(before.cache, ids[-1:]).logits.tobytes() == whole.tobytes()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+"""
+
+
+def test_a_wide_network_is_read_in_parts_that_fit_memory(tmp_path):
+    """GEN-71, GEN-78."""
+    network = network_of(
+        num_hidden_layers=1,
+        hidden_size=2,
+        intermediate_size=1 << 20,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    save_file(dict(network.state_dict()), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(settings_of(network)))
+    done = subprocess.run(
+        [sys.executable, "-c", READS, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 130 * (2 << 20) * 4  # the rows of all tokens at once
