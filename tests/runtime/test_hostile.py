@@ -182,6 +182,17 @@ def test_end_tokens_that_no_model_says_change_no_form(folder, end):
     assert answering.opened(folder).generate("x", settings=settings).text in {"true", "false"}
 
 
+DEEP = '{"properties": {"a": ' * 190 + "{}" + "}}" * 190
+
+
+@pytest.mark.parametrize("text", ['{"minimum": NaN}', '{"minimum": %s}' % ("9" * 400), DEEP])
+def test_a_schema_that_the_library_does_not_read_is_refused(folder, text):
+    """GEN-17."""
+    settings = GenerationSettings(form=JsonSchema(text=text))
+    with pytest.raises(InvalidRecordError, match="no answer can have this form"):
+        answering.opened(folder).generate("x", settings=settings)
+
+
 # ----------------------------------------------------------------------------------------- config
 
 
