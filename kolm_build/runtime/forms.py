@@ -168,6 +168,9 @@ def _grammar(form: Regex | JsonSchema, chat: Chat, words: int) -> Begin:
 
 def _text(library: Any, form: Regex | JsonSchema) -> str:
     if isinstance(form, Regex):
+        ending = len(form.pattern) - len(form.pattern.rstrip("\\"))
+        if ending % 2:  # the library leaves it out
+            raise _unusable("a backslash ends the regular expression")
         return str(library.LLMatcher.grammar_from_regex(form.pattern))
     check(form.text)
     try:

@@ -18,7 +18,7 @@ from kolm_build.runtime.files import MAX_TABLE_BYTES, find_model
 from kolm_build.runtime.forms import begin
 from kolm_build.runtime.loading import load
 from kolm_build.runtime.mapped import map_file
-from kolm_build.runtime.settings import GenerationSettings, JsonSchema, Labels
+from kolm_build.runtime.settings import GenerationSettings, JsonSchema, Labels, Regex
 from kolm_build.runtime.template import MAX_CHARACTERS, rendered
 from tests.runtime.networks import network_of, settings_of
 from tests.support.models import tiny_llama
@@ -180,6 +180,14 @@ def test_end_tokens_that_no_model_says_change_no_form(folder, end):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, end]}))
     settings = GenerationSettings(max_new_tokens=9, form=JsonSchema(text='{"type": "boolean"}'))
     assert answering.opened(folder).generate("x", settings=settings).text in {"true", "false"}
+
+
+@pytest.mark.parametrize("pattern", ["\\", "a\\", "(", "[", "(?=a)", "a{2,1}"])
+def test_a_malformed_regular_expression_is_refused(folder, pattern):
+    """GEN-17."""
+    settings = GenerationSettings(max_new_tokens=2, form=Regex(pattern=pattern))
+    with pytest.raises(InvalidRecordError, match="no answer can have this form"):
+        answering.opened(folder).generate("x", settings=settings)
 
 
 DEEP = '{"properties": {"a": ' * 190 + "{}" + "}}" * 190
