@@ -174,6 +174,18 @@ def test_a_label_beyond_the_vocabulary_of_the_model_is_refused(folder):
         begin(Labels(labels=("low",)), chat, most)
 
 
+@pytest.mark.parametrize("asked", ["compiled", "decoder", "network"])
+def test_a_token_beyond_the_vocabulary_of_the_model_is_refused(folder, monkeypatch, asked):
+    """GEN-73."""
+    for name in {"decoder": ["_compiled"], "network": ["_compiled", "_by_decoder"]}.get(asked, ()):
+        monkeypatch.setattr(answering, name, lambda *_: None)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]
+    vocabulary["vocab"] |= {"x": 1 << 20}
+    changed(folder, "tokenizer.json", model=vocabulary)
+    with pytest.raises(InvalidRecordError, match="does not have"):
+        answering.opened(folder).generate("x", settings=SHORT)
+
+
 @pytest.mark.parametrize("end", [-1, 1 << 40, 10**30])
 def test_end_tokens_that_no_model_says_change_no_form(folder, end):
     """GEN-76."""
