@@ -168,9 +168,15 @@ def _grammar(form: Regex | JsonSchema, chat: Chat, words: int) -> Begin:
 
 def _text(library: Any, form: Regex | JsonSchema) -> str:
     if isinstance(form, Regex):
+        ending = len(form.pattern) - len(form.pattern.rstrip("\\"))
+        if ending % 2:  # the library leaves it out
+            raise _unusable("a backslash ends the regular expression")
         return str(library.LLMatcher.grammar_from_regex(form.pattern))
     check(form.text)
-    return str(library.LLMatcher.grammar_from_json_schema(form.text, overrides=_SPELLING))
+    try:
+        return str(library.LLMatcher.grammar_from_json_schema(form.text, overrides=_SPELLING))
+    except ValueError as error:  # NaN, too many digits or levels: its JSON is stricter
+        raise _unusable(str(error)) from None
 
 
 def _ends(chat: Chat, words: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kolm_build.errors import InvalidDataError
+from kolm_build.errors import InvalidDataError, InvalidRecordError
 from kolm_build.runtime.asking import Answer, Prompt
 from kolm_build.runtime.chat import Chat, messages_of
 from kolm_build.runtime.forms import Begin, begin
@@ -121,6 +121,13 @@ class Speaker:
         if not ids:
             raise InvalidDataError(
                 "the chat template makes no token of a prompt", actual=repr(prompt.text[:80])
+            )
+        if max(ids) >= self.words:
+            raise InvalidRecordError(
+                "the tokenizer has a token that the model does not have",
+                where="tokenizer.json",
+                expected=f"below {self.words}",
+                actual=str(max(ids)),
             )
         check_length(len(ids) + settings.max_new_tokens, self.window)
         return ids

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
+from safetensors.torch import save_file
 
 from kolm_build.errors import BuildError, InvalidDataError, InvalidRecordError
 from kolm_build.runtime import answering
@@ -15,8 +18,9 @@ from kolm_build.runtime.files import MAX_TABLE_BYTES, find_model
 from kolm_build.runtime.forms import begin
 from kolm_build.runtime.loading import load
 from kolm_build.runtime.mapped import map_file
-from kolm_build.runtime.settings import GenerationSettings, JsonSchema, Labels
+from kolm_build.runtime.settings import GenerationSettings, JsonSchema, Labels, Regex
 from kolm_build.runtime.template import MAX_CHARACTERS, rendered
+from tests.runtime.networks import network_of, settings_of
 from tests.support.models import tiny_llama
 from tests.support.quantised import quantised
 
@@ -170,12 +174,43 @@ def test_a_label_beyond_the_vocabulary_of_the_model_is_refused(folder):
         begin(Labels(labels=("low",)), chat, most)
 
 
+@pytest.mark.parametrize("asked", ["compiled", "decoder", "network"])
+def test_a_token_beyond_the_vocabulary_of_the_model_is_refused(folder, monkeypatch, asked):
+    """GEN-73."""
+    for name in {"decoder": ["_compiled"], "network": ["_compiled", "_by_decoder"]}.get(asked, ()):
+        monkeypatch.setattr(answering, name, lambda *_: None)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]
+    vocabulary["vocab"] |= {"x": 1 << 20}
+    changed(folder, "tokenizer.json", model=vocabulary)
+    with pytest.raises(InvalidRecordError, match="does not have"):
+        answering.opened(folder).generate("x", settings=SHORT)
+
+
 @pytest.mark.parametrize("end", [-1, 1 << 40, 10**30])
 def test_end_tokens_that_no_model_says_change_no_form(folder, end):
     """GEN-76."""
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, end]}))
     settings = GenerationSettings(max_new_tokens=9, form=JsonSchema(text='{"type": "boolean"}'))
     assert answering.opened(folder).generate("x", settings=settings).text in {"true", "false"}
+
+
+@pytest.mark.parametrize("pattern", ["\\", "a\\", "(", "[", "(?=a)", "a{2,1}"])
+def test_a_malformed_regular_expression_is_refused(folder, pattern):
+    """GEN-17."""
+    settings = GenerationSettings(max_new_tokens=2, form=Regex(pattern=pattern))
+    with pytest.raises(InvalidRecordError, match="no answer can have this form"):
+        answering.opened(folder).generate("x", settings=settings)
+
+
+DEEP = '{"properties": {"a": ' * 190 + "{}" + "}}" * 190
+
+
+@pytest.mark.parametrize("text", ['{"minimum": NaN}', '{"minimum": %s}' % ("9" * 400), DEEP])
+def test_a_schema_that_the_library_does_not_read_is_refused(folder, text):
+    """GEN-17."""
+    settings = GenerationSettings(form=JsonSchema(text=text))
+    with pytest.raises(InvalidRecordError, match="no answer can have this form"):
+        answering.opened(folder).generate("x", settings=settings)
 
 
 # ----------------------------------------------------------------------------------------- config
@@ -267,3 +302,38 @@ def test_what_the_architecture_itself_is_asked_is_refused_or_told(folder, change
     changed(folder, "config.json", **changes)
     with pytest.raises(InvalidRecordError):
         load(folder)
+
+
+READS = """
+import json, resource, sys
+from pathlib import Path
+from kolm_build.runtime.compiled_loading import compiled_decoder
+from kolm_build.runtime.mapped import map_file, mapped_tensors
+
+folder = Path(sys.argv[1])
+tensors = mapped_tensors(map_file(folder / "model.safetensors"))
+decoder = compiled_decoder(json.loads((folder / "config.json").read_text()), tensors)
+ids = [number % 300 for number in range(130)]
+whole = decoder.read_on(None, ids).logits
+before = decoder.read_on(None, ids[:-1])
+assert decoder.read_on(before.cache, ids[-1:]).logits.tobytes() == whole.tobytes()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+"""
+
+
+def test_a_wide_network_is_read_in_parts_that_fit_memory(tmp_path):
+    """GEN-71, GEN-78."""
+    network = network_of(
+        num_hidden_layers=1,
+        hidden_size=2,
+        intermediate_size=1 << 20,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    save_file(dict(network.state_dict()), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(settings_of(network)))
+    done = subprocess.run(
+        [sys.executable, "-c", READS, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 130 * (2 << 20) * 4  # the rows of all tokens at once

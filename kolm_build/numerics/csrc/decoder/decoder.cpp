@@ -21,6 +21,7 @@ namespace {
 constexpr int64_t kMore = 64;        // least tokens of room behind what is read
 constexpr int64_t kPositions = 512;  // rotary tables grow by so many
 constexpr int64_t kMostRows = 256;   // tokens read at once: more are read in parts (NUM-43)
+constexpr int64_t kMostNumbers = int64_t{1} << 26;  // of their rows; those of models are far less
 constexpr int64_t kBlock = 1024;     // numbers on the stack; a head has no more (GEN-72)
 
 int64_t all_tokens(const Span* spans, int64_t count) {
@@ -227,8 +228,8 @@ void Decoder::reach(int64_t end) {
   const int64_t first = static_cast<int64_t>(cosines_.size()) / width;
   if (end <= first) return;
   const int64_t size = (end + kPositions - 1) / kPositions * kPositions;
-  cosines_.resize(size * width);
-  sines_.resize(size * width);
+  cosines_.reserve(size * width), sines_.reserve(size * width);  // both, or none: it may throw
+  cosines_.resize(size * width), sines_.resize(size * width);
   for (int64_t i = first; i < size; ++i) {
     float *cosines = cosines_.data() + i * width, *sines = sines_.data() + i * width;
     for (int64_t j = 0; j < width; ++j) {
@@ -266,11 +267,20 @@ void Decoder::turn(int64_t heads, int64_t position, float* x) const {
 
 // ---------------------------------------------------------------------------------------- layers
 
+// Tokens whose rows are in memory at once: fewer of a wide network, so that memory is not many times
+// its file's.
+int64_t Decoder::most_rows() const {
+  const Network& net = network_;
+  const int64_t widest = std::max({net.hidden, net.inner, net.heads * net.width});
+  return std::clamp<int64_t>(kMostNumbers / widest, 1, kMostRows);
+}
+
 void Decoder::read(const Span* spans, int64_t count, const int32_t* ids, float* logits) {
-  if (all_tokens(spans, count) <= kMostRows) return read_together(spans, count, ids, logits);
+  const int64_t most = most_rows();
+  if (all_tokens(spans, count) <= most) return read_together(spans, count, ids, logits);
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t left = spans[i].tokens; left > 0;) {
-      const Span part{spans[i].room, std::min(left, kMostRows)};
+      const Span part{spans[i].room, std::min(left, most)};
       float* last = left == part.tokens ? logits + i * network_.vocabulary : nullptr;
       read_together(&part, 1, ids, last);
       ids += part.tokens, left -= part.tokens;

@@ -113,6 +113,7 @@ class Decoder {
   void widen(const void* data, int64_t n, float* out) const;
   void round(int64_t n, float* x) const;
 
+  int64_t most_rows() const;
   void read_together(const Span* spans, int64_t count, const int32_t* ids, float* logits);
   void forward(const Span* spans, int64_t count, const int32_t* ids);
   void embed(const int32_t* ids, int64_t rows);

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 #include <string_view>
 #include <system_error>
 
@@ -52,6 +53,8 @@ int status_of(const Body& body) {
     return body();
   } catch (const std::bad_alloc&) {
     return kMemory;
+  } catch (const std::length_error&) {  // more than any memory holds
+    return kMemory;
   } catch (const std::system_error&) {
     return kThreads;
   }
@@ -78,7 +81,7 @@ KOLM_API Decoder* kolm_decoder_new(const Network* network, const char* isa, int 
   if (kernels == nullptr) return nullptr;
   try {
     return new Decoder(*network, *kernels, threads);
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {  // no memory, or more than any holds
     return nullptr;
   }
 }
@@ -113,6 +116,7 @@ KOLM_API int kolm_decoder_read(Decoder* decoder, int64_t count, Room* const* roo
     for (int64_t i = 0; i < count; ++i) {
       spans.push_back({rooms[i], tokens[i]});
       total += tokens[i];
+      if (tokens[i] < 1) return kNoToken;
     }
     const int64_t vocabulary = decoder->network().vocabulary;
     if (!are_tokens(total, ids, vocabulary)) return kNoToken;
