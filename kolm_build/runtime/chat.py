@@ -21,6 +21,9 @@ Message = Mapping[str, str]
 _TOKENIZER, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
+MAX_ADDED, MAX_TIMES = 1 << 20, 16
+"""Most characters that a template may write of its own, and how often those of the messages."""
+
 MAX_GROWTH = 4096
 """Most bytes that a step before or after a tokenizer's vocabulary may make of one."""
 
@@ -74,9 +77,17 @@ class Chat:
         """The tokens of a conversation up to where the model's answer starts.
 
         Raises:
-            InvalidRecordError: The template refuses these messages.
+            InvalidRecordError: The template refuses these messages, or makes too much of them.
         """
-        return self._encoded(rendered(self.template, messages, self.specials))
+        text = rendered(self.template, messages, self.specials)
+        given = sum(len(part) for message in messages for part in message.values())
+        if len(text) > MAX_ADDED + MAX_TIMES * given:
+            raise InvalidRecordError(
+                "the model's chat template makes too much of these messages",
+                expected=f"at most {MAX_ADDED + MAX_TIMES * given} characters",
+                actual=f"{len(text)} characters",
+            )
+        return self._encoded(text)
 
     def answer_ids(self, text: str) -> list[int]:
         """The tokens of an answer, the end token last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import save_file
@@ -103,6 +104,16 @@ def test_a_template_that_makes_no_token_is_refused(folder):
     (folder / "chat_template.jinja").write_text("{{ '' }}")
     with pytest.raises(InvalidDataError, match="no token"):
         answering.opened(folder).generate("x", settings=SHORT)
+
+
+def test_a_template_that_makes_much_text_of_little_is_refused(folder):
+    """GEN-79."""
+    chat = Chat.of(find_model(folder))
+    many = "{% set x = 'a ' * 32000 %}{% for i in range(32) %}{{ x }}{% endfor %}"
+    with pytest.raises(InvalidRecordError, match="too much of these messages"):
+        replace(chat, template=many).prompt_ids(messages_of("x"))
+    twice = "{{ messages[0].content }}{{ messages[0].content }}"
+    assert replace(chat, template=twice).prompt_ids(messages_of("low" * 1000))
 
 
 # -------------------------------------------------------------------------------------- tokenizer
