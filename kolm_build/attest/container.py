@@ -35,6 +35,7 @@ from kolm_build.reading import PIECE_BYTES, open_regular, pread
 MAX_THREADS = 8
 HASHED_BYTES = 1 << 22  # at once; a smaller piece asks for the interpreter's lock too often
 MAX_ATTESTATIONS = 64
+_NO_ARTIFACT = "It is no artifact, or was damaged or cut off on its way: get it again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,10 @@ class Container:
         fd = open_regular(path, ContainerError)
         try:
             return cls._read(fd)
+        except ContainerError as error:
+            os.close(fd)
+            error.advice = error.advice or _NO_ARTIFACT
+            raise error.in_file(str(path)) from None
         except BaseException:
             os.close(fd)
             raise

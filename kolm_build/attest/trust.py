@@ -150,6 +150,7 @@ class TrustPolicy:
                     where=f"threshold.{role}",
                     expected=f"1 to {there}, the principals with this role",
                     actual=str(count),
+                    advice="Name the principals first, then ask for as many.",
                 )
         if not self.thresholds:
             raise InvalidRecordError("no threshold", where="threshold", expected="builder = 1")

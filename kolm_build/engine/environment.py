@@ -315,7 +315,7 @@ def _found(requirement: Requirement, by: str, found: Mapping[str, Installed]) ->
             f"{name} is required by {by} and is not installed",
             where="environment.distributions",
             expected=str(requirement),
-            advice=f"`pip install {name}`, in the environment that kolm runs in.",
+            advice=f"`pip install {name}`, in the environment that is to be locked.",
         )
     return found[name]
 
@@ -328,7 +328,7 @@ def _check_root(requirement: Requirement, found: Mapping[str, Installed]) -> Non
             where="environment.distributions",
             expected=str(requirement),
             actual=f"{have.name} {have.version}",
-            advice=f"`pip install '{requirement}'`, in the environment that kolm runs in.",
+            advice=f"`pip install '{requirement}'`, in the environment that is to be locked.",
         )
 
 

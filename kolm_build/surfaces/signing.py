@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MARK = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 MAX_PASSPHRASE_BYTES = 4096
+_OPENLY = "make it with --unencrypted"
 
 
 def find_key(given: StrPath | None, passphrase_file: StrPath | None) -> SigningKey | None:
@@ -27,16 +28,26 @@ def find_key(given: StrPath | None, passphrase_file: StrPath | None) -> SigningK
     path = Path(default_key() if given is None else given)
     if given is None and not path.exists():
         return None
-    return open_key(path, passphrase_file)
+    return open_key(path, passphrase_file, otherwise="build with --no-sign")
 
 
-def open_key(path: Path, passphrase_file: StrPath | None) -> SigningKey:
-    """The private key in `path`, its passphrase looked for where spec/cli.md says."""
+def open_key(
+    path: Path, passphrase_file: StrPath | None, *, otherwise: str | None = None
+) -> SigningKey:
+    """The private key in `path`, its passphrase looked for where spec/cli.md says.
+
+    Args:
+        path: The private key.
+        passphrase_file: The file whose first line is its passphrase, if one was named.
+        otherwise: What can be done where nobody knows the passphrase.
+    """
     from kolm_build.attest.keys import load
 
     if not _is_encrypted(path):
         return load(path, passphrase=None)
-    passphrase = known_passphrase(passphrase_file) or _asked(f"Passphrase of {path}: ")
+    passphrase = known_passphrase(passphrase_file) or _asked(
+        f"Passphrase of {path}: ", otherwise=otherwise
+    )
     return load(path, passphrase=passphrase)
 
 
@@ -45,8 +56,8 @@ def new_passphrase(passphrase_file: StrPath | None) -> bytes:
     known = known_passphrase(passphrase_file)
     if known:
         return known
-    first = _asked("Passphrase for the new key: ")
-    if first != _asked("The same again: "):
+    first = _asked("Passphrase for the new key: ", otherwise=_OPENLY)
+    if first != _asked("The same again: ", otherwise=_OPENLY):
         raise KeyFileError("the two passphrases differ")
     return first
 
@@ -85,11 +96,12 @@ def _is_encrypted(path: Path) -> bool:
         return False  # `load` will say what is wrong with it
 
 
-def _asked(question: str) -> bytes:
+def _asked(question: str, *, otherwise: str | None) -> bytes:
     if not sys.stdin.isatty():
+        way_out = "" if otherwise is None else f", or {otherwise}"
         raise KeyFileError(
             "the key's passphrase is not known and nobody can be asked",
-            advice="Give --passphrase-file FILE or $KOLM_PASSPHRASE, or build with --no-sign.",
+            advice=f"Give --passphrase-file FILE or $KOLM_PASSPHRASE{way_out}.",
         )
     try:
         answer = getpass.getpass(question, stream=sys.stderr)

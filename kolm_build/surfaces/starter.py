@@ -20,7 +20,7 @@ licence = "Apache-2.0"
 
 [data]                      # rows to learn from: .jsonl, .csv or .parquet
 from = "path:./rows.jsonl"
-format = "jsonl"
+format = "jsonl"            # or "csv", "parquet"
 licence = "CC0-1.0"
 system = "You route messages of customers."
 prompt = "Message: {{text}}\\nTeam (one word)?"    # {{text}} is a column

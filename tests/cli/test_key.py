@@ -45,6 +45,13 @@ def test_without_its_public_file_a_key_asks_for_the_passphrase(tmp_path):
     assert "wrong passphrase" in wrong.err
 
 
+def test_a_new_key_that_nobody_can_be_asked_about_may_be_made_openly(tmp_path):
+    told = kolm_process("key", "new", str(tmp_path / "k"))
+    assert told.status == 66
+    assert "or make it with --unencrypted." in told.err
+    assert "--no-sign" not in told.err
+
+
 def test_a_trusted_key_is_in_the_trust_file_once(home, tmp_path):
     public = kolm("key", "new", "--unencrypted", str(tmp_path / "k")).out.strip()
     assert kolm("key", "trust", public, "--name", "ci").status == 0

@@ -9,6 +9,7 @@ from kolm_build.core.derivation import OutputInput
 from kolm_build.core.digest import Digest
 from kolm_build.errors import MissingObjectError, UsageError
 from kolm_build.store.local import LocalStore
+from kolm_build.surfaces.cli.show import told_once
 from kolm_build.surfaces.training import check_has_figures, figures_of
 from tests.artifact import making
 from tests.artifact.making import make
@@ -23,6 +24,32 @@ def test_an_artifact_is_shown_with_one_line_for_each_deep_folder(tmp_path):
     assert "eval/results.jsonl" in lines
     assert "build/derivations/" in lines
     assert not [line for line in lines if line.startswith("build/derivations/") and "cbor" in line]
+
+
+def claim(content, circumstances):
+    return [{"content": content, "circumstances": circumstances}]
+
+
+def test_what_the_outputs_of_one_build_have_in_common_is_told_once():
+    outputs = {"adapter": claim("b3:1", {"cpu_ms": 7}), "trace": claim("b3:2", {"cpu_ms": 7})}
+    assert told_once({"node": "train-1", "outputs": outputs}) == {
+        "node": "train-1",
+        "outputs": {"adapter": "b3:1", "trace": "b3:2"},
+        "circumstances": {"cpu_ms": 7},
+    }
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"adapter": claim("b3:1", {"cpu_ms": 7}), "trace": claim("b3:2", {"cpu_ms": 8})},
+        {"adapter": claim("b3:1", {}) + claim("b3:3", {}), "trace": claim("b3:2", {})},
+        {"adapter": [], "trace": []},
+        {"out": claim("b3:1", {"cpu_ms": 7})},
+    ],
+)
+def test_outputs_that_differ_are_told_one_by_one(outputs):
+    assert told_once({"node": "x", "outputs": outputs}) == {"node": "x", "outputs": outputs}
 
 
 @pytest.mark.parametrize("what", ["artifact", "b3:" + "0" * 64])

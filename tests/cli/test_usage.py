@@ -10,12 +10,12 @@ WRONG = {
     "--frob": "error: kolm: unknown option --frob\n  Try: kolm --help\n",
     "version --jsn": (
         "error: kolm version: unrecognized arguments: --jsn\n"
-        "  usage: kolm version [-h] [--json]\n"
+        "  Did you mean '--json'?\n"
         "  Try: kolm version --help\n"
     ),
     "version --js": (
         "error: kolm version: unrecognized arguments: --js\n"
-        "  usage: kolm version [-h] [--json]\n"
+        "  Did you mean '--json'?\n"
         "  Try: kolm version --help\n"
     ),
     "completion tcsh": (
@@ -23,6 +23,19 @@ WRONG = {
         " (choose from 'bash', 'fish', 'zsh')\n"
         "  usage: kolm completion [-h] {bash,fish,zsh}\n"
         "  Try: kolm completion --help\n"
+    ),
+    "version --frobnicate": (
+        "error: kolm version: unrecognized arguments: --frobnicate\n"
+        "  usage: kolm version [-h] [--json]\n"
+        "  Try: kolm version --help\n"
+    ),
+    "store gc --dryrun": (
+        "error: kolm store: unrecognized arguments: --dryrun\n"
+        "  Did you mean '--dry-run'?\n"
+        "  Try: kolm store --help\n"
+    ),
+    "build --jobs": (
+        "error: kolm build: argument --jobs/-j: expected one argument\n  Try: kolm build --help\n"
     ),
     "key": (
         "error: kolm key: the following arguments are required: ACTION\n"

@@ -108,6 +108,7 @@ def _plan(prepared: Prepared, args: Namespace, store: LocalStore, terminal: Term
     from kolm_build.core.plan import Build, Substitute
     from kolm_build.surfaces.building import planned
     from kolm_build.surfaces.cli.target import forecast_for, say_forecast
+    from kolm_build.surfaces.progress import NAME_COLUMNS
 
     wanted = prepared.wanted(args.targets)
     with _substitutes(args, store, _teller(args, terminal), terminal) as substitutes:
@@ -117,9 +118,10 @@ def _plan(prepared: Prepared, args: Namespace, store: LocalStore, terminal: Term
     if args.json:
         terminal.give({"event": "plan", "nodes": plan.to_value()})
         return 0
+    width = max([NAME_COLUMNS, *(len(action.name) for action in plan.actions)])
     for action in plan.actions:
         verb = type(action).__name__.lower()
-        terminal.say(f"{action.name:<16} {verb}: {action.reason}")
+        terminal.say(f"{action.name:<{width}} {verb}: {action.reason}")
     builds = sum(isinstance(action, Build) for action in plan.actions)
     copies = sum(isinstance(action, Substitute) for action in plan.actions)
     copied = f"{copies} to copy, " if copies else ""

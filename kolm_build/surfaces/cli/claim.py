@@ -43,7 +43,7 @@ def describe(parser: Parser) -> None:
         "for that judges by this time whether a key had expired or was revoked.",
         ("kolm claim witness --key log.pem", "the claims on the targets"),
         ("kolm claim witness --key log.pem --at s3://models/cache", "those that are there"),
-        ("kolm claim witness --key log.pem --file top.out.01….commitment.json", ""),
+        ("kolm claim witness --key log.pem --file package.out.01….commitment.json", ""),
     )
     witness.add_argument(
         "--file", metavar="FILE", type=Path, action="append", default=[], help="a commitment"
@@ -59,7 +59,7 @@ def describe(parser: Parser) -> None:
     add.tell_of(
         "Keep a log's countersignatures beside the claims in the store, so that `kolm copy --to`\n"
         "publishes them with these.",
-        ("kolm claim add --file top.out.01….witness.json top", ""),
+        ("kolm claim add --file package.out.01….witness.json", ""),
     )
     add.add_argument(
         "--file", metavar="FILE", type=Path, action="append", required=True, help="it (repeatable)"
@@ -133,7 +133,7 @@ def _add(args: Namespace, terminal: Terminal) -> int:
 
     with open_store(args) as store:
         count = add_evidence(_heard(args, store, terminal), args.file, store=store)
-    terminal.say(f"kept beside {count} claims")
+    terminal.say(f"kept beside {count} claim{'' if count == 1 else 's'}")
     return 0
 
 

@@ -188,6 +188,14 @@ def _run_pack(args: Namespace, terminal: Terminal) -> int:
             file="kolm export",
             advice="--thin --have OTHER leaves out what is in OTHER.",
         )
+    for target in args.targets:
+        if target.endswith(".kolm"):
+            raise UsageError(
+                "a pack is made of the recipe's nodes, not of an artifact",
+                file="kolm export",
+                actual=target,
+                advice="--format FORMAT writes its model; its signatures travel by --artifact.",
+            )
     project = open_project(args.project, lock=args.lock)
     have = have_of(args.have) if args.thin else None
     with open_store(args) as store:
@@ -255,7 +263,8 @@ def _tell(
         count = len(prepared.lock.environment.distributions)
         terminal.tell(
             f"the environment is not in the store: the receiver needs python"
-            f" {prepared.lock.environment.python} and the {count} locked distributions installed",
+            f" {prepared.lock.environment.python} and the {count} locked distributions installed"
+            " (`kolm env add` before the export puts it into the pack)",
             "yellow" if terminal.err_colour else "",
         )
 

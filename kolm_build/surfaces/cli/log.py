@@ -36,5 +36,8 @@ def run(args: Namespace, terminal: Terminal) -> int:
         raise UsageError(
             "it was never built here", file=args.node, advice="`kolm build` builds it."
         )
-    terminal.say(log.decode(errors="backslashreplace").removesuffix("\n"))
+    if log:
+        terminal.say(log.decode(errors="backslashreplace").removesuffix("\n"))
+    else:
+        terminal.tell("it printed nothing", "dim")
     return 0

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 _HELP_COLUMNS = 80
+_SHOWN = 160  # characters of a usage that an error shows; a longer one hides what is wrong
 
 
 class _Layout(argparse.RawDescriptionHelpFormatter):
@@ -84,11 +85,33 @@ class Parser(argparse.ArgumentParser):
         """Refuse the command line.
 
         Raises:
-            UsageError: Always; it shows the usage and says how to get help.
+            UsageError: Always; it says how to get help, and shows what was meant or a short usage.
         """
         usage = " ".join(self.format_usage().split())
-        advice = f"{usage}\n  Try: {self.prog} --help"
+        meant = self._meant(message)
+        lines = [f"Did you mean {meant!r}?"] if meant else [usage] if len(usage) <= _SHOWN else []
+        advice = "\n  ".join([*lines, f"Try: {self.prog} --help"])
         raise UsageError(message, file=self.prog, advice=advice)
+
+    def _meant(self, message: str) -> str | None:
+        """The option nearest to the first one that `message` calls unknown, if one is near."""
+        from difflib import get_close_matches
+
+        _, _, words = message.partition("unrecognized arguments: ")
+        if not words.startswith("--"):
+            return None
+        word = words.split()[0].partition("=")[0]
+        near = get_close_matches(word, sorted(self.long_options()), 1)
+        return near[0] if near and near[0] != word else None
+
+    def long_options(self) -> set[str]:
+        """This parser's long options, and those of its actions."""
+        found = {name for name in self._option_string_actions if name.startswith("--")}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 -- it has no other name
+                for parser in action.choices.values():
+                    found |= parser.long_options()
+        return found
 
 
 def load(name: str) -> Command:

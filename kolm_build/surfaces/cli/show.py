@@ -51,7 +51,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     if args.json:
         terminal.give(shown | _figures_value(figures))
         return 0
-    for line in (*_lines(_folded(shown), ""), *_figures_lines(figures)):
+    for line in (*_lines(told_once(_folded(shown)), ""), *_figures_lines(figures)):
         terminal.say(line)
     if args.plot is not None:
         terminal.tell(f"drawn in {args.plot}")
@@ -221,6 +221,21 @@ def _folded(shown: Mapping[str, object]) -> Mapping[str, object]:
             deep.setdefault("/".join(parts[:2]) + "/", []).append(int(told.split()[0]))
     folded |= {path: f"{sum(sizes)} in {len(sizes)} files" for path, sizes in deep.items()}
     return {**shown, "members": dict(sorted(folded.items()))}
+
+
+def told_once(shown: Mapping[str, object]) -> Mapping[str, object]:
+    """A node with the circumstances that all its outputs share behind them; `--json` repeats."""
+    outputs = shown.get("outputs")
+    if not isinstance(outputs, Mapping) or len(outputs) < 2:
+        return shown
+    claims = list(outputs.values())
+    if not all(isinstance(one, list) and len(one) == 1 for one in claims):
+        return shown
+    first = claims[0][0].get("circumstances")
+    if not all(one[0].get("circumstances") == first for one in claims):
+        return shown
+    contents = {output: one[0]["content"] for output, one in outputs.items()}
+    return {**shown, "outputs": contents, "circumstances": first}
 
 
 def _lines(value: Mapping[str, object], indent: str) -> Iterator[str]:

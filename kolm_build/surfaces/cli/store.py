@@ -70,11 +70,26 @@ def run(args: Namespace, terminal: Terminal) -> int:
     """Do what `args.action` says."""
     from kolm_build.surfaces.opening import open_store
 
+    _check_is_there(args)
     if getattr(args, "rebuild_index", False):
         _rebuild_index(args, terminal)
     with open_store(args) as store:
         return {"gc": _gc, "fsck": _fsck, "roots": _roots, "du": _du}[args.action](
             args, terminal, store
+        )
+
+
+def _check_is_there(args: Namespace) -> None:
+    """Refuse to look after a store that nobody made: opening one would make it."""
+    from kolm_build.errors import UsageError
+    from kolm_build.surfaces.places import store_root
+
+    root = Path(store_root(args.store, Path.cwd()))
+    if not (root / "format").exists():
+        raise UsageError(
+            "there is no store here",
+            file=str(root),
+            advice="A build makes it; --store DIR names another.",
         )
 
 

@@ -9,8 +9,18 @@ from kolm_build import __version__
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.terminal import Terminal
 
-# Formats this program writes: record versions of the spec pages named like the keys.
-FORMATS = {"artifact": 1, "derivation": 1, "lock": 1, "recipe": 1, "step-protocol": 1, "store": 1}
+# The newest version of each format that this program writes and reads; older ones stay readable.
+FORMATS = {
+    "artifact": 3,
+    "derivation": 1,
+    "kolmpack": 1,
+    "lock": 2,
+    "recipe": 1,
+    "step-protocol": 1,
+    "store": 1,
+    "substituter": 1,
+    "trust": 2,
+}
 
 
 def describe(parser: Parser) -> None:
@@ -18,7 +28,7 @@ def describe(parser: Parser) -> None:
     parser.tell_of(
         "Print the version of kolm.",
         ("kolm version", "for people"),
-        ("kolm version --json", "with the formats it reads and writes"),
+        ("kolm version --json", "with the newest version of each format"),
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
