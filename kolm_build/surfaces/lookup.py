@@ -16,7 +16,7 @@ from kolm_build.core.lock import Lock, check
 from kolm_build.core.plan import Plan, plan
 from kolm_build.engine.joblog import log_of
 from kolm_build.engine.probe import probe_platform
-from kolm_build.errors import MissingObjectError
+from kolm_build.errors import MissingObjectError, UsageError
 from kolm_build.steps.table import STEPS
 from kolm_build.surfaces.project import Project, read_lock, shown_path
 from kolm_build.surfaces.story import Storyteller
@@ -131,7 +131,13 @@ def instance_of(project: Project, lock: Lock) -> Instance:
 
 
 def find_output(instance: Instance, text: str) -> OutputInput:
-    """The output that `text` names: ``node.output``, or ``node`` for its first one."""
+    """The output that `text` names: ``node.output``, or ``node`` for its first one.
+
+    Raises:
+        UsageError: There is none; it says so where an artifact was meant.
+    """
+    if text.endswith(".kolm"):
+        raise UsageError("no such file", file=text)
     return instance.find(_plain(instance, text))
 
 

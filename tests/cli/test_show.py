@@ -10,6 +10,7 @@ from kolm_build.core.digest import Digest
 from kolm_build.errors import MissingObjectError, UsageError
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.cli.show import told_once
+from kolm_build.surfaces.lookup import find_output
 from kolm_build.surfaces.training import check_has_figures, figures_of
 from tests.artifact import making
 from tests.artifact.making import make
@@ -61,6 +62,12 @@ def test_only_what_trains_can_be_drawn(tmp_path, what):
     assert (told.status, told.out) == (2, "")
     assert "a node that trains" in told.err
     assert not (tmp_path / "x.svg").exists()
+
+
+def test_an_artifact_that_is_not_there_is_no_unknown_node():
+    instance = SimpleNamespace(nodes={})
+    with pytest.raises(UsageError, match="no such file"):
+        find_output(instance, "triage.kolm")
 
 
 @pytest.fixture
