@@ -84,3 +84,15 @@ def write_json(path: Path, value: object) -> None:
     """
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     path.write_bytes(text.encode() + b"\n")
+
+
+def write_tokenizer(path: Path, value: object) -> None:
+    """Write `value` as the `tokenizer.json` of a model folder: one line, sorted keys, UTF-8.
+
+    A vocabulary is a hundred thousand short lines when it is indented, and twice as long.
+    """
+    separators = (",", ":")
+    text = json.dumps(
+        value, sort_keys=True, separators=separators, ensure_ascii=False, allow_nan=False
+    )
+    path.write_bytes(text.encode() + b"\n")

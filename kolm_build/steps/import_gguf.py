@@ -23,7 +23,13 @@ from kolm_build.steps._architectures import (
     token_ids,
 )
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._files import input_folder, only_file, output_folder, write_json
+from kolm_build.steps._files import (
+    input_folder,
+    only_file,
+    output_folder,
+    write_json,
+    write_tokenizer,
+)
 from kolm_build.steps._gguf import Gguf, Tensor, read_gguf
 from kolm_build.steps._tokenizer import Tokenizer
 from kolm_build.steps._weights import (
@@ -57,7 +63,7 @@ def run(request: StepRequest, events: Events) -> None:
     config = config_value(sizes, CONFIG_DTYPES[dtype], tokenizer.specials)
     write_json(out / "config.json", config)
     write_json(out / "generation_config.json", token_ids(tokenizer.specials))
-    write_json(out / "tokenizer.json", tokenizer.to_value())
+    write_tokenizer(out / "tokenizer.json", tokenizer.to_value())
     write_json(out / "tokenizer_config.json", tokenizer.config_value(sizes.context))
     if tokenizer.chat_template:
         (out / "chat_template.jinja").write_bytes(tokenizer.chat_template.encode())

@@ -12,7 +12,7 @@ from math import prod
 from kolm_build.core.request import StepRequest
 from kolm_build.errors import InvalidRecordError
 from kolm_build.steps._entry import Events, run_step
-from kolm_build.steps._files import input_folder, output_folder, write_json
+from kolm_build.steps._files import input_folder, output_folder, write_json, write_tokenizer
 from kolm_build.steps._model_tree import (
     CONFIG,
     WEIGHTS,
@@ -58,7 +58,7 @@ def run(request: StepRequest, events: Events) -> None:
     ids = {name: config[name] for name in _TOKEN_IDS if config.get(name) is not None}
     write_json(out / CONFIG, _plain(config) | {"dtype": _config_dtype(weights)})
     write_json(out / "generation_config.json", _plain(generation) or ids)
-    write_json(out / "tokenizer.json", tokenizer)
+    write_tokenizer(out / "tokenizer.json", tokenizer)
     write_json(out / "tokenizer_config.json", _plain(tokenizer_config))
     if template:
         (out / "chat_template.jinja").write_bytes(template.encode())
