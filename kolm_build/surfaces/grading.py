@@ -47,12 +47,12 @@ def check_grade(
     least = prepared.lock.minimum_grade
     if least is None:
         return
-    from kolm_build.surfaces.listening import hear
+    from kolm_build.surfaces.listening import Troubles, hear
 
     trust = read_trust(getattr(args, "trust", None))
     heard = hear(
-        prepared.instance, wanted, urls, store=store, trust=trust, terminal=terminal,
-        json=args.json,
+        prepared.instance, wanted, urls, store=store, trust=trust,
+        on_trouble=Troubles(terminal, json=args.json),
     )  # fmt: skip
     refuse_below(least, heard, trust)
 

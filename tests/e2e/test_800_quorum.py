@@ -222,20 +222,30 @@ def test_nothing_is_signed_without_a_sandbox_or_a_key(parties):
 
 
 def test_caches_are_compared_without_building(parties):
-    """CHALLENGE-1, CHALLENGE-2."""
+    """CHALLENGE-1, CHALLENGE-2, CHALLENGE-3."""
     trust = ("--trust", str(parties.trust()))
     alone = parties.kolm("reader", "challenge", parties.cache("ann"), *trust)
     assert alone.status == 4
     assert "nothing was compared" in alone.err
-    nowhere = parties.kolm("reader", "challenge", f"file://{parties.folder}/nowhere")
-    assert (nowhere.status, "no substituter is there" in nowhere.err) == (4, True)
+    nowhere = f"file://{parties.folder}/nowhere"
+    unasked = parties.kolm("reader", "challenge", nowhere)
+    assert (unasked.status, "no substituter is there" in unasked.err) == (4 | 1, True)
     parties.builds("ben")
     both = [parties.cache("ann"), parties.cache("ben")]
     same = parties.ok("reader", "challenge", *both, *trust)
     assert same.err == "3 same, 0 differs, 0 not compared\n"
     assert f"{parties.cache('ann')}  b3:" in same.out
     assert same.out.count("built by ben") == 3
+    one_down = parties.kolm("reader", "challenge", *both, nowhere, *trust)
+    assert one_down.status == 1
+    assert "3 same, 0 differs, 0 not compared\n" in one_down.err
+    assert "not compared with all that was named: 1 of 3 caches did not answer" in one_down.err
+    told = parties.kolm("reader", "challenge", *both, nowhere, *trust, "--json")
+    (event,) = [line for line in map(json.loads, told.out.splitlines()) if "event" in line]
+    assert (told.status, event["event"], event["url"]) == (1, "substituter", nowhere)
     parties.lies("cat", "ann")
+    torn = parties.kolm("reader", "challenge", *both, parties.cache("cat"), nowhere)
+    assert torn.status == 16 | 1
     differs = parties.kolm("reader", "challenge", *both, parties.cache("cat"))
     assert differs.status == 16
     assert "count.out: differs" in differs.out

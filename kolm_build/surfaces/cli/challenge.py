@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from kolm_build.surfaces.challenging import Answer, Challenge
+    from kolm_build.surfaces.listening import Troubles
 
 
 def describe(parser: Parser) -> None:
@@ -20,7 +21,8 @@ def describe(parser: Parser) -> None:
     parser.tell_of(
         "Ask several caches, and your store, what they claim of every output, and compare.\n"
         "Nothing is built, fetched or kept. Exits 16 where two contents are claimed of one\n"
-        "output, whoever claims them, and 4 where no output has claims at two places.",
+        "output, whoever claims them, 4 where no output has claims at two places, and with the\n"
+        "bits of what is wrong with a cache that cannot be asked, such as 1 where none is there.",
         (
             "kolm challenge https://a.example/kolm s3://b/cache",
             "all that the targets are made from",
@@ -45,7 +47,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     """Compare."""
     from kolm_build.surfaces.challenging import challenge_of
     from kolm_build.surfaces.copying import wanted_outputs
-    from kolm_build.surfaces.listening import hear
+    from kolm_build.surfaces.listening import Troubles, hear
     from kolm_build.surfaces.lookup import Look
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project
@@ -54,15 +56,15 @@ def run(args: Namespace, terminal: Terminal) -> int:
     trust = own_trust(args.trust)
     look = Look.at(open_project(args.project, lock=args.lock))
     wanted = wanted_outputs(look.instance, args.target, closure_too=False).values()
+    troubles = Troubles(terminal, json=args.json)
     with open_store(args) as store:
         heard = hear(
-            look.instance, wanted, args.urls, store=store, trust=trust, terminal=terminal,
-            json=args.json,
-        )  # fmt: skip
+            look.instance, wanted, args.urls, store=store, trust=trust, on_trouble=troubles
+        )
     answers = [challenge_of(one, trust) for one in heard if one.fixed is None]
     for answer in answers:
         _tell(answer, args, terminal)
-    return int(_status(answers, args, terminal))
+    return int(_status(answers, args, terminal) | _silent(troubles, args, terminal))
 
 
 def _status(answers: list[Challenge], args: Namespace, terminal: Terminal) -> Exit:
@@ -77,6 +79,14 @@ def _status(answers: list[Challenge], args: Namespace, terminal: Terminal) -> Ex
             terminal.tell("nothing was compared: no output has claims at two places", "yellow")
         return Exit.STORE
     return Exit.OK
+
+
+def _silent(troubles: Troubles, args: Namespace, terminal: Terminal) -> Exit:
+    """The bits of the caches that could not be asked: no disagreement there would have been met."""
+    if troubles and not args.json:
+        count = f"{len(troubles)} of {len(args.urls)} caches"
+        terminal.tell(f"not compared with all that was named: {count} did not answer", "yellow")
+    return troubles.exit
 
 
 def _tell(answer: Challenge, args: Namespace, terminal: Terminal) -> None:

@@ -149,13 +149,12 @@ def _heard(
 ) -> list[Claimed]:
     """What the store, and the substituters at `urls`, claim of the targets."""
     from kolm_build.surfaces.copying import wanted_outputs
-    from kolm_build.surfaces.listening import hear
+    from kolm_build.surfaces.listening import Troubles, hear
     from kolm_build.surfaces.lookup import Look
     from kolm_build.surfaces.project import open_project
 
     look = Look.at(open_project(args.project, lock=args.lock))
     wanted = wanted_outputs(look.instance, args.targets, closure_too=False).values()
-    heard = hear(
-        look.instance, wanted, urls, store=store, trust=None, terminal=terminal, json=False
-    )
+    told = Troubles(terminal, json=False)
+    heard = hear(look.instance, wanted, urls, store=store, trust=None, on_trouble=told)
     return [one for one in heard if one.output in wanted and one.fixed is None]

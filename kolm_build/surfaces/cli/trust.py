@@ -69,7 +69,7 @@ def _heard(
     names: list[str], trust: TrustPolicy, args: Namespace, terminal: Terminal
 ) -> list[Claimed]:
     from kolm_build.surfaces.copying import wanted_outputs
-    from kolm_build.surfaces.listening import hear
+    from kolm_build.surfaces.listening import Troubles, hear
     from kolm_build.surfaces.lookup import Look
     from kolm_build.surfaces.opening import open_store
     from kolm_build.surfaces.project import open_project
@@ -78,8 +78,8 @@ def _heard(
     wanted = wanted_outputs(look.instance, names, closure_too=False).values()
     with open_store(args) as store:
         heard = hear(
-            look.instance, wanted, args.sources, store=store, trust=trust, terminal=terminal,
-            json=args.json,
+            look.instance, wanted, args.sources, store=store, trust=trust,
+            on_trouble=Troubles(terminal, json=args.json),
         )  # fmt: skip
     # What a target is made from is told of where it is contested: an alarm is never left out.
     alarms = [one for one in heard if one.output not in wanted and _is_contested(one, trust)]
