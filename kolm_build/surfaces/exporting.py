@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kolm_build.attest.container import Container
@@ -24,8 +26,7 @@ from kolm_build.reading import PIECE_BYTES
 from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.building import Options, find_environments, make_builder
 from kolm_build.surfaces.code import lock_code
-from kolm_build.surfaces.files import sync_folder
-from kolm_build.surfaces.placing import make_own, put, room_beside
+from kolm_build.surfaces.placing import check_place, placed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,8 @@ def export(
     form: Format,
     dest: Path | None,
     *,
+    force: bool,
+    kept: Sequence[Path],
     store: LocalStore,
     options: Options,
     on_event: OnEvent,
@@ -72,6 +75,8 @@ def export(
         artifact: The artifact; it is verified first.
         form: The format.
         dest: Where it goes; None for the artifact's name and the format's suffix, here.
+        force: Whether what is there is replaced.
+        kept: Folders that are not replaced, nor what holds them.
         store: Keeps what is made; an export that it has is not made again.
         options: How the step runs.
         on_event: Told what happens.
@@ -84,12 +89,14 @@ def export(
         verify_container(container, trust=None)
         manifest_bytes = container.manifest_bytes
         dest = dest or Path(f"{container.manifest.name}{form.suffix}")
-        _check_place(dest, form)
+        check = partial(_check_place, dest, form, force=force, kept=kept)
+        check()
         content = content_of(container.manifest, manifest_bytes)
         if not store.has_tree(content):
             _keep(container, content, store)
     derivation, made = _made(form, content, store, options, on_event)
-    _place(made, dest, form, store)
+    with placed(dest, check) as place:
+        _write(made, place, form, store)
     return Exported(
         path=dest,
         content=made,
@@ -161,28 +168,19 @@ def _copy(container: Container, path: str, dest: Path) -> None:
             at += file.write(piece)
 
 
-def _check_place(dest: Path, form: Format) -> None:
-    """Refuse to replace a folder that holds something, or a folder by a file and the reverse."""
+def _check_place(dest: Path, form: Format, *, force: bool, kept: Sequence[Path]) -> None:
+    """Refuse a place that is not free; an empty folder is free for a folder."""
+    is_empty = form.is_folder and dest.is_dir() and not any(dest.iterdir())
+    check_place(dest, force=force or is_empty, kept=kept)
+
+
+def _write(made: Digest, place: Path, form: Format, store: LocalStore) -> None:
+    """Write the tree `made`, or its one file, to `place`."""
     if form.is_folder:
-        free = not dest.exists() or (dest.is_dir() and not any(dest.iterdir()))
-    else:
-        free = not dest.is_dir()
-    if not free:
-        raise UsageError(
-            "something is there already",
-            file=str(dest),
-            advice="Name another place with -o, or remove it first.",
-        )
-
-
-def _place(made: Digest, dest: Path, form: Format, store: LocalStore) -> None:
-    """Put the tree `made`, or its one file, under `dest`: whole or not at all."""
-    with room_beside(dest) as room:
-        out = room / "out"
-        store.materialise(made, out)
-        make_own(out)
-        put(out if form.is_folder else next(out.iterdir()), dest, aside=room / "before")
-        sync_folder(dest.parent)
+        store.materialise(made, place)
+        return
+    ((name, _),) = store.tree(made).entries
+    store.materialise_file(made, name, place)
 
 
 def _size_bytes(path: Path) -> int:

@@ -14,15 +14,8 @@ from kolm_build.core.digest import Digest
 from kolm_build.core.plan import Reuse, plan
 from kolm_build.core.tree import File, Folder
 from kolm_build.errors import MissingObjectError, UsageError
-from kolm_build.surfaces.files import sync_folder
 from kolm_build.surfaces.lookup import Look
-from kolm_build.surfaces.placing import (
-    check_free,
-    check_replaceable,
-    make_own,
-    put,
-    room_beside,
-)
+from kolm_build.surfaces.placing import check_place, placed
 
 if TYPE_CHECKING:
     from kolm_build.core.instantiation.instance import Instance
@@ -116,26 +109,11 @@ def get(
         UsageError: Something is at `dest` that may not be replaced.
         CorruptObjectError: An object's bytes changed; `dest` is as it was.
     """
-    _check_place(dest, force=force, kept=kept)
-    with room_beside(dest) as room:
-        made = room / "made"
+    with placed(dest, lambda: check_place(dest, force=force, kept=kept)) as made:
         if source.file is None:
             store.materialise(source.tree, made)
         else:
             store.materialise_file(source.tree, source.file, made)
-        make_own(made)
-        _check_place(dest, force=force, kept=kept)  # the first look was long ago
-        put(made, dest, aside=room / "before")
-        sync_folder(dest.parent)
-
-
-def _check_place(dest: Path, *, force: bool, kept: Sequence[Path]) -> None:
-    if not dest.parent.is_dir():
-        raise UsageError("there is no such folder", file=str(dest.parent), advice="Make it first.")
-    if not force:
-        check_free(dest)
-    elif dest.is_dir() and not dest.is_symlink():
-        check_replaceable(dest, kept)
 
 
 def _below(digest: Digest, store: LocalStore) -> Derivations:

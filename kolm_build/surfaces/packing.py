@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,7 +30,6 @@ from kolm_build.store.packer import Have, Packing, Wanted
 from kolm_build.store.packfile import PackFile
 from kolm_build.store.unpacker import Delivered
 from kolm_build.surfaces.building import Prepared, planned
-from kolm_build.surfaces.files import sync_folder
 from kolm_build.surfaces.places import LOCK, RECIPE
 from kolm_build.surfaces.results import Targets
 from kolm_build.surfaces.story import local_inputs
@@ -125,7 +123,7 @@ def have_of(other: Path) -> Have:
 
 
 def write(packing: Packing, dest: Path, store: LocalStore, on_bytes: Callable[[int], None]) -> None:
-    """Write a pack to the file `dest`, whole or not at all.
+    """Write a pack to the new file `dest`.
 
     Args:
         packing: The pack.
@@ -133,32 +131,16 @@ def write(packing: Packing, dest: Path, store: LocalStore, on_bytes: Callable[[i
         store: Where its objects are.
         on_bytes: Told how many bytes are written.
     """
-    with _new_file(dest) as file:
-        done = 0
+    done = 0
+    with dest.open("xb") as file:
 
         def put(data: bytes | memoryview) -> None:
             nonlocal done
-            file(data)
+            file.write(data)
             done += len(data)
             on_bytes(done)
 
         store.write_pack(packing, put)
-
-
-@contextmanager
-def _new_file(dest: Path) -> Iterator[Callable[[bytes | memoryview], object]]:
-    fd, name = tempfile.mkstemp(prefix=f".{dest.name}.", dir=dest.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            yield file.write
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        Path(name).replace(dest)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync_folder(dest.parent)
 
 
 def check_environments(delivered: Delivered) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from kolm_build.errors import UsageError
+from kolm_build.surfaces.files import sync_folder
 
 _PLAIN_MODE, _EXECUTABLE_MODE = 0o644, 0o755
 
@@ -44,6 +45,43 @@ def _own(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def placed(dest: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """Where to make a file or folder that is moved to `dest`, if making it ended well.
+
+    Args:
+        dest: Where it goes, whole, synced, with plain modes.
+        check: Refuses a place; asked before and, since that was long ago, after.
+    """
+    check()
+    with room_beside(dest) as room:
+        made = room / "made"
+        yield made
+        make_own(made)
+        check()
+        put(made, dest, aside=room / "before")
+        sync_folder(dest.parent)
+
+
+def check_place(dest: Path, *, force: bool, kept: Sequence[Path]) -> None:
+    """Refuse a place that is not free, or with `force` may not be replaced.
+
+    Args:
+        dest: The place of a new file or folder.
+        force: Whether what is there is replaced.
+        kept: Folders that are not replaced, nor what holds them.
+
+    Raises:
+        UsageError: It is refused, or its folder is not there.
+    """
+    if not dest.parent.is_dir():
+        raise UsageError("there is no such folder", file=str(dest.parent), advice="Make it first.")
+    if not force:
+        check_free(dest)
+    elif dest.is_dir() and not dest.is_symlink():
+        check_replaceable(dest, kept)
 
 
 def check_free(dest: Path) -> None:

@@ -275,5 +275,8 @@ def test_the_artifact_goes_out_as_gguf_and_back_into_a_folder(built, tmp_path):
         store = () if number == 1 else ("--store", str(tmp_path / "store"))
         told.append(json.loads(built.ok(*argv, *store)))
     assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "2.gguf").read_bytes()
+    (tmp_path / "1.gguf").write_bytes(b"mine")
+    built.ok(*argv[:-2], str(tmp_path / "1.gguf"), "--force")
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "2.gguf").read_bytes()
     assert told[0] | {"path": ""} == told[1] | {"path": ""}
     assert read_gguf(tmp_path / "1.gguf").values["kolm.source"] == built.id()

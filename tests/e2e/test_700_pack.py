@@ -205,6 +205,24 @@ def test_without_outputs_nothing_need_be_built(project, elsewhere):
     elsewhere.ok(*at(elsewhere, "build", "-C", str(elsewhere.root)))
 
 
+def test_a_file_that_is_there_is_no_pack_until_that_is_asked(built):
+    """PACK-23."""
+    built.ok("export", "-o", "first")
+    for argv in ((), ("-o", "first")):
+        built.write("words.kolmpack", "mine")
+        before = built.read("words.kolmpack"), (built.root / "first").read_bytes()
+        refused = built.kolm("export", *argv)
+        assert (refused.status, "something is there already" in refused.err) == (2, True)
+        assert "--force" in refused.err
+        assert before == (built.read("words.kolmpack"), (built.root / "first").read_bytes())
+    built.ok("export", "--force")
+    one, other = ((built.root / name) for name in ("first", "words.kolmpack"))
+    assert one.read_bytes() == other.read_bytes()
+    assert other.stat().st_mode & 0o777 == 0o644
+    nowhere = built.kolm("export", "-o", "none/x.kolmpack")
+    assert (nowhere.status, "there is no such folder" in nowhere.err) == (2, True)
+
+
 def test_a_pack_says_which_environments_it_lacks(built):
     answer = built.ok("export", "--json")
     assert all(not one["carried"] for one in json.loads(answer.out)["environments"])

@@ -117,6 +117,40 @@ def test_a_folder_that_holds_something_stays(place, tmp_path):
     assert (tmp_path / "out" / "mine").read_text() == "mine"
 
 
+@pytest.mark.parametrize("form", ["gguf-q8_0", "safetensors"])
+def test_a_file_that_is_there_stays_and_the_way_to_replace_it_is_told(place, tmp_path, form):
+    """EXPORT-6: before anything is made, which here could not be made as GGUF."""
+    out = tmp_path / "mine"
+    out.write_text("mine")
+    answer = place.export(form, out)
+    assert (answer.status, "something is there already" in answer.err) == (2, True)
+    assert "--force" in answer.err
+    assert out.read_text() == "mine"
+
+
+def test_a_folder_that_holds_something_is_replaced_where_that_is_asked(place, tmp_path):
+    """EXPORT-6."""
+    (tmp_path / "out").mkdir()
+    place.told("safetensors", tmp_path / "out")
+    (tmp_path / "out" / "mine").write_text("mine")
+    place.told("safetensors", tmp_path / "out", "--force")
+    assert not (tmp_path / "out" / "mine").exists()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "out"]
+
+
+def test_a_folder_with_the_working_folder_or_the_store_in_it_is_never_replaced(
+    place, tmp_path, monkeypatch
+):
+    """EXPORT-6, CLI-38."""
+    (tmp_path / "out" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out" / "here")
+    for dest in (tmp_path / "out", Path(), place.store):
+        answer = place.export("safetensors", dest, "--force")
+        assert (answer.status, "this folder is not replaced" in answer.err) == (2, True)
+    assert (tmp_path / "out" / "here").is_dir()
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

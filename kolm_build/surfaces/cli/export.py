@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,9 @@ def describe(parser: Parser) -> None:
         "-o", "--output", metavar="FILE", type=Path, help="default: NAME and a suffix"
     )
     parser.add_argument(
+        "--force", action="store_true", help="replace what is there; it is refused otherwise"
+    )
+    parser.add_argument(
         "--without-outputs", action="store_true", help="leave out what can be built"
     )
     parser.add_argument(
@@ -112,13 +116,16 @@ def _run_format(args: Namespace, terminal: Terminal) -> int:
     """Write the export."""
     from kolm_build.surfaces.cli.store import size
     from kolm_build.surfaces.exporting import export
-    from kolm_build.surfaces.opening import open_store
+    from kolm_build.surfaces.opening import kept_folders, open_store
     from kolm_build.surfaces.progress import shown_events
 
     artifact, form = _artifact(args), _format(args)
     options = build_options(args)
     with open_store(args) as store, shown_events(terminal, json=False) as on_event:
-        made = export(artifact, form, args.output, store=store, options=options, on_event=on_event)
+        made = export(
+            artifact, form, args.output, force=args.force, kept=[*kept_folders(args, store)],
+            store=store, options=options, on_event=on_event,
+        )  # fmt: skip
     if args.json:
         terminal.give({"format": args.format, **made.to_value()})
     else:
@@ -177,9 +184,10 @@ def _run_pack(args: Namespace, terminal: Terminal) -> int:
     """Write the pack."""
     from kolm_build.errors import UsageError
     from kolm_build.surfaces.building import prepare
-    from kolm_build.surfaces.opening import open_store
+    from kolm_build.surfaces.opening import kept_folders, open_store
     from kolm_build.surfaces.packing import attested, have_of, wanted_of, write
     from kolm_build.surfaces.percent import shown_percent
+    from kolm_build.surfaces.placing import check_place, placed
     from kolm_build.surfaces.project import open_project
 
     if args.thin != (args.have is not None):
@@ -198,7 +206,10 @@ def _run_pack(args: Namespace, terminal: Terminal) -> int:
             )
     project = open_project(args.project, lock=args.lock)
     have = have_of(args.have) if args.thin else None
+    dest = args.output or Path(f"{project.recipe.name}.kolmpack")
     with open_store(args) as store:
+        check = partial(check_place, dest, force=args.force, kept=[*kept_folders(args, store)])
+        check()
         prepared = prepare(project, store)
         targets = prepared.wanted(args.targets)
         wanted = wanted_of(
@@ -210,9 +221,9 @@ def _run_pack(args: Namespace, terminal: Terminal) -> int:
             without_outputs=args.without_outputs,
         )
         packing = store.plan_pack(wanted, have=have)
-        dest = args.output or Path(f"{project.recipe.name}.kolmpack")
-        with shown_percent(terminal, packing.head.size_bytes, "packed") as on_bytes:
-            write(packing, dest, store, on_bytes)
+        size_bytes = packing.head.size_bytes
+        with placed(dest, check) as made, shown_percent(terminal, size_bytes, "packed") as on_bytes:
+            write(packing, made, store, on_bytes)
         _tell(packing, prepared, dest, args, terminal)
     return 0
 

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kolm_build.surfaces.cli.options import add_json, add_project, add_store
 from kolm_build.surfaces.cli.parser import Parser
 from kolm_build.surfaces.terminal import Terminal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from kolm_build.store.local import LocalStore
 
 
 def describe(parser: Parser) -> None:
@@ -52,7 +46,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     from kolm_build.surfaces.cli.store import size
     from kolm_build.surfaces.getting import find, get
     from kolm_build.surfaces.lookup import Look
-    from kolm_build.surfaces.opening import open_store
+    from kolm_build.surfaces.opening import kept_folders, open_store
     from kolm_build.surfaces.project import open_project
 
     _check_no_artifact(args.what)
@@ -63,7 +57,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
     dest = args.destination
     with open_store(args, read_only=True) as store:
         source = find(args.what, store, look)
-        get(source, dest, store, force=args.force, kept=[*_kept(args, store)])
+        get(source, dest, store, force=args.force, kept=[*kept_folders(args, store)])
     if args.json:
         terminal.give({"path": str(dest), **source.to_value()})
     else:
@@ -72,18 +66,6 @@ def run(args: Namespace, terminal: Terminal) -> int:
             f"{source.files} file{'' if source.files == 1 else 's'} of {source.label}", "dim"
         )
     return 0
-
-
-def _kept(args: Namespace, store: LocalStore) -> Iterator[Path]:
-    """The folders that are never replaced."""
-    from kolm_build.errors import UsageError
-    from kolm_build.surfaces.places import find_root
-
-    yield from (Path.cwd(), store.root)
-    try:
-        yield Path(find_root(args.project))
-    except UsageError:  # a digest needs no project
-        return
 
 
 def _check_no_artifact(what: str) -> None:
