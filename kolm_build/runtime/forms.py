@@ -7,6 +7,7 @@ far, and on nothing else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -91,7 +92,10 @@ class _Path:
 def _labels(labels: Sequence[str], chat: Chat, words: int) -> Begin:
     if not labels or not all(labels):
         raise InvalidRecordError(
-            "a label set needs labels, and none may be empty", where="labels", actual=repr(labels)
+            "a label set needs labels, and none may be empty",
+            where=Labels.word,
+            actual=repr(labels),
+            advice="Give one label a line.",
         )
     tree: Branches = {}
     for label in labels:
@@ -115,11 +119,13 @@ class _Followed:
     """A grammar on its way.
 
     Args:
+        form: What it is of, for messages.
         matcher: llguidance's, at the start.
         words: Number of logits.
     """
 
-    def __init__(self, matcher: Any, words: int) -> None:
+    def __init__(self, form: Regex | JsonSchema, matcher: Any, words: int) -> None:
+        self._form = form
         self._matcher = matcher
         self._words = words
 
@@ -132,24 +138,40 @@ class _Followed:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         mask = np.unpackbits(bits, bitorder="little")[: self._words].astype(np.bool_)
         if self._matcher.is_error():
-            raise _unusable(self._matcher.get_error())
+            raise _unusable(self._form, self._matcher.get_error())
         if not mask.any():
-            raise _unusable("")
+            raise _unusable(self._form, "")
         return mask
 
     def take(self, token: int) -> None:
         """Tell the grammar."""
         if not self._matcher.consume_token(token):
-            raise _unusable(self._matcher.get_error())
+            raise _unusable(self._form, self._matcher.get_error())
 
 
-def _unusable(reason: str) -> InvalidRecordError:
+def _unusable(form: Regex | JsonSchema, reason: str) -> InvalidRecordError:
     stuck = not reason or reason.startswith("NoExtension")
     return InvalidRecordError(
         "no answer can have this form",
-        where="regex or JSON Schema",
-        actual="no token of the vocabulary can follow" if stuck else reason[:300],
+        where=form.word,
+        actual="no token of the vocabulary can follow" if stuck else _plain(form, reason),
+        advice=_ADVICE[type(form)],
     )
+
+
+_ADVICE = {
+    Regex: "It is in the syntax of Rust's regex: no look-around, no references back; a bracket that"
+    " is meant as itself needs a backslash.",
+    JsonSchema: "Change the schema so that there is JSON that it allows.",
+}
+
+
+def _plain(form: Regex | JsonSchema, reason: str) -> str:
+    """Of the library's report, drawn over several lines, what it says of a regular expression."""
+    said = re.search(r"^error: (.+)$", reason, re.MULTILINE)
+    if said is None or not isinstance(form, Regex):
+        return reason[:300]
+    return f"{said[1][:200]}: {form.pattern[:80]!r}"
 
 
 def _grammar(form: Regex | JsonSchema, chat: Chat, words: int) -> Begin:
@@ -161,22 +183,22 @@ def _grammar(form: Regex | JsonSchema, chat: Chat, words: int) -> Begin:
         limits=library.LLParserLimits(verbose_errors=False),
     )
     if matcher.is_error():
-        raise _unusable(matcher.get_error())
-    _Followed(matcher.deep_copy(), words).allowed()  # a form without a first token is refused now
-    return lambda: _Followed(matcher.deep_copy(), words)
+        raise _unusable(form, matcher.get_error())
+    _Followed(form, matcher.deep_copy(), words).allowed()  # one without a first token is refused
+    return lambda: _Followed(form, matcher.deep_copy(), words)
 
 
 def _text(library: Any, form: Regex | JsonSchema) -> str:
     if isinstance(form, Regex):
         ending = len(form.pattern) - len(form.pattern.rstrip("\\"))
         if ending % 2:  # the library leaves it out
-            raise _unusable("a backslash ends the regular expression")
+            raise _unusable(form, "a backslash ends the regular expression")
         return str(library.LLMatcher.grammar_from_regex(form.pattern))
     check(form.text)
     try:
         return str(library.LLMatcher.grammar_from_json_schema(form.text, overrides=_SPELLING))
     except ValueError as error:  # NaN, too many digits or levels: its JSON is stricter
-        raise _unusable(str(error)) from None
+        raise _unusable(form, str(error)) from None
 
 
 def _ends(chat: Chat, words: int) -> tuple[int, ...]:

@@ -56,6 +56,8 @@ _TABLES = ("$defs", "definitions", "patternProperties", "properties")
 
 MAX_DEPTH = 200
 
+_ADVICE = """Name a file with a JSON Schema, such as {"enum": ["yes", "no"]}."""
+
 
 def check(text: str) -> None:
     """Refuse a schema that says something which would not be followed.
@@ -67,9 +69,13 @@ def check(text: str) -> None:
     try:
         value = json.loads(text, object_pairs_hook=_unrepeated)
     except (ValueError, RecursionError) as error:
-        raise InvalidRecordError("not JSON", where="JSON Schema", actual=str(error)[:90]) from None
+        raise InvalidRecordError(
+            "not JSON", where="JSON Schema", actual=str(error)[:90], advice=_ADVICE
+        ) from None
     if not isinstance(value, dict):
-        raise InvalidRecordError("not a JSON object", where="JSON Schema", actual=text[:80])
+        raise InvalidRecordError(
+            "not a JSON object", where="JSON Schema", actual=text[:80], advice=_ADVICE
+        )
     _check(value, "JSON Schema", 0)
 
 
@@ -81,6 +87,7 @@ def _check(schema: Mapping[str, object], where: str, depth: int) -> None:
             where=where,
             expected=", ".join(sorted(_FOLLOWED)),
             actual=", ".join(unknown)[:200] or f"more than {MAX_DEPTH} levels",
+            advice="Leave it out of the schema, or say the same with a keyword that is followed.",
         )
     for path, part in _parts(schema):
         if isinstance(part, dict):

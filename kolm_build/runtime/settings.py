@@ -6,6 +6,7 @@ Values alone: what is asked is checked before anything heavy is imported.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kolm_build.runtime.distribution import Distribution
 
@@ -17,8 +18,11 @@ class Labels:
     """The form of an answer that is one of some labels.
 
     Attributes:
+        word: What errors call it.
         labels: The labels.
     """
+
+    word: ClassVar[str] = "labels"
 
     labels: tuple[str, ...]
 
@@ -28,8 +32,11 @@ class Regex:
     """The form of an answer that a regular expression matches as a whole.
 
     Attributes:
+        word: What errors call it.
         pattern: The expression, in the syntax of Rust's ``regex``.
     """
+
+    word: ClassVar[str] = "regular expression"
 
     pattern: str
 
@@ -39,8 +46,11 @@ class JsonSchema:
     """The form of an answer that is JSON by a schema.
 
     Attributes:
+        word: What errors call it.
         text: The schema, JSON.
     """
+
+    word: ClassVar[str] = "JSON Schema"
 
     text: str
 

@@ -76,6 +76,42 @@ def test_an_answer_that_was_cut_off_before_its_form_is_an_error(artifact, tmp_pa
     assert done.out.strip() in ("lung", "mind")
 
 
+FORMS = [
+    ("--regex", "(", "unclosed group: '('"),
+    ("--regex", "a{2,1}", "the start must be <= the end: 'a{2,1}'"),
+    ("--regex", "a\\", "a backslash ends the regular expression"),
+    ("--regex", "(?=a)b", "look-around, including look-ahead and look-behind, is not supported"),
+    ("--json-schema", "{", "not JSON"),
+    ("--json-schema", "[]", "not a JSON object"),
+    ("--json-schema", '{"type": "nope"}', "Invalid type: nope"),
+    ("--json-schema", '{"properties": {"a": {"not": {}}}}', ", properties.a: a keyword"),
+    ("--json-schema", '{"type": "string", "enum": [1]}', "incompatible types"),
+    ("--labels", "", "a label set needs labels"),
+]
+
+
+@compiled
+@pytest.mark.parametrize(("option", "given", "wanted"), FORMS)
+def test_a_form_that_nothing_has_is_refused_by_its_option(
+    artifact, tmp_path, option, given, wanted
+):
+    """GEN-17: with its file and what to do."""
+    file = tmp_path / "form"
+    file.write_text(given)
+    done = run(artifact, option, given if option == "--regex" else str(file), "low mood")
+    assert done.status == 2
+    place = "" if option == "--regex" else f"{file}: "
+    assert done.err.startswith(f"error: {place}{option}"), done.err
+    assert wanted in done.err
+    advice = {
+        "--regex": "syntax of Rust's regex",
+        "--json-schema": "schema",
+        "--labels": "one label a line",
+    }
+    assert advice[option] in done.err.splitlines()[-1].replace("JSON Schema", "schema")
+    assert "1 | start" not in done.err
+
+
 WRONG = [
     ((), "ask one question, or name a file"),
     (("x", "--prompts", "{file}"), "ask one question, or name a file"),

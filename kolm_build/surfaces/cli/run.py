@@ -125,7 +125,10 @@ def run(args: Namespace, terminal: Terminal) -> int:
     asked, settings = _asked(args), _settings(args)
     files = _files(args.file)
     threads = _set_threads(files.numerics, args.threads)
-    ends = _answer(args, terminal, _opened(files, threads), asked, settings)
+    try:
+        ends = _answer(args, terminal, _opened(files, threads), asked, settings)
+    except InvalidRecordError as error:
+        raise _by_option(error, args) from None
     if settings.form is not None and "length" in ends:
         raise BuildError(
             "an answer was cut off before it had the form asked for",
@@ -270,6 +273,22 @@ def _form(args: Namespace) -> Form | None:
     if args.regex is not None:
         return Regex(args.regex)
     return None if args.json_schema is None else JsonSchema(_read(args.json_schema))
+
+
+def _by_option(error: InvalidRecordError, args: Namespace) -> InvalidRecordError:
+    """`error`, named by the option that the form came by and its file where the form is wrong."""
+    from kolm_build.runtime.settings import JsonSchema, Labels, Regex
+
+    for form, option, file in (
+        (Labels, "--labels", args.labels),
+        (Regex, "--regex", None),
+        (JsonSchema, "--json-schema", args.json_schema),
+    ):
+        word, _, inside = (error.where or "").partition(".")
+        if word == form.word:
+            error.where = f"{option}, {inside}" if inside else option
+            error.file = None if file is None else str(file)
+    return error
 
 
 # ------------------------------------------------------------------------------------- computing
