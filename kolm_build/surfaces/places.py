@@ -65,12 +65,14 @@ def find_root(given: StrPath | None) -> str:
     """The folder of the project: `given`, else the nearest one upwards with a recipe.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is none, or no folder `given`.
     """
     start = absolute("" if given is None else given)
     for folder in _upwards(start) if given is None else (start,):
         if os.path.isfile(f"{folder}/{RECIPE}"):
             return folder
+    if not os.path.isdir(start):
+        raise UsageError("there is no such folder", file=start)
     raise UsageError(
         f"there is no {RECIPE} here{' or above' if given is None else ''}",
         file=start,

@@ -55,3 +55,30 @@ WRONG = {
 def test_a_wrong_command_line_says_what_is_wrong_and_what_to_try(line):
     answer = kolm(*line.split())
     assert (answer.status, answer.out, answer.err) == (2, "", WRONG[line])
+
+
+@pytest.mark.parametrize(
+    "line", ["rebuild none.kolm", "show none.kolm", "diff none.kolm b3:x", "verify none.kolm"]
+)
+def test_an_artifact_that_is_not_there_is_taken_for_no_folder_and_no_node(
+    line, tmp_path, monkeypatch
+):
+    """CLI-9: outside of a project, too."""
+    monkeypatch.chdir(tmp_path)
+    answer = kolm(*line.split())
+    assert answer.status != 0
+    assert answer.err.startswith("error: none.kolm: ")
+    assert "no such file" in answer.err.lower()
+    assert "kolm init" not in answer.err
+
+
+@pytest.mark.parametrize("line", ["rebuild none", "build -C none", "lock -C none"])
+def test_a_folder_that_is_not_there_is_told_from_one_without_a_recipe(line, tmp_path, monkeypatch):
+    """CLI-9."""
+    monkeypatch.chdir(tmp_path)
+    answer = kolm(*line.split())
+    assert answer.status == 2
+    assert "no such f" in answer.err
+    assert "kolm init" not in answer.err
+    (tmp_path / "none").mkdir()
+    assert "there is no kolm.toml here" in kolm(*line.split()).err

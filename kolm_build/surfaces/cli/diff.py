@@ -98,7 +98,7 @@ class _Finder:
         from kolm_build.core.digest import Digest
         from kolm_build.surfaces.compare import side_of_artifact, side_of_tree
 
-        if Path(text).is_file():
+        if text.endswith(".kolm") or Path(text).is_file():
             container = self._stack.enter_context(Container.open(Path(text)))
             return side_of_artifact(container)
         store = self._opened()

@@ -73,9 +73,22 @@ def describe(parser: Parser) -> None:
 def run(args: Namespace, terminal: Terminal) -> int:
     """Rebuild and compare."""
     _check_attest(args)
-    if args.what is not None and args.what.is_file():
-        return _artifact(args, terminal)
+    if args.what is not None:
+        _check_there(args.what)
+        if args.what.is_file():
+            return _artifact(args, terminal)
     return _project(args, terminal)
+
+
+def _check_there(what: Path) -> None:
+    from kolm_build.errors import UsageError
+
+    if not what.exists():
+        raise UsageError(
+            "no such file or folder",
+            file=str(what),
+            advice="Name an artifact, or the folder of a kolm.toml.",
+        )
 
 
 def _check_attest(args: Namespace) -> None:

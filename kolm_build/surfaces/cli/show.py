@@ -40,7 +40,7 @@ def describe(parser: Parser) -> None:
 def run(args: Namespace, terminal: Terminal) -> int:
     """Show it."""
     figures: tuple[Figure, ...] = ()
-    if Path(args.what).is_file():
+    if args.what.endswith(".kolm") or Path(args.what).is_file():
         _check_no_plot(args)
         shown = _artifact(Path(args.what))
     elif args.what.startswith("b3:"):
