@@ -7,7 +7,13 @@ import signal
 from collections.abc import Iterator, Mapping
 
 from kolm_build.core.request import EXIT_OK, EXIT_REFUSED
-from kolm_build.engine.limits import Allowance, disk_error, gib, memory_error, process_error
+from kolm_build.engine.limits import (
+    Allowance,
+    amount,
+    disk_error,
+    memory_error,
+    process_error,
+)
 from kolm_build.engine.process import Ended
 from kolm_build.errors import KolmError, NoSandboxError, StepFailedError, StepKilledError
 
@@ -15,11 +21,13 @@ _PARTS = ("reason", "file", "where", "expected", "actual", "advice")
 _KILLED = 128 + signal.SIGKILL
 _TOO_LARGE = 128 + signal.SIGXFSZ
 _NO_MEMORY = re.compile(
-    r"^MemoryError\b|^Fatal Python error.*MemoryError"
+    r"^(object type name: )?MemoryError\b|^Fatal Python error.*MemoryError"
     r"|[Cc]an(not|'t) allocate memory|\bbad_alloc\b|Unable to allocate"
+    r"|cannot map zero-fill pages|Memory allocation still failed"
 )
 _NO_PROCESS = re.compile(r"can't start new thread|\[Errno 11\]|pthread_create failed")
 _LAST_WORDS_BYTES = 1 << 16
+_NOT_STARTED = ("<no Python frame>", "lost sys.stderr")
 _FILE_TOO_LARGE = re.compile(r"\[Errno 27\]|File too large")
 
 
@@ -89,9 +97,13 @@ def over_limit(
 
 
 def _last_words(log: bytes, status: int) -> Iterator[str]:
-    """The last line; of a step that a signal ended also what comes before its dump of frames."""
-    yield last_line(log) or ""
-    if status > 128:
+    """The last line; where a dump of frames follows the cause, what comes before it, too.
+
+    That is so where a signal ended the step, and where Python could not start.
+    """
+    last = last_line(log) or ""
+    yield last
+    if status > 128 or last in _NOT_STARTED:
         for line in reversed(log[-_LAST_WORDS_BYTES:].decode(errors="replace").splitlines()):
             if line and not line[0].isspace():
                 yield line[:500]
@@ -110,8 +122,8 @@ def crashed(ended: Ended, log: bytes, *, step: str, memory_bytes: int) -> KolmEr
     if status == _KILLED:
         return StepKilledError(
             f"the step {step} was killed by SIGKILL, most likely because memory ran out",
-            actual=f"its largest process used {gib(ended.peak_bytes)} of the machine's"
-            f" {gib(memory_bytes)}",
+            actual=f"its largest process used {amount(ended.peak_bytes)} of the machine's"
+            f" {amount(memory_bytes)}",
             advice="Lower `batch_size` or `max_length`, run fewer `--jobs`, or free memory.",
         )
     if log.startswith(b"bwrap: "):

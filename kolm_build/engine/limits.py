@@ -21,6 +21,9 @@ from kolm_build.errors import BuildError, Exit, NoSpaceError, StepKilledError
 RESERVE_BYTES = 64 << 20
 """Free space below which a step that writes is ended, whatever its own limit."""
 
+_WITH_A_MODEL_BYTES = 1 << 30
+"""Below this the libraries that compute with a model alone are too much, however small it is."""
+
 _PROCESSES = 4096
 _OPEN_FILES = 4096
 _BLOCK_BYTES = 512
@@ -175,18 +178,18 @@ class Guard:
             return None
         # Pages of mapped files are the kernel's to drop, and shared ones were counted twice.
         used = sum(_own_bytes(pid) for pid in processes)
-        return None if used <= limit else memory_error(self._step, limit, f"used {gib(used)}")
+        return None if used <= limit else memory_error(self._step, limit, f"used {amount(used)}")
 
     def _too_much(self, processes: Mapping[int, Usage]) -> DiskLimitError | NoSpaceError | None:
         limit = self._allowance.written_bytes
         written = sum(map(_tree_bytes, self._folders))
         written += _nameless_bytes(processes, self._folders[0].stat().st_dev)
         if written > limit:
-            return disk_error(self._step, limit, f"wrote {gib(written)}")
+            return disk_error(self._step, limit, f"wrote {amount(written)}")
         if self._had_reserve and _free_bytes(self._folders[0]) < RESERVE_BYTES:
             return NoSpaceError(
                 f"the step {self._step} was killed: the disk is almost full",
-                expected=f"at least {gib(RESERVE_BYTES)} free",
+                expected=f"at least {amount(RESERVE_BYTES)} free",
             )
         return None
 
@@ -195,9 +198,11 @@ def memory_error(step: str, limit_bytes: int, actual: str) -> MemoryLimitError:
     """The error of a step that met its memory limit."""
     return MemoryLimitError(
         f"the step {step} was killed: memory limit",
-        expected=f"at most {gib(limit_bytes)}",
+        expected=f"at most {amount(limit_bytes)}",
         actual=actual,
-        advice="Raise `--step-memory`, or lower `batch_size` or `max_length`.",
+        advice="Raise `--step-memory`, or lower `batch_size` or `max_length`."
+        if limit_bytes >= _WITH_A_MODEL_BYTES
+        else "Raise `--step-memory`: a step takes 64M at least, one with a model 1G and more.",
     )
 
 
@@ -214,14 +219,16 @@ def disk_error(step: str, limit_bytes: int, actual: str) -> DiskLimitError:
     """The error of a step that met its disk limit."""
     return DiskLimitError(
         f"the step {step} was ended: disk limit",
-        expected=f"at most {gib(limit_bytes)} in its outputs and scratch",
+        expected=f"at most {amount(limit_bytes)} in its outputs and scratch",
         actual=actual,
         advice="Raise `--step-disk`, or free space where the store is.",
     )
 
 
-def gib(size_bytes: int) -> str:
+def amount(size_bytes: int) -> str:
     """`size_bytes` for people."""
+    if size_bytes < 1 << 30:
+        return f"{size_bytes / (1 << 20):.0f} MiB"
     return f"{size_bytes / (1 << 30):.2f} GiB"
 
 

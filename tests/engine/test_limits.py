@@ -69,9 +69,29 @@ def test_memory_that_ran_out_names_the_limit(store, tmp_path):
     error = failure(store, tmp_path, "block = bytearray(1 << 30)")
     assert isinstance(error, MemoryLimitError)
     assert "killed: memory limit" in error.reason
-    assert error.expected == "at most 0.25 GiB"
+    assert error.expected == "at most 256 MiB"
     assert error.actual == "MemoryError"
     assert error.exit == Exit.BUILD | Exit.MACHINE
+
+
+@pytest.mark.parametrize("mib", [1, 2, 3, 4, 5])
+def test_a_step_that_had_too_little_memory_to_start_is_told_so(store, tmp_path, mib):
+    """BOX-20: by the loader, or by Python before it has a frame."""
+    little = Limits(memory_bytes=mib << 20)
+    error = failure(store, tmp_path, "block = bytearray(1 << 30)", little)
+    assert isinstance(error, MemoryLimitError)
+    assert error.expected == f"at most {mib} MiB"
+    assert error.advice == (
+        "Raise `--step-memory`: a step takes 64M at least, one with a model 1G and more."
+    )
+
+
+def test_a_step_that_had_much_memory_is_told_how_to_need_less():
+    """BOX-20."""
+    log = b"MemoryError"
+    error = over_limit(ended(1), log, step="x", allowance=ALLOWANCE)
+    assert error.expected == "at most 1.00 GiB"
+    assert error.advice == "Raise `--step-memory`, or lower `batch_size` or `max_length`."
 
 
 def test_memory_of_many_processes_is_one_sum(store, tmp_path):
@@ -85,7 +105,8 @@ def test_memory_of_many_processes_is_one_sum(store, tmp_path):
     """
     error = failure(store, tmp_path, body)
     assert isinstance(error, MemoryLimitError)
-    assert error.actual.startswith("used 0.")
+    assert error.actual.startswith("used ")
+    assert error.actual.endswith(" MiB")
 
 
 def test_memory_that_processes_share_is_counted_once(store, builder, tmp_path):
@@ -117,7 +138,7 @@ def test_a_disk_that_is_over_its_limit_names_it(store, tmp_path):
     error = failure(store, tmp_path, body)
     assert isinstance(error, DiskLimitError)
     assert "disk limit" in error.reason
-    assert error.expected == "at most 0.03 GiB in its outputs and scratch"
+    assert error.expected == "at most 32 MiB in its outputs and scratch"
 
 
 def test_one_file_over_the_disk_limit_is_told_as_the_kernel_told_it(store, tmp_path):
@@ -269,6 +290,28 @@ def test_a_step_may_write_half_of_what_is_free(tmp_path, monkeypatch):
         ),
         (134, b"terminate called\n  what():  std::bad_alloc", MemoryLimitError),
         (1, b"OSError: [Errno 12] Cannot allocate memory", MemoryLimitError),
+        (
+            1,
+            b"Fatal Python error: _PySys_InitCore: can't initialize sys module\nMemoryError\n\n"
+            b"Current thread 0x1 (most recent call first):\n  <no Python frame>\n",
+            MemoryLimitError,
+        ),
+        (
+            1,
+            b"object type name: MemoryError\nobject repr     : MemoryError()\nlost sys.stderr\n",
+            MemoryLimitError,
+        ),
+        (
+            127,
+            b"python: error while loading shared libraries: libpython3.11.so.1.0:"
+            b" cannot map zero-fill pages",
+            MemoryLimitError,
+        ),
+        (
+            1,
+            b"OpenBLAS error: Memory allocation still failed after 10 retries, giving up.",
+            MemoryLimitError,
+        ),
         (1, b"OSError: [Errno 27] File too large: '/build/x'", DiskLimitError),
         (153, b"", DiskLimitError),
         (1, b"RuntimeError: can't start new thread", ProcessLimitError),
@@ -287,6 +330,7 @@ def test_what_the_kernel_refused_is_told_by_the_last_words(status, log, kind):
         (1, b"ValueError: no MemoryError"),
         (139, b""),
         (1, b"MemoryError\nx"),
+        (1, b"Fatal Python error: init_fs_encoding: x\n\n  <no Python frame>\n"),
     ],
 )
 def test_other_ends_are_no_limits(status, log):

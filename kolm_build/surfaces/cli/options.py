@@ -90,7 +90,8 @@ def add_building(parser: Parser) -> None:
         "--step-memory",
         metavar="SIZE",
         type=size_bytes,
-        help="memory of a step, such as 8G (default: 15/16 of what there is)",
+        help="memory of a step, such as 8G; 1G is the least with a model (default: 15/16 of what"
+        " there is)",
     )
     parser.add_argument(
         "--step-disk",
