@@ -18,6 +18,7 @@ from kolm_build.core.provenance import read_provenance
 from kolm_build.core.schemas import ANSWERS, SCHEMAS, Schema
 from kolm_build.core.sections import (
     BASE,
+    FORMATS,
     NUMBERED,
     Base,
     Data,
@@ -197,7 +198,7 @@ def _rows(fields: Fields, schemas: tuple[str, ...], default: str | None) -> Data
     schema = SCHEMAS[name]
     return Data(
         origin=_origin(fields),
-        format=choice(fields, "format", ("jsonl", "csv", "parquet"), default="jsonl"),
+        format=choice(fields, "format", FORMATS, default="jsonl"),
         schema=name,
         system=fields.text("system", default="") if schema.turns else "",
         parts=tuple(sorted(_parts(fields, schema))),

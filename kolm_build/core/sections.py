@@ -59,6 +59,10 @@ class Base:
     of: str = field(default="", metadata=LATER)
 
 
+FORMATS = ("jsonl", "csv", "parquet")
+"""What rows are written in, and how the name of such a file ends."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     """The section ``[data]``, or one ``[sets.NAME]``.

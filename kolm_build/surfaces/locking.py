@@ -26,8 +26,9 @@ from kolm_build.store.local import LocalStore
 from kolm_build.surfaces.building import Options, find_environments, make_builder
 from kolm_build.surfaces.code import lock_code
 from kolm_build.surfaces.kernels import kernels_of
-from kolm_build.surfaces.project import Project
-from kolm_build.surfaces.sources import local_path, locked_input
+from kolm_build.surfaces.places import RECIPE
+from kolm_build.surfaces.project import Project, shown_path
+from kolm_build.surfaces.sources import check_rows, local_path, locked_input
 
 ENVIRONMENT = "environment"
 CODE = "code"
@@ -73,6 +74,7 @@ class Locking:
             code=code.get(FETCH), environment=environment, store=self.store, locking=self
         )
         inputs = [self._input(source, fetching) for source in recipe.sources]
+        check_rows(recipe, inputs, file=shown_path(self.project.root / RECIPE))
         return Lock(
             name=recipe.name,
             sections=recipe.sections,

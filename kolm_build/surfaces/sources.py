@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kolm_build.core.digest import Digest
 from kolm_build.core.lock import MAX_LISTED_FILES, Lock, LockedFile, LockedInput
+from kolm_build.core.recipe import Recipe
+from kolm_build.core.sections import FORMATS
 from kolm_build.core.source import PATH, Source
 from kolm_build.core.tree import File, Folder
 from kolm_build.errors import InvalidRecordError, StaleLockError
@@ -46,6 +48,49 @@ def locked_input(source: Source, tree: Digest, store: LocalStore) -> LockedInput
         size_bytes=sum(file.size_bytes for file in files),
         files=tuple(files) if len(files) <= MAX_LISTED_FILES else (),
     )
+
+
+def check_rows(recipe: Recipe, inputs: Iterable[LockedInput], *, file: str) -> None:
+    """Refuse rows of a recipe that no script makes and that are not one file of their format.
+
+    Args:
+        recipe: The recipe.
+        inputs: What its sources are.
+        file: The recipe's name, for errors.
+
+    Raises:
+        InvalidRecordError: They are not.
+    """
+    if recipe.pipeline is None:
+        return
+    sections = {"data": ("data", recipe.pipeline.data)}
+    sections |= {f"data-{name}": (f"sets.{name}", rows) for name, rows in recipe.pipeline.sets}
+    for locked in inputs:
+        section, rows = sections.get(locked.name, ("", None))
+        if rows is not None and rows.origin.script is None and locked.files:
+            _check_format(rows.format, locked, file=file, where=f"{section}.format")
+
+
+def _check_format(form: str, locked: LockedInput, *, file: str, where: str) -> None:
+    names = [one.path for one in locked.files]
+    found = [name for name in names if name.lower().endswith(f".{form}")]
+    if len(found) == 1:
+        return
+    raise InvalidRecordError(
+        "the rows are not one file of this format",
+        file=file,
+        where=where,
+        expected=f"one file named *.{form}",
+        actual=f"{', '.join((found or names)[:8])} of {locked.source}",
+        advice=_advice_on_rows(names, found),
+    )
+
+
+def _advice_on_rows(names: list[str], found: list[str]) -> str:
+    if found:
+        return "Name one file in `from`."
+    other = next((one for one in FORMATS for name in names if name.lower().endswith(f".{one}")), "")
+    return f'Write format = "{other}".' if other else "Rename the file by what it holds."
 
 
 def keep_local_inputs(root: Path, lock: Lock, store: LocalStore, *, file: str) -> None:

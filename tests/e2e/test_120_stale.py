@@ -1,6 +1,15 @@
 """A lock that no longer belongs to the recipe, or to the files that are here."""
 
 import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Project
+
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny"
 
 
 def test_a_changed_input_is_named_with_what_it_was_and_is(project):
@@ -81,3 +90,39 @@ def test_a_lock_of_an_earlier_version_gets_all_code_anew(project):
     project.write("kolm.lock", other.replace("\nversion = 2\n", "\nversion = 1\n"))
     project.ok("lock")
     assert project.read("kolm.lock") == now
+
+
+ROWS = "text,ward\na,b\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "wanted"),
+    [
+        ("rows.csv", "jsonl", ("one file named *.jsonl", "rows.csv", 'format = "csv"')),
+        ("rows.csv", "parquet", ("one file named *.parquet", "rows.csv", 'format = "csv"')),
+        ("rows", "jsonl", ("one file named *.jsonl", "b.csv, c.csv", 'format = "csv"')),
+        ("rows/a.txt", "csv", ("one file named *.csv", "a.txt", "Rename the file")),
+        ("rows", "csv", ("one file named *.csv", "b.csv, c.csv", "Name one file")),
+    ],
+)
+def test_rows_of_another_format_are_refused_by_the_key_and_the_file(
+    tmp_path, monkeypatch, path, form, wanted
+):
+    """LOCK-17: when they are locked, and not once something was built."""
+    root = tmp_path / "tiny"
+    shutil.copytree(EXAMPLE, root)
+    monkeypatch.chdir(root)
+    (root / "rows").mkdir()
+    for name in ("rows.csv", "rows/a.txt", "rows/b.csv", "rows/c.csv"):
+        (root / name).write_text(ROWS)
+    recipe = (root / "kolm.toml").read_text()
+    data = recipe[recipe.index("[data]") :]
+    told = re.sub(r"^script = .*$", f'from = "path:./{path}"', data, count=1, flags=re.M)
+    told = told.replace('format = "jsonl"', f'format = "{form}"', 1)
+    (root / "kolm.toml").write_text(recipe.replace(data, told))
+    refused = Project(root=root, store=tmp_path / "store").kolm("lock")
+    assert refused.status == 2
+    assert refused.err.startswith("error: kolm.toml: data.format: ")
+    for words in wanted:
+        assert words in refused.err
+    assert not (root / "kolm.lock").exists()
