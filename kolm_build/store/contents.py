@@ -167,6 +167,29 @@ class Contents(Opened):
                 dest.unlink(missing_ok=True)
                 raise
 
+    def blob_size(self, b3: Digest) -> int | None:
+        """How many bytes a blob has; None where it is not here."""
+        with door(self._layout.root):
+            if not self._index.has(Kind.BLOB, b3):
+                return None
+            return sum(size_bytes for _, size_bytes in self._reader.leaves(b3))
+
+    def materialise_blob(self, b3: Digest, dest: Path) -> None:
+        """Make the file `dest` from a blob: read-only, every byte checked.
+
+        Raises:
+            MissingObjectError: It is not here.
+            CorruptObjectError: Its bytes changed; nothing is left at `dest`.
+        """
+        with door(self._layout.root):
+            if not self._read_only:
+                self.pin([b3])
+            try:
+                self._reader.restore_blob(b3, str(dest), executable=False)
+            except BaseException:
+                dest.unlink(missing_ok=True)
+                raise
+
     def contents(self) -> tuple[frozenset[Digest], frozenset[Digest]]:
         """Every tree, and every blob, that is here."""
         with door(self._layout.root):

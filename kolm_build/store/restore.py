@@ -170,15 +170,19 @@ class Reader:
                 _restore_link(node, path, depth)
 
     def restore_file(self, node: File, path: str) -> None:
-        """Make the file `path`, read-only.
+        """Make the file `path`, read-only; the errors of `restore_blob`."""
+        self.restore_blob(node.b3, path, executable=node.executable)
+
+    def restore_blob(self, b3: Digest, path: str, *, executable: bool) -> None:
+        """Make the file `path` of a blob, read-only.
 
         Raises:
             CorruptObjectError: Its bytes changed; what was written is left to the caller to remove.
         """
         target = create(path)
         try:
-            self._check_blob(node.b3, self._copy(node.b3, target))
-            if node.executable:
+            self._check_blob(b3, self._copy(b3, target))
+            if executable:
                 os.fchmod(target, EXECUTABLE_MODE)
         finally:
             os.close(target)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from kolm_build.core.closure import closure
@@ -32,9 +34,10 @@ class Source:
     """What is got.
 
     Attributes:
-        label: How it is called: ``node.output``, or the digest of a tree.
-        output: The output of a derivation that it is; None for a tree alone.
-        tree: The tree: the output, or the folder in it that is meant or that has the file.
+        label: How it is called: ``node.output``, or the digest of a tree or blob.
+        output: The output of a derivation that it is; None for a tree or blob alone.
+        tree: The tree: the output, or the folder in it that is meant or that has the file; None for
+            a blob alone.
         file: The name of a file in `tree`; None for all of it.
         content: The digest of the tree, or of the file's bytes.
         size_bytes: The size of its files.
@@ -43,7 +46,7 @@ class Source:
 
     label: str
     output: OutputInput | None
-    tree: Digest
+    tree: Digest | None
     file: str | None
     content: Digest
     size_bytes: int
@@ -85,12 +88,29 @@ def find(text: str, store: LocalStore, look: OpenLook) -> Source:
         derivations = _below(digest, store)
         output = _output_of(derivations[digest], digest, output_name if dot else None)
         return _of_output(output, path, derivations, store)
-    if dot or not store.has_tree(digest):
-        raise MissingObjectError(
-            f"{'no derivation' if dot else 'neither a tree nor a derivation'} in the store",
-            file=digest_text,
-        )
-    return _source(digest_text, None, digest, path, store)
+    if not dot and store.has_tree(digest):
+        return _source(digest_text, None, digest, path, store)
+    blob = None if dot or path else _blob(digest, store)
+    if blob is None:
+        what = "no derivation" if dot else "neither a tree nor a derivation nor a file"
+        raise MissingObjectError(f"{what} in the store", file=digest_text)
+    return blob
+
+
+def _blob(digest: Digest, store: LocalStore) -> Source | None:
+    """The bytes of some file; None where the store has no such."""
+    size_bytes = store.blob_size(digest)
+    if size_bytes is None:
+        return None
+    return Source(
+        label=str(digest),
+        output=None,
+        tree=None,
+        file=str(digest),
+        content=digest,
+        size_bytes=size_bytes,
+        files=1,
+    )
 
 
 def get(
@@ -110,10 +130,36 @@ def get(
         CorruptObjectError: An object's bytes changed; `dest` is as it was.
     """
     with placed(dest, lambda: check_place(dest, force=force, kept=kept)) as made:
-        if source.file is None:
-            store.materialise(source.tree, made)
-        else:
-            store.materialise_file(source.tree, source.file, made)
+        _write(source, made, store)
+
+
+@contextmanager
+def checked_file(source: Source, store: LocalStore) -> Iterator[Path]:
+    """A file of one's own with the bytes of `source`, all of them checked; it goes again.
+
+    Raises:
+        UsageError: It is a folder.
+        CorruptObjectError: An object's bytes changed.
+    """
+    if source.file is None:
+        raise UsageError(
+            "a folder cannot be written to stdout",
+            file=source.label,
+            advice="Name one file in it behind a slash, or a new folder.",
+        )
+    with TemporaryDirectory(prefix="kolm-get.") as folder:
+        made = Path(folder, "made")
+        _write(source, made, store)
+        yield made
+
+
+def _write(source: Source, made: Path, store: LocalStore) -> None:
+    if source.tree is None:
+        store.materialise_blob(source.content, made)
+    elif source.file is None:
+        store.materialise(source.tree, made)
+    else:
+        store.materialise_file(source.tree, source.file, made)
 
 
 def _below(digest: Digest, store: LocalStore) -> Derivations:

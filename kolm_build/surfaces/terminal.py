@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Self, TextIO
 
 # Everything but tab and newline that moves a cursor, changes a colour or reverses the text.
@@ -72,6 +73,18 @@ class Terminal:
     def say_piece(self, text: str) -> None:
         """Print `text`, a part of an answer, at once and without an end of line."""
         print(_styled(text, "", self.out, colour=False), end="", file=self.out, flush=True)
+
+    def give_file(self, path: Path) -> None:
+        """Copy the bytes of the file `path` to stdout; a terminal is shown them as text."""
+        if self.out.isatty():
+            self.say_piece(path.read_text("utf-8", errors="backslashreplace"))
+            return
+        import shutil
+
+        self.out.flush()
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, self.out.buffer)
+        self.out.buffer.flush()
 
     def tell(self, text: str, style: str = "") -> None:
         """Print `text` beside the answer."""

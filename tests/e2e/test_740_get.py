@@ -11,7 +11,7 @@ import pytest
 
 from kolm_build.store.local import LocalStore
 from tests.artifact.making import node
-from tests.cli.command import kolm
+from tests.cli.command import kolm, kolm_process
 from tests.e2e.conftest import FILES, Project
 from tests.e2e.test_200_corrupt import rot
 
@@ -149,7 +149,7 @@ def test_a_path_means_one_folder_or_file_in_it(built, tmp_path, what, kind, made
         (["make/tool"], 2, "tool.sh"),
         (["make/deep/table.csv/more"], 2, "there is no such file or folder"),
         (["make/link"], 2, "there is no such file or folder"),
-        (["b3:" + "0" * 64], 4, "neither a tree nor a derivation in the store"),
+        (["b3:" + "0" * 64], 4, "neither a tree nor a derivation nor a file in the store"),
         (["b3:" + "0" * 64 + ".out"], 4, "no derivation in the store"),
         (["b3:12"], 2, "not a digest"),
     ],
@@ -160,6 +160,38 @@ def test_what_is_not_there_is_told(built, tmp_path, argv, status, said):
     assert answer.status == status, answer
     assert said in answer.err
     assert names(tmp_path) == ["home", "store", "words"]
+
+
+def test_the_bytes_of_a_file_are_got_by_their_digest(built, tmp_path):
+    """CLI-36, CLI-39: and a digest of bytes has no output and no path in it."""
+    told = json.loads(built.ok("get", "top/top.txt", str(tmp_path / "one"), "--json").out)
+    by_digest = built.ok("get", told["content"], str(tmp_path / "other"), "--json").out
+    assert json.loads(by_digest) == told | {
+        "derivation": None,
+        "of": told["content"],
+        "path": str(tmp_path / "other"),
+    }
+    assert (tmp_path / "other").read_bytes() == (tmp_path / "one").read_bytes()
+    for end in (".out", "/x"):
+        answer = built.kolm("get", told["content"] + end, str(tmp_path / "x"))
+        assert (answer.status, "in the store" in answer.err) == (4, True)
+
+
+def test_one_file_goes_to_stdout_and_what_is_said_of_it_to_stderr(built):
+    """CLI-38, CLI-1."""
+    for what in ("make/deep/table.csv", "make/deep"):
+        done = kolm_process("get", what, "-", cwd=built.root)
+        if what.endswith(".csv"):
+            assert (done.status, done.out) == (0, "step,loss\n1,2.0\n")
+            assert done.err.endswith("1 file of make.out/deep/table.csv\n")
+        else:
+            assert (done.status, done.out) == (2, "")
+            assert "a folder cannot be written to stdout" in done.err
+    assert kolm("get", "make/deep/table.csv", "-", "--json").status == 2
+    rot(built, "length", "length.txt")
+    done = kolm_process("get", "length/length.txt", "-", cwd=built.root)
+    assert (done.status, done.out) == (4, "")
+    assert not (built.root / "-").exists()
 
 
 def test_an_output_that_a_derivation_lacks_is_told_with_those_it_has(built, tmp_path):
