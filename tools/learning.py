@@ -10,19 +10,24 @@ A learning.toml has `version` (1), `family`, `task`, `measure` (``label``, the l
 ``text``, what the model says), `tuned`, the node that evaluates the tuned model, `model`, the node
 of that model, and one `[[baseline]]` or more, each with `name` and the `node` that evaluates it.
 `project`, where it is there, is the folder of the recipe, `[rounds]` a federation to run first.
+With `seeds` the recipe is built once with each, and the interval is that of the mean over them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 
@@ -47,6 +52,12 @@ FEDERATION, LESSON = "federation.toml", "learning.toml"
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 """Of these files the first that a model has is what was trained."""
 MEASURES = ("label", "text")
+RECIPE = "kolm.toml"
+QUANTILES = (
+    *("12.706", "4.303", "3.182", "2.776", "2.571", "2.447", "2.365", "2.306", "2.262", "2.228"),
+    *("2.201", "2.179", "2.160", "2.145", "2.131", "2.120", "2.110", "2.101", "2.093"),
+)
+"""The 97.5 % quantile of Student's t for 1, 2, … degrees of freedom."""
 
 Verdicts = Mapping[str, bool]
 """Row id to whether the model was right."""
@@ -100,6 +111,7 @@ class Lesson:
         model: The output that is the tuned model.
         baselines: Name to the node that evaluates it.
         rounds: The federation to run first, if there is one.
+        seeds: Seeds to build the recipe with, one after another; none for the recipe's own.
     """
 
     name: str
@@ -112,6 +124,7 @@ class Lesson:
     model: str
     baselines: Mapping[str, str]
     rounds: Rounds | None
+    seeds: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Lesson:
@@ -140,11 +153,29 @@ class Lesson:
             model=fields.text("model"),
             baselines=dict(fields.records("baseline", _baseline)),
             rounds=fields.record("rounds", Rounds.from_value) if fields.has("rounds") else None,
+            seeds=fields.records("seeds", _seed),
         )
         fields.done()
         if not made.baselines:
             raise InvalidRecordError("nothing to compare with", where="baseline")
+        made.check_seeds()
         return made
+
+    def check_seeds(self) -> None:
+        """Refuse seeds that no interval can be made of.
+
+        Raises:
+            InvalidRecordError: One alone, too many, one twice, or a federation beside them.
+        """
+        count, most = len(self.seeds), len(QUANTILES) + 1
+        is_fit = 2 <= count <= most and count == len(set(self.seeds)) and not self.rounds
+        if self.seeds and not is_fit:
+            raise InvalidRecordError(
+                "not seeds to compare over",
+                where="seeds",
+                expected=f"2 to {most} different ones, and no rounds",
+                actual=", ".join(map(str, self.seeds)),
+            )
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -156,6 +187,12 @@ def _measure(text: str) -> str:
     if text not in MEASURES:
         raise InvalidRecordError("no such measure", expected=" or ".join(MEASURES), actual=text)
     return text
+
+
+def _seed(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise InvalidRecordError("no seed", expected="a whole number", actual=repr(value))
+    return value
 
 
 def _baseline(value: object) -> tuple[str, str]:
@@ -214,6 +251,88 @@ class Difference:
         """Whether the interval lies above zero."""
         return self.interval[0] > 0
 
+    def cells(self) -> tuple[str, str, str, str]:
+        """Rows, both models' share of them, and the difference with its interval."""
+        low, high = self.interval
+        return (
+            str(self.rows),
+            percent(self.baseline, self.rows),
+            percent(self.tuned, self.rows),
+            f"{points(self.won - self.lost, self.rows)} "
+            f"[{points(low, self.rows)}, {points(high, self.rows)}]",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """How two models did on the same rows, of each of several seeds.
+
+    Attributes:
+        each: What they did, two seeds or more.
+    """
+
+    each: tuple[Difference, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse other rows.
+
+        Raises:
+            InvalidRecordError: Two seeds are not of as many rows.
+        """
+        counts = sorted({one.rows for one in self.each})
+        if len(counts) != 1:
+            raise InvalidRecordError(
+                "the seeds were not asked as many rows",
+                expected=f"{counts[0]} rows",
+                actual=f"{counts[-1]} rows",
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows of all seeds together."""
+        return sum(one.rows for one in self.each)
+
+    @property
+    def interval(self) -> tuple[Fraction, Fraction]:
+        """The 95 % interval of the mean over seeds of ``won - lost``, in rows of one (ALG-35)."""
+        return student_interval([one.won - one.lost for one in self.each])
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the interval lies above zero."""
+        return self.interval[0] > 0
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Rows and seeds, both models' mean share, and the mean difference with its interval."""
+        rows = self.each[0].rows
+        low, high = (points(end.numerator, end.denominator * rows) for end in self.interval)
+        won = sum(one.won - one.lost for one in self.each)
+        return (
+            f"{rows}, {len(self.each)} seeds",
+            percent(sum(one.baseline for one in self.each), self.rows),
+            percent(sum(one.tuned for one in self.each), self.rows),
+            f"{points(won, self.rows)} [{low}, {high}]",
+        )
+
+
+def student_interval(sums: Sequence[int]) -> tuple[Fraction, Fraction]:
+    """The 95 % interval of the mean of `sums` by Student's t.
+
+    Its half is the quantile times the root of the mean's variance, rounded up to thousandths.
+    """
+    count = len(sums)
+    mean = Fraction(sum(sums), count)
+    variance = sum(((one - mean) ** 2 for one in sums), Fraction(0)) / (count * (count - 1))
+    square = Fraction(QUANTILES[count - 2]) ** 2 * variance
+    half = Fraction(root_above(square * 1_000_000), 1000)
+    return mean - half, mean + half
+
+
+def root_above(value: Fraction) -> int:
+    """The least whole number whose square is not below `value`."""
+    whole = math.ceil(value)
+    return math.isqrt(whole - 1) + 1 if whole else 0
+
 
 def bootstrap_interval(*, won: int, lost: int, rows: int) -> tuple[int, int]:
     """The percentile interval at 95 % of the paired bootstrap, without drawing anything.
@@ -251,7 +370,7 @@ class Line:
 
     lesson: Lesson
     baseline: str
-    difference: Difference
+    difference: Difference | OverSeeds
     cpu_s: int
     digest: str
 
@@ -262,18 +381,12 @@ class Line:
 
     def cells(self) -> Sequence[str]:
         """Its cells."""
-        one = self.difference
-        low, high = one.interval
         return (
             self.lesson.family,
             self.lesson.name,
             self.baseline,
             self.lesson.task,
-            str(one.rows),
-            percent(one.baseline, one.rows),
-            percent(one.tuned, one.rows),
-            f"{points(one.won - one.lost, one.rows)} "
-            f"[{points(low, one.rows)}, {points(high, one.rows)}]",
+            *self.difference.cells(),
             str(self.cpu_s),
             f"`{self.digest[:16]}`",
         )
@@ -355,6 +468,27 @@ class Classroom:
 
     def lines(self, lesson: Lesson) -> Iterator[Line]:
         """The lines of a lesson, after all that it takes."""
+        if not lesson.seeds:
+            yield from self._lines_of(lesson)
+            return
+        each = []
+        for seed in lesson.seeds:
+            each.append(list(self._lines_of(self._seeded(lesson, seed))))
+            for line in each[-1]:
+                print(f"seed {seed:<7}" + "  ".join(line.cells()), file=sys.stderr, flush=True)
+        yield from (over_seeds(lesson, lines) for lines in zip(*each, strict=True))
+
+    def _seeded(self, lesson: Lesson, seed: int) -> Lesson:
+        """The lesson with a copy of its recipe that has this seed."""
+        name = f"{lesson.name}-seed-{seed}"
+        project = self.place / name
+        shutil.rmtree(project, ignore_errors=True)
+        shutil.copytree(lesson.project, project)
+        recipe = project / RECIPE
+        recipe.write_text(with_seed(recipe.read_text("utf-8"), seed), "utf-8")
+        return replace(lesson, name=name, project=project, seeds=())
+
+    def _lines_of(self, lesson: Lesson) -> Iterator[Line]:
         rounds_s = self._hold_rounds(lesson) if lesson.rounds else 0
         self.build(lesson.name, lesson.project, lesson.targets)
         with LocalStore.open(self.store) as store:
@@ -470,6 +604,32 @@ class Made:
         if not known:
             raise InvalidRecordError("no claim says what it took", where=str(digest))
         return known[0]
+
+
+def with_seed(recipe: str, seed: int) -> str:
+    """The text of a recipe with another seed of its numerics.
+
+    Raises:
+        InvalidRecordError: It does not say its seed on a line of its own, once.
+    """
+    text, count = re.subn(r"^seed = [0-9]+$", f"seed = {seed}", recipe, flags=re.MULTILINE)
+    if count != 1:
+        raise InvalidRecordError(
+            "not one line with a seed", where="numerics.seed", expected="1", actual=str(count)
+        )
+    return text
+
+
+def over_seeds(lesson: Lesson, lines: Sequence[Line]) -> Line:
+    """The line of a lesson, of its lines with each seed: all their time, a digest of theirs."""
+    differences = [one.difference for one in lines if isinstance(one.difference, Difference)]
+    return Line(
+        lesson=lesson,
+        baseline=lines[0].baseline,
+        difference=OverSeeds(each=tuple(differences)),
+        cpu_s=sum(one.cpu_s for one in lines),
+        digest=sha256("".join(f"{one.digest}\n" for one in lines).encode()).hexdigest(),
+    )
 
 
 def is_right(row: Mapping[str, object], measure: str) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from fractions import Fraction
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +28,14 @@ from tools.learning import (
     Lesson,
     Line,
     Made,
+    OverSeeds,
     bootstrap_interval,
+    over_seeds,
     percent,
     points,
     power,
+    student_interval,
+    with_seed,
 )
 
 EXAMPLES = sorted(path.parent for path in learning.EXAMPLES.glob("*/learning.toml"))
@@ -99,6 +106,107 @@ def test_two_models_that_were_asked_other_rows_are_not_compared(other):
         Difference.of(other, {"a": True, "b": True})
     with pytest.raises(InvalidRecordError, match="same rows"):
         Difference.of({}, {})
+
+
+def test_an_interval_over_seeds_worked_by_hand():
+    """ALG-35: 2, 4 and 9: their mean 5, its standard error the root of 13/3, times 4.303."""
+    low, high = student_interval([2, 4, 9])
+    assert (low + high) / 2 == 5
+    assert float(high - low) / 2 == pytest.approx(4.303 * math.sqrt(13 / 3), abs=1e-3)
+    assert ((high - low) / 2) ** 2 >= Fraction("4.303") ** 2 * Fraction(13, 3)
+
+
+def test_seeds_that_agree_have_no_interval():
+    """ALG-35."""
+    assert student_interval([7, 7]) == (7, 7)
+
+
+def integral(x: float, degrees: int) -> float:
+    """The mass of Student's t between 0 and `x`, by Simpson's rule."""
+    constant = math.gamma((degrees + 1) / 2) / math.gamma(degrees / 2)
+    constant /= math.sqrt(degrees * math.pi)
+    steps = 4000
+    weights = [1, *[4, 2] * (steps // 2 - 1), 4, 1]
+    heights = (
+        (1 + (x * at / steps) ** 2 / degrees) ** (-(degrees + 1) / 2) for at in range(steps + 1)
+    )
+    return constant * x / steps / 3 * sum(map(math.prod, zip(weights, heights, strict=True)))
+
+
+@pytest.mark.parametrize(("at", "quantile"), list(enumerate(learning.QUANTILES, 1)))
+def test_a_quantile_is_that_of_the_law(at, quantile):
+    """ALG-35: 97.5 % of the law lie below it, to the last place that is written."""
+    given = float(quantile)
+    assert integral(given - 0.0006, at) < 0.475 < integral(given + 0.0006, at)
+
+
+def over(*won: int) -> OverSeeds:
+    return OverSeeds(
+        each=tuple(Difference(rows=100, baseline=40, tuned=40 + n, won=n, lost=0) for n in won)
+    )
+
+
+@pytest.mark.parametrize(("won", "better"), [((10, 12, 14), True), ((0, 1, 30), False)])
+def test_a_mean_over_seeds_is_better_by_more_than_they_differ(won, better):
+    """ALG-32, ALG-35: 40 rows won in one seed alone may be that seed's luck."""
+    assert over(*won).is_better is better
+
+
+def test_a_line_of_several_seeds_says_so():
+    """ALG-35."""
+    lines = [replace(a_line(), difference=one) for one in over(10, 12, 14).each]
+    made = over_seeds(lines[0].lesson, lines)
+    wanted = ("100, 3 seeds", "40.0", "52.0", "+12.0 [+7.0, +17.0]", "36")
+    assert made.cells()[4:9] == wanted
+    assert made.digest == sha256(("ab" * 32 + "\n").encode() * 3).hexdigest()
+
+
+def test_seeds_of_other_rows_are_not_taken_together():
+    """ALG-35."""
+    one = over(1).each[0]
+    with pytest.raises(InvalidRecordError, match="as many rows"):
+        OverSeeds(each=(one, replace(one, rows=90)))
+
+
+def test_a_recipe_is_built_with_another_seed():
+    """ALG-35: and with no seed of anything else."""
+    text = '[split]\nseed = "learning"\n\n[numerics]\nseed = 1\n'
+    assert with_seed(text, 12) == text.replace("seed = 1", "seed = 12")
+    for other in ("", text + text):
+        with pytest.raises(InvalidRecordError, match="one line with a seed"):
+            with_seed(other, 12)
+
+
+@pytest.mark.parametrize("seeds", ["[1]", "[1, 1]", "[1, -2]", "[1, 'b']", str(list(range(30)))])
+def test_seeds_that_no_interval_is_made_of_are_refused(tmp_path, seeds):
+    """ALG-35."""
+    lines = ("version = 1", "family = 'f'", "task = 't'", "tuned = 'a'", "model = 'm'")
+    more = ("measure = 'text'", f"seeds = {seeds}", "[[baseline]]", "name = 'n'", "node = 'b'")
+    (tmp_path / "learning.toml").write_text("\n".join((*lines, *more)))
+    with pytest.raises(InvalidRecordError, match="seed"):
+        Lesson.read(tmp_path)
+
+
+class Seeded(learning.Classroom):
+    """A classroom that builds nothing, and tells what it was to build."""
+
+    def _lines_of(self, lesson: Lesson) -> list[Line]:
+        text = (lesson.project / "kolm.toml").read_text("utf-8")
+        (seed,) = (
+            int(line[7:])
+            for line in text.splitlines()
+            if line.startswith("seed = ") and '"' not in line
+        )
+        return [replace(a_line(), lesson=lesson, difference=over(seed).each[0])]
+
+
+def test_each_seed_is_a_recipe_of_its_own(tmp_path):
+    """ALG-35."""
+    lesson = replace(Lesson.read(learning.EXAMPLES / "sft"), seeds=(21, 23))
+    (line,) = Seeded(place=tmp_path, threads=1).lines(lesson)
+    assert [one.won for one in line.difference.each] == [21, 23]
+    assert line.lesson == lesson
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sft-seed-21", "sft-seed-23"]
 
 
 @pytest.mark.parametrize(

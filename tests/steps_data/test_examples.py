@@ -1,9 +1,7 @@
 import hashlib
 import json
 from collections import Counter
-from math import prod
 
-from kolm_build.core.attached import Routing
 from kolm_build.core.recipe import parse_recipe
 from kolm_build.steps import dataset, import_model, script
 from tests.steps_data.calling import run_step
@@ -96,52 +94,77 @@ def test_no_category_and_no_chapter_has_more_than_its_share(tmp_path):
 MIXTURE = ROOT / "examples" / "learning" / "mixture"
 
 
-def test_three_questions_are_asked_about_real_descriptions(tmp_path):
-    """A side stands in the wording; chapter and heading are the table's own."""
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "icd.xml").write_text(
-        """<x><chapter><name>19</name>
-        <section><diag><name>S52</name><desc>Fracture of forearm</desc>
-        <diag><name>S52.1</name><desc>Fracture of upper end of right radius</desc></diag>
-        <diag><name>S52.2</name><desc>Fracture of left radius, unspecified</desc></diag>
-        </diag></section></chapter><chapter><name>21</name>
-        <diag><name>Z00</name><desc>Examination of the left eye</desc></diag></chapter></x>"""
-    )
-    out = made(tmp_path, MIXTURE, "tasks.py", source=source)
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    told = {(row["question"], row["text"]): row["answer"] for row in rows}
-    right, both = "Fracture of upper end of right radius", "Fracture of left radius, unspecified"
-    assert told == {
-        ("side", right): "right",
-        ("side", "Examination of the left eye"): "left",
-        ("chapter", "Fracture of forearm"): "injury",
-        ("chapter", right): "injury",
-        ("chapter", both): "injury",
-        ("billable", "Fracture of forearm"): "no",
-        ("billable", right): "yes",
-        ("billable", both): "yes",
-        ("billable", "Examination of the left eye"): "yes",
-    }
-    assert {row["cat"] for row in rows} == {"S52", "Z00"}
+TABLE = """<x><chapter><name>19</name><section>
+<diag><name>S52</name><desc>Fracture of forearm</desc>
+<diag><name>S52.1</name><desc>Fracture of upper end of right radius</desc></diag>
+<diag><name>S52.2</name><desc>Fracture of left radius, unspecified</desc></diag>
+<diag><name>S52.3</name><desc>Fracture of unspecified radius</desc></diag>
+</diag></section></chapter><chapter><name>21</name>
+<diag><name>Z00</name><desc>Examination of the left eye</desc></diag></chapter></x>"""
 
 
-def test_the_mixture_and_its_peer_train_equally_many_numbers():
-    """Four experts of rank 4 with their routers, and one adapter of rank 18: 36,864 each."""
+def asked(tmp_path, **params):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "icd.xml").write_text(TABLE)
+    inputs = {"script": MIXTURE, "source": tmp_path / "source"}
+    given = {"entry": "tasks.py", "count": 9, **params}
+    out = run_step(script, tmp_path, inputs=inputs, params=given).out
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+RIGHT, LEFT = "Fracture of upper end of right radius", "Examination of the left eye"
+NEITHER = "Fracture of unspecified radius"
+
+
+def test_a_description_is_asked_about_once_for_each_answer(tmp_path):
+    """A wording that names two sides, or none, is not asked about."""
+    rows = asked(tmp_path, kind="asked")
+    yes = {(row["question"], row["text"]) for row in rows if row["answer"] == "yes"}
+    assert yes == {("right", RIGHT), ("left", LEFT), ("unspecified", NEITHER)}
+    no = [row for row in rows if row["answer"] == "no"]
+    assert sorted(row["text"] for row in no) == sorted((RIGHT, LEFT, NEITHER))
+    assert not yes & {(row["question"], row["text"]) for row in no}
+
+
+def test_a_set_of_one_question_is_a_part_of_all(tmp_path):
+    rows = asked(tmp_path, kind="asked", question="right")
+    assert {row["question"] for row in rows} == {"right"}
+    assert {row["text"] for row in rows if row["answer"] == "yes"} == {RIGHT}
+
+
+def test_what_the_base_learns_asks_none_of_the_three_questions(tmp_path):
+    """Sides in a word, and chapters."""
+    rows = asked(tmp_path, kind="learnt")
+    sides = {row["text"]: row["answer"] for row in rows if row["question"] == "side"}
+    assert sides == {RIGHT: "right", LEFT: "left", NEITHER: "unspecified"}
+    others = [row for row in rows if row["question"] != "side"]
+    assert len(others) == 4
+    assert {row["cat"] for row in others} == {"S52"}
+    chapters = {*example(MIXTURE / "tasks.py").CHAPTERS.values(), "chapter"}
+    assert {row["question"] for row in others} <= chapters
+
+
+def test_the_peer_of_a_mixture_has_as_many_numbers_steps_and_rows_a_step():
+    """Three adapters of rank 2 and their gate, against one of rank 8: 963 numbers and 1,024."""
     recipe = parse_recipe((MIXTURE / "kolm.toml").read_text(), file="kolm.toml")
-    one, mixture = (dict(stage.params) for stage in recipe.pipeline.train[1:])
-    shapes = example(MIXTURE / "model.py").shapes()
-    layers = [shape for name, shape in shapes.items() if len(shape) == 2 and "layers" in name]
-    peer = sum(one["lora_r"] * (rows + columns) for rows, columns in layers)
-    routing = Routing(
-        experts=mixture["experts"],
-        top_k=mixture["top_k"],
-        routing="top",
-        rank=mixture["lora_r"],
-        alpha=mixture["lora_alpha"],
+    *parts, one, gate = (dict(stage.params) for stage in recipe.pipeline.train[1:])
+    size = 2 * example(MIXTURE / "model.py").HIDDEN
+    numbers = sum(part["lora_r"] * size for part in parts) + len(parts) * (size // 2 + 1)
+    assert numbers == 963
+    assert one["lora_r"] * size == 1024
+    assert sum(part["max_steps"] for part in (*parts, gate)) == one["max_steps"]
+    assert len({part["batch_size"] for part in (*parts, one, gate)}) == 1
+    assert {part["target_modules"] for part in (*parts, one)} == {"o_proj"}
+
+
+def test_the_mixtures_model_has_a_token_for_every_question(tmp_path):
+    out = made(tmp_path, MIXTURE, "model.py")
+    assert sha256(out / "model.safetensors") == (
+        "7ce959b1bc6d26ba14abb4f9d671543b8699f92715e26bf80cf1dbc29b5b31cd"
     )
-    matrices = [routing.shapes(columns, rows).values() for rows, columns in layers]
-    assert sum(prod(shape) for shapes_of in matrices for shape in shapes_of) == peer == 36_864
-    alike = ("learning_rate", "epochs", "batch_size", "warmup_steps", "schedule", "target_modules")
-    assert [one[name] for name in alike] == [mixture[name] for name in alike]
-    assert one["lora_alpha"] * mixture["lora_r"] == mixture["lora_alpha"] * one["lora_r"]
+    assert run_step(import_model, tmp_path, inputs={"source": out}).status == 0
+    words = json.loads((out / "tokenizer.json").read_text())["model"]["vocab"]
+    tasks = example(MIXTURE / "tasks.py")
+    asked_for = ("side", "chapter", *tasks.SIDES, *tasks.CHAPTERS.values())
+    assert all(f"{word}?" in words for word in asked_for)
+    assert all(word in words for word in (*tasks.SIDES, *tasks.CHAPTERS.values(), "yes", "no"))

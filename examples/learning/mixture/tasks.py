@@ -1,11 +1,11 @@
-"""Three questions about real descriptions from the ICD-10-CM tabular list.
+"""Three questions about real descriptions from the ICD-10-CM tabular list, one against another.
 
-`side`: is it the left one, the right one, or is it not specified? `chapter`: which of eight
-chapters is it of? `billable`: is it a code that a claim may name, or a heading of finer codes?
-Sides stand in the wording; chapters and headings are the table's own. A row names its question
-before the description, and one description may be asked about more than once. With `kind` =
-`descriptions` a row is any description, to be read. Rows are chosen and ordered by the SHA-256 of
-their text, few of one category. Standard library only.
+Does a description name the right side, the left one, or say that the side is unspecified? `kind` =
+``asked`` gives rows with the answers yes and no, of all three questions or of one `question` alone.
+Each description is asked about twice, once where the answer is yes and once where it is no, so
+neither the description nor the question tells the answer. `kind` = ``learnt`` gives what the base
+learns before: which side, which chapter, and whether it is of a chapter. Rows are chosen and
+ordered by the SHA-256 of their text, few of one category. Standard library only.
 """
 
 import json
@@ -21,39 +21,37 @@ SIDES = ("left", "right", "unspecified")
 CHAPTERS = {
     "1": "germs",
     "2": "tumour",
-    "7": "eye",
-    "9": "heart",
-    "13": "bones",
-    "15": "birth",
+    "7": "eyes",
+    "9": "circulation",
+    "13": "skeleton",
+    "15": "pregnancy",
     "19": "injury",
     "20": "cause",
 }
-MOST = {"side": 462, "chapter": 173, "billable": 693}
-"""Rows of each answer of a question: 1,386 rows a question at most."""
-PER_CATEGORY = 6
-"""Rows of one category and answer."""
+PER_CATEGORY = 12
+"""Descriptions of one category and side, or chapter."""
+
+Row = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of the table: its chapter, category, wording, and whether finer ones follow."""
+    """An entry of the table: its chapter, its category, its wording."""
 
     chapter: str
     category: str
     text: str
-    is_heading: bool
 
 
 def run(inputs: Mapping[str, Path], out: Path, params: Mapping[str, str | int]) -> None:
     """Write rows.jsonl to `out` from the one XML file in the input ``source``."""
     (file,) = inputs["source"].glob("*.xml")
     found = sorted(entries(ET.parse(file).getroot()), key=lambda one: mark(one.text))
-    if params.get("kind") == "descriptions":
-        chosen = found[: int(params["count"])]
-        rows = [{"cat": one.category, "text": one.text} for one in chosen]
-    else:
-        rows = [row for question in MOST for row in asked(question, found)]
-        rows.sort(key=lambda row: mark(row["question"], row["text"]))
+    kind, count = params["kind"], int(params["count"])
+    rows = list(learnt(found, count) if kind == "learnt" else asked(found, count))
+    if "question" in params:
+        rows = [row for row in rows if row["question"] == params["question"]]
+    rows.sort(key=lambda row: mark(row["question"], row["text"]))
     lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     (out / "rows.jsonl").write_text("".join(lines), "utf-8")
 
@@ -66,35 +64,13 @@ def entries(root: ET.Element) -> Iterator[Entry]:
             text = diagnosis.findtext("desc", "")
             if 12 <= len(text) <= 60 and text.isascii() and text not in seen:
                 seen.add(text)
-                yield Entry(
-                    chapter.findtext("name", ""),
-                    diagnosis.findtext("name", "")[:3],
-                    text,
-                    diagnosis.find("diag") is not None,
-                )
+                name = diagnosis.findtext("name", "")
+                yield Entry(chapter.findtext("name", ""), name[:3], text)
 
 
 def mark(*texts: str) -> bytes:
     """Where a row stands: its hash."""
     return sha256("|".join(texts).encode()).digest()
-
-
-def asked(question: str, found: list[Entry]) -> Iterator[dict[str, str]]:
-    """The rows of a question: as many of each answer, few of one category."""
-    answers: Counter[str] = Counter()
-    categories: Counter[tuple[str, str]] = Counter()
-    for one in found:
-        answer = ANSWERS[question](one)
-        place = one.category, answer
-        if answer and answers[answer] < MOST[question] and categories[place] < PER_CATEGORY:
-            answers[answer] += 1
-            categories[place] += 1
-            yield {
-                "answer": answer,
-                "cat": one.category,
-                "question": question,
-                "text": one.text,
-            }
 
 
 def side(one: Entry) -> str:
@@ -108,9 +84,45 @@ def chapter(one: Entry) -> str:
     return CHAPTERS.get(one.chapter, "")
 
 
-def billable(one: Entry) -> str:
-    """Whether a claim may name it."""
-    return "no" if one.is_heading else "yes"
+QUESTIONS = {"chapter": chapter, "side": side}
 
 
-ANSWERS = {"billable": billable, "chapter": chapter, "side": side}
+def told(found: list[Entry], question: str, count: int) -> Iterator[tuple[Entry, str]]:
+    """Entries with their answer to `question`: of each answer `count`, few of one category."""
+    answers: Counter[str] = Counter()
+    places: Counter[tuple[str, str]] = Counter()
+    for one in found:
+        answer = QUESTIONS[question](one)
+        place = one.category, answer
+        if answer and answers[answer] < count and places[place] < PER_CATEGORY:
+            answers[answer] += 1
+            places[place] += 1
+            yield one, answer
+
+
+def learnt(found: list[Entry], count: int) -> Iterator[Row]:
+    """What the base learns: sides, chapters, and of a third of those each yes and no."""
+    for one, answer in told(found, "side", count):
+        yield row(one, "side", answer)
+    for one, answer in told(found, "chapter", count):
+        others = [word for word in CHAPTERS.values() if word != answer]
+        kind, other = mark("learnt", one.text)[:2]
+        yield (
+            row(one, "chapter", answer),
+            row(one, answer, "yes"),
+            row(one, others[other % len(others)], "no"),
+        )[kind % 3]
+
+
+def asked(found: list[Entry], count: int) -> Iterator[Row]:
+    """Of each description its own side, and by turns one of the two others."""
+    turns: Counter[str] = Counter()
+    for one, answer in told(found, "side", count):
+        others = [word for word in SIDES if word != answer]
+        yield row(one, answer, "yes")
+        yield row(one, others[turns[answer] % 2], "no")
+        turns[answer] += 1
+
+
+def row(one: Entry, question: str, answer: str) -> Row:
+    return {"answer": answer, "cat": one.category, "question": question, "text": one.text}
