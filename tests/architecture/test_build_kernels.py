@@ -25,3 +25,21 @@ def test_kernels_that_print_other_hashes_are_not_installed(tmp_path):
         build_kernels._check(program, vectors)
     vectors.write_bytes(b"gemm 2\n")
     build_kernels._check(program, vectors)
+
+
+def test_a_library_that_is_in_use_is_not_written_over(tmp_path, monkeypatch):
+    """A running step has it mapped, and would end with SIGBUS."""
+    library = tmp_path / build_kernels.LIBRARY
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"old")
+
+    def ran(command):
+        if "--install" in command:
+            library.write_bytes(b"new")
+
+    monkeypatch.setattr(build_kernels, "_run", ran)
+    monkeypatch.setattr(build_kernels, "_check", lambda *_: None)
+    with library.open("rb") as used:
+        build_kernels.build(tmp_path)
+        assert used.read() == b"old"
+    assert library.read_bytes() == b"new"
