@@ -23,20 +23,17 @@ from kolm_build.surfaces.federated.federation import AGGREGATOR, Federation
 from tests.core.samples import PLATFORM, lock
 from tests.support.models import ROOT
 from tools import learning
-from tools.learning import (
+from tools.differences import (
+    QUANTILES,
     Difference,
-    Lesson,
-    Line,
-    Made,
     OverSeeds,
     bootstrap_interval,
-    over_seeds,
     percent,
     points,
     power,
     student_interval,
-    with_seed,
 )
+from tools.learning import Lesson, Line, Made, over_seeds, with_seed
 
 EXAMPLES = sorted(path.parent for path in learning.EXAMPLES.glob("*/learning.toml"))
 BY_NAME = [path.name for path in EXAMPLES]
@@ -133,7 +130,7 @@ def integral(x: float, degrees: int) -> float:
     return constant * x / steps / 3 * sum(map(math.prod, zip(weights, heights, strict=True)))
 
 
-@pytest.mark.parametrize(("at", "quantile"), list(enumerate(learning.QUANTILES, 1)))
+@pytest.mark.parametrize(("at", "quantile"), list(enumerate(QUANTILES, 1)))
 def test_a_quantile_is_that_of_the_law(at, quantile):
     """ALG-35: 97.5 % of the law lie below it, to the last place that is written."""
     given = float(quantile)
