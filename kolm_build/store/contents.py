@@ -161,11 +161,7 @@ class Contents(Opened):
             node = dict(self._reader.tree(tree).entries).get(name)
             if not isinstance(node, File):
                 raise MissingObjectError("the tree has no such file", where=name)
-            try:
-                self._reader.restore_file(node, str(dest))
-            except BaseException:
-                dest.unlink(missing_ok=True)
-                raise
+            self._restore(node.b3, dest, executable=node.executable)
 
     def blob_size(self, b3: Digest) -> int | None:
         """How many bytes a blob has; None where it is not here."""
@@ -184,11 +180,14 @@ class Contents(Opened):
         with door(self._layout.root):
             if not self._read_only:
                 self.pin([b3])
-            try:
-                self._reader.restore_blob(b3, str(dest), executable=False)
-            except BaseException:
-                dest.unlink(missing_ok=True)
-                raise
+            self._restore(b3, dest, executable=False)
+
+    def _restore(self, b3: Digest, dest: Path, *, executable: bool) -> None:
+        try:
+            self._reader.restore_blob(b3, str(dest), executable=executable)
+        except BaseException:
+            dest.unlink(missing_ok=True)
+            raise
 
     def contents(self) -> tuple[frozenset[Digest], frozenset[Digest]]:
         """Every tree, and every blob, that is here."""
